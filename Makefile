@@ -1,0 +1,36 @@
+# What a person types. Needs python3 (3.11 or newer) and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench chaos clean
+
+demo: .venv/.installed ## The whole job on generated films: archive -> catalogue -> data set -> search -> scores -> query
+	$(BIN)/rayscan demo --out rayscan-demo
+
+test: lint ## Everything that must hold, in under 15 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev ## Style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed-dev ## Measurements; see tests/benchmarks
+	$(BIN)/python -m pytest -m bench -s tests/benchmarks
+
+chaos: .venv/.installed-dev ## Kills processes half-way and counts the rows; see tests/chaos
+	$(BIN)/python -m pytest -m chaos -s tests/chaos
+
+clean: ## Remove the environment and what the demo made
+	rm -rf .venv rayscan-demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rayscan needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""What a model is: pure torch, knows no cluster and no storage."""

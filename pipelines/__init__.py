@@ -1,0 +1,1 @@
+"""How scans flow: from object storage through Ray Data into Parquet."""

@@ -1,0 +1,175 @@
+"""Every table rayscan writes, and the closed lists their columns draw from. The only definition.
+
+Fields of DICOM headers pass an allow-list before they reach any of these tables: no patient name, birth date,
+accession number or raw patient id is ever written. `patient_key` is an HMAC (see `pipelines/ingest/patients.py`).
+"""
+
+import hashlib
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Status(StrEnum):
+    """What became of one scan of a plan."""
+
+    SCORED = "scored"
+    REJECTED = "rejected"
+    """Readable, but not a film for this model."""
+    UNREADABLE = "unreadable"
+    """The bytes are not a scan that can be decoded; reading them again will not help."""
+    FAILED = "failed"
+    """Transient: storage or machine failed; the next run tries again."""
+
+
+class Reason(StrEnum):
+    """Why a scan was not scored. The closed list; STATUS_OF_REASON says which status each belongs to."""
+
+    # unreadable
+    EMPTY_FILE = "empty_file"
+    UNKNOWN_FORMAT = "unknown_format"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    NO_PIXELS = "no_pixels"
+    TOO_LARGE = "too_large"
+    UNSUPPORTED = "unsupported"
+    # rejected
+    NOT_XRAY = "not_xray"
+    NOT_CHEST = "not_chest"
+    NOT_FRONTAL = "not_frontal"
+    BLANK = "blank"
+    # failed
+    VANISHED = "vanished"
+    CHANGED = "changed"
+    ACCESS_DENIED = "access_denied"
+    STORAGE_ERROR = "storage_error"
+
+
+STATUS_OF_REASON: dict[Reason, Status] = {
+    Reason.EMPTY_FILE: Status.UNREADABLE,
+    Reason.UNKNOWN_FORMAT: Status.UNREADABLE,
+    Reason.TRUNCATED: Status.UNREADABLE,
+    Reason.CORRUPT: Status.UNREADABLE,
+    Reason.NO_PIXELS: Status.UNREADABLE,
+    Reason.TOO_LARGE: Status.UNREADABLE,
+    Reason.UNSUPPORTED: Status.UNREADABLE,
+    Reason.NOT_XRAY: Status.REJECTED,
+    Reason.NOT_CHEST: Status.REJECTED,
+    Reason.NOT_FRONTAL: Status.REJECTED,
+    Reason.BLANK: Status.REJECTED,
+    Reason.VANISHED: Status.FAILED,
+    Reason.CHANGED: Status.FAILED,
+    Reason.ACCESS_DENIED: Status.FAILED,
+    Reason.STORAGE_ERROR: Status.FAILED,
+}
+
+LABELS = ("NORMAL", "PNEUMONIA")
+SPLITS = ("train", "val", "test")
+EXCLUDED = "excluded"
+"""Split of a film whose patient stands in the archive's own test folder: it may serve neither side."""
+
+DISCLAIMER = "rayscan assists triage; it is not a diagnosis."
+
+
+def scan_id(uri: str, etag: str) -> str:
+    """Identity of one version of one file: 32 hex digits of BLAKE2b over URI and etag. A changed file is a new scan."""
+    return hashlib.blake2b(f"{uri}\n{etag}".encode(), digest_size=16).hexdigest()
+
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+CATALOG = pa.schema(
+    [
+        pa.field("scan_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("modified", TIMESTAMP, nullable=False),
+        pa.field("format", pa.string()),  # jpeg, png, dicom; null where only the content can tell
+        pa.field("site", pa.string()),
+        pa.field("patient_key", pa.string()),
+        pa.field("study_date", pa.date32()),
+        pa.field("view", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("body_part", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("label", pa.string()),  # one of LABELS
+        pa.field("subtype", pa.string()),  # bacteria, virus
+        pa.field("split", pa.string()),  # one of SPLITS, or EXCLUDED
+        pa.field("content_hash", pa.string()),  # with --inspect: BLAKE2b of the bytes, to find copies
+        pa.field("problem", pa.string()),  # with --inspect: the Reason this file cannot be read
+    ]
+)
+
+
+def dataset_schema(size: int) -> pa.Schema:
+    """Prepared films: `pixels` is a fixed-shape uint8 tensor column of [size, size] grey levels."""
+    return pa.schema(
+        [
+            pa.field("scan_id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size)), nullable=False),
+            pa.field("label", pa.string(), nullable=False),
+            pa.field("subtype", pa.string()),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("patient_key", pa.string()),
+            pa.field("site", pa.string()),
+            pa.field("view", pa.string()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+        ]
+    )
+
+
+PLAN = pa.schema(
+    [
+        pa.field("scan_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("site", pa.string()),
+        pa.field("patient_key", pa.string()),
+        pa.field("study_date", pa.date32()),
+        pa.field("shard", pa.int32(), nullable=False),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        pa.field("scan_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("site", pa.string()),
+        pa.field("patient_key", pa.string()),
+        pa.field("study_date", pa.date32()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("probability", pa.float32()),  # of pneumonia, calibrated
+        pa.field("class_probabilities", pa.list_(pa.float32())),  # in the order of the bundle's classes
+        pa.field("prediction", pa.string()),  # one of LABELS, at `operating_point`
+        pa.field("operating_point", pa.string()),
+        pa.field("ood_score", pa.float32()),
+        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("scored_at", TIMESTAMP, nullable=False),
+    ]
+)
+
+TRIALS = pa.schema(
+    [
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("number", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # complete, pruned, failed
+        pa.field("model", pa.string()),
+        pa.field("parameters", pa.string(), nullable=False),  # JSON
+        pa.field("auc", pa.float64()),  # best over the epochs, on the validation films
+        pa.field("epochs", pa.int32(), nullable=False),
+        pa.field("history", pa.string(), nullable=False),  # JSON: metrics of each epoch
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("finished_at", TIMESTAMP, nullable=False),
+    ]
+)

@@ -1,0 +1,69 @@
+"""The exception tree.
+
+RayscanError                  exit 1   one line for the person, no traceback
+├── InputError                exit 2   wrong usage or input: what, and how to mend it
+│   ├── BundleError           exit 2   a model bundle is incomplete or was tampered with
+│   ├── NotFoundError         exit 2   no object at this URI
+│   └── AccessError           exit 2   the store refuses these credentials
+├── StorageError              exit 1   the store failed after bounded retries; worth trying again later
+├── IncompleteError           exit 3   work is left over; the same command resumes it
+└── ScanError                 (never reaches the command line: it becomes a row)
+    ├── UnreadableScanError            the bytes are not a readable scan
+    └── RejectedScanError              readable, but not a film for this model
+
+A `ScanError` carries a `Reason` from the closed list in `pipelines/contracts.py`, and nothing of the file's content:
+DICOM libraries quote patient data in their messages.
+"""
+
+from models.errors import BundleError, InputError, RayscanError
+from pipelines.contracts import Reason
+
+__all__ = [
+    "AccessError",
+    "BundleError",
+    "IncompleteError",
+    "InputError",
+    "NotFoundError",
+    "RayscanError",
+    "RejectedScanError",
+    "ScanError",
+    "StorageError",
+    "UnreadableScanError",
+]
+
+
+class NotFoundError(InputError):
+    """No object at this URI."""
+
+
+class AccessError(InputError):
+    """The store refuses these credentials, or there are none."""
+
+
+class StorageError(RayscanError):
+    """The store failed after bounded retries: throttled, unreachable or broken. Worth trying again later."""
+
+
+class IncompleteError(RayscanError):
+    """Work is left over; the message says how much. The same command resumes it."""
+
+    exit_code = 3
+
+
+class ScanError(RayscanError):
+    """One scan cannot be scored. It becomes a row with this reason, never an abort."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["ScanError"], tuple[Reason]]:
+        return type(self), (self.reason,)
+
+
+class UnreadableScanError(ScanError):
+    """The bytes are not a readable scan."""
+
+
+class RejectedScanError(ScanError):
+    """Readable, but not a film for this model."""

@@ -1,0 +1,257 @@
+"""Every byte rayscan reads or writes goes through here: one `Store` a root, on S3, GCS, Azure or local disk.
+
+The carrier is obstore (Rust's object_store): a GET costs about half the CPU of pyarrow's and a third of boto3's, it
+lists etags, knows conditional puts, and its local put is atomic too. Credentials come from boto3's chain; an
+S3-compatible server (Ceph, MinIO, `rclone serve s3`) is named by AWS_ENDPOINT_URL.
+
+A single-object put is the unit of commit: whole or not at all. A folder is committed by the object written last.
+Requests answered 5xx or 429, and broken connections, are tried again at most RETRIES times with jittered, growing
+pauses; after that a `StorageError` goes up.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore import exceptions
+from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
+
+from pipelines.errors import AccessError, InputError, NotFoundError, StorageError
+
+RETRIES = 6
+RETRY_SECONDS = 60
+_RETRY: Any = {
+    "max_retries": RETRIES,
+    "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2},
+}
+_DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
+_SCHEMES = ("s3", "gs", "az", "file")
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing."""
+
+    key: str
+    """Relative to the root of its store."""
+    size: int
+    """Bytes."""
+    etag: str
+    """Changes when the content does, without the quotes HTTP puts around it."""
+    modified: datetime
+    """With time zone UTC."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """One root: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`. Cheap to pickle: it holds only the URI.
+
+    Every method raises `AccessError` when the credentials are missing or refused, and `StorageError` when the store
+    still fails after the retries.
+    """
+
+    root: str
+    """Canonical URI without a trailing slash; build one with `open_store`."""
+
+    def uri(self, key: str) -> str:
+        """Full URI of a key. Keys are not percent-encoded: the URI reads as the file name does."""
+        return f"{self.root}/{key}" if key else self.root
+
+    def child(self, key: str) -> "Store":
+        """The store rooted at a folder of this one."""
+        return Store(self.uri(key.strip("/")))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder of this machine."""
+        return self.root.startswith("file://")
+
+    @property
+    def path(self) -> Path:
+        """The folder of a local store. Raises `InputError` for a remote one."""
+        if not self.is_local:
+            raise InputError(f"{self.root} is not a local folder")
+        return Path(self.root.removeprefix("file://") or "/")
+
+    @cached_property
+    def _backend(self) -> ObjectStore:
+        return _connect(self.root)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        object.__setattr__(self, "root", state["root"])
+
+    def list(self, prefix: str = "") -> Iterator[list[ObjectInfo]]:
+        """All objects below a folder, in chunks as the store gives them, in no particular order.
+
+        Raises `NotFoundError` when the bucket or the local root does not exist; an empty folder lists nothing.
+        """
+        self._require_root()
+        with _translated(self.uri(prefix)):
+            for chunk in obstore.list(self._backend, prefix=prefix or None):
+                yield [_info(meta) for meta in chunk]
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size, etag and time of one object. Raises `NotFoundError`."""
+        self._require_root()
+        with _translated(self.uri(key)):
+            return _info(obstore.head(self._backend, key))
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises `NotFoundError`."""
+        return self.get_version(key)[0]
+
+    def get_version(self, key: str) -> tuple[bytes, str]:
+        """The whole object, and the etag of the version these bytes are. Raises `NotFoundError`."""
+        self._require_root()
+        with _translated(self.uri(key)):
+            answer = obstore.get(self._backend, key)
+            return bytes(answer.bytes()), _info(answer.meta).etag
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write one object, whole or not at all; replaces what was there."""
+        self._make_root()
+        with _translated(self.uri(key)):
+            obstore.put(self._backend, key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write one object only if the key is free; returns whether it was.
+
+        On a store without conditional put (see `has_conditional_put`) this replaces the object and returns True.
+        """
+        self._make_root()
+        with _translated(self.uri(key)):
+            try:
+                obstore.put(self._backend, key, data, mode="create")
+            except (exceptions.AlreadyExistsError, FileExistsError):
+                return False
+        return True
+
+    def has_conditional_put(self) -> bool:
+        """Whether `create` really refuses a taken key here; found out by trying, on a key of its own."""
+        key = f".rayscan-probe-{secrets.token_hex(8)}"
+        try:
+            return self.create(key, b"") and not self.create(key, b"")
+        finally:
+            self.delete(key)
+
+    def delete(self, key: str) -> None:
+        """Remove one object; an absent one is no error."""
+        with _translated(self.uri(key)), suppress(FileNotFoundError):
+            obstore.delete(self._backend, key)
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+        try:
+            self.head(key)
+        except NotFoundError:
+            return False
+        return True
+
+    def _require_root(self) -> None:
+        if self.is_local and not self.path.is_dir():
+            raise NotFoundError(f"{self.path}: no such folder")
+
+    def _make_root(self) -> None:
+        if self.is_local:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{self.path}: cannot make this folder: {error.strerror}") from error
+
+
+def open_store(uri: str) -> Store:
+    """The store at a URI or a local path. Raises `InputError` for a scheme rayscan does not know.
+
+    Opening touches no network; the first request does.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return Store(f"file://{Path(uri).expanduser().absolute().resolve()}".rstrip("/"))
+    if scheme not in _SCHEMES:
+        raise InputError(f"{uri}: unknown scheme {scheme!r}; use a local path, s3://, gs:// or az://")
+    if scheme == "file":
+        return open_store(rest)
+    if not rest.partition("/")[0]:
+        raise InputError(f"{uri}: the bucket is missing; write {scheme}://bucket/prefix")
+    return Store(f"{scheme}://{rest.strip('/')}")
+
+
+def split_uri(uri: str) -> tuple[Store, str]:
+    """The store holding one object, and the object's key in it. Stores are kept per process, one a bucket."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "file":
+        return _kept_store("file://"), rest.lstrip("/")
+    bucket, _, key = rest.partition("/")
+    return _kept_store(f"{scheme}://{bucket}"), key
+
+
+@lru_cache(maxsize=64)
+def _kept_store(root: str) -> Store:
+    return Store(root)
+
+
+def _connect(root: str) -> ObjectStore:
+    scheme, _, rest = root.partition("://")
+    if scheme == "file":
+        return LocalStore(rest or "/")
+    bucket, _, prefix = rest.partition("/")
+    if scheme == "s3":
+        return _connect_s3(bucket, prefix)
+    backend = GCSStore if scheme == "gs" else AzureStore
+    return backend(bucket, prefix=prefix or None, retry_config=_RETRY)
+
+
+def _connect_s3(bucket: str, prefix: str) -> S3Store:
+    from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 (boto3 takes 0.2 s; local disk needs none)
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    try:
+        credentials = Boto3CredentialProvider(ttl=timedelta(minutes=5))
+    except ValueError as error:
+        raise AccessError(
+            f"s3://{bucket}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or AWS_PROFILE, or run where an instance role stands"
+        ) from error
+    options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or credentials.config.get("region", "us-east-1")}
+    if endpoint:
+        options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
+    return S3Store(bucket, prefix=prefix or None, credential_provider=credentials, retry_config=_RETRY, **options)
+
+
+def _info(meta: Any) -> ObjectInfo:
+    return ObjectInfo(
+        key=meta["path"], size=meta["size"], etag=(meta["e_tag"] or "").strip('"'), modified=meta["last_modified"]
+    )
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Turn what obstore raises into the tree of `pipelines/errors.py`, naming the object."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{uri}: no such object") from error
+    except (ValueError, exceptions.InvalidPathError) as error:
+        raise InputError(f"{uri}: not a usable object name: {_first_line(error)}") from error
+    except (exceptions.BaseError, OSError) as error:
+        text = str(error)
+        if isinstance(error, _DENIED) or any(f"status code: {code}" in text for code in (401, 403)):
+            raise AccessError(f"{uri}: access denied; check the credentials and the bucket's policy") from error
+        if "NoSuchBucket" in text:
+            raise NotFoundError(f"{uri}: no such bucket") from error
+        raise StorageError(f"{uri}: the store failed after {RETRIES} retries: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,92 @@
+"""Fixtures shared by all tests: real servers, one local Ray, a phantom archive, and real films where they exist."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+from tests.servers import S3Server, moto_server, rclone_server
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the credentials or settings of the person who runs it."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "RAYSCAN_")) and name != "RAYSCAN_REAL_DATA":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage._kept_store.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server without conditional puts."""
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """An S3 server with conditional puts."""
+    with moto_server() as server:
+        yield server
+
+
+def _use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def s3(rclone: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The rclone server, with this process's environment set up to use it."""
+    return _use(rclone, monkeypatch)
+
+
+@pytest.fixture
+def s3_conditional(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The moto server, with this process's environment set up to use it."""
+    return _use(moto, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for all tests that need workers. Four logical CPUs on any machine, so that no stage starves."""
+    import ray
+
+    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="WARNING", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def phantom_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small labelled archive of phantom films in Kaggle's layout."""
+    from pipelines.phantom import write_archive
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_archive(storage.open_store(str(folder)), patients=60, seed=7, size=128)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real films named by RAYSCAN_REAL_DATA (kermany_224/, kermany_original/, dicom/)."""
+    folder = os.environ.get("RAYSCAN_REAL_DATA")
+    if not folder:
+        pytest.skip("RAYSCAN_REAL_DATA names no folder of real films")
+    return Path(folder)
+
+
+@pytest.fixture
+def rayscan_command() -> str:
+    """The installed `rayscan`."""
+    command = shutil.which("rayscan", path=str(Path(os.sys.executable).parent))  # type: ignore[attr-defined]
+    assert command, "rayscan is not installed beside this Python"
+    return command

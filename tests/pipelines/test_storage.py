@@ -1,0 +1,210 @@
+"""One contract, run over local disk and two real S3 servers."""
+
+import pickle
+import string
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.errors import AccessError, InputError, NotFoundError, StorageError
+from pipelines.storage import Store, open_store, split_uri
+from tests.servers import S3Server, throttled
+
+AWKWARD_KEYS = [
+    "a b.jpg",
+    "ü/Löwe.png",
+    "100%.jpg",
+    "p%20q.dcm",
+    "x#y.jpg",
+    "plus+&=~.jpg",
+    "e[1](2).jpg",
+    "1.2.840.10008",
+]
+
+
+@pytest.fixture(params=["local", "rclone", "moto"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return open_store(str(tmp_path / "not" / "yet" / "there"))
+    server: S3Server = request.getfixturevalue("s3" if request.param == "rclone" else "s3_conditional")
+    return open_store(f"{server.bucket()}/some/prefix")
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return sorted(info.key for chunk in store.list(prefix) for info in chunk)
+
+
+class TestContract:
+    def test_what_is_put_is_got(self, store: Store) -> None:
+        store.put("folder/a.bin", b"one")
+        store.put("folder/a.bin", bytes(range(256)) * 1000)
+        assert store.get("folder/a.bin") == bytes(range(256)) * 1000
+
+    @pytest.mark.parametrize("key", AWKWARD_KEYS)
+    def test_names_survive(self, store: Store, key: str) -> None:
+        store.put(key, key.encode())
+        assert keys(store) == [key]
+        assert store.get(key) == key.encode()
+        holder, inner = split_uri(store.uri(key))
+        assert holder.get(inner) == key.encode()
+        assert holder.uri(inner) == store.uri(key)
+
+    def test_list_tells_size_etag_and_time(self, store: Store) -> None:
+        store.put("a/1", b"12345")
+        store.put("a/b/2", b"")
+        store.put("ab/3", b"x")
+        assert keys(store) == ["a/1", "a/b/2", "ab/3"]
+        assert keys(store, "a") == ["a/1", "a/b/2"]
+        assert keys(store.child("a")) == ["1", "b/2"]
+        info = next(i for chunk in store.list() for i in chunk if i.key == "a/1")
+        assert info.size == 5
+        assert info.etag
+        assert '"' not in info.etag
+        assert abs(info.modified - datetime.now(UTC)) < timedelta(minutes=5)
+        head = store.head("a/1")
+        assert (head.size, head.etag) == (info.size, info.etag)
+        assert abs(head.modified - info.modified) < timedelta(seconds=1), "HEAD tells whole seconds"
+
+    def test_etag_changes_with_content(self, store: Store) -> None:
+        store.put("k", b"one")
+        before = store.head("k").etag
+        store.put("k", b"two")
+        assert store.head("k").etag != before
+
+    def test_absent_objects(self, store: Store) -> None:
+        store.put("there", b"")
+        assert store.exists("there")
+        assert not store.exists("gone")
+        for access in (store.get, store.head):
+            with pytest.raises(NotFoundError, match="gone"):
+                access("gone")
+        store.delete("gone")
+        store.delete("there")
+        assert keys(store) == []
+
+    def test_many_objects_are_all_listed(self, store: Store) -> None:
+        wanted = sorted(f"n/{i:04d}" for i in range(1100))
+        for key in wanted:
+            store.put(key, b"")
+        assert keys(store) == wanted
+
+    def test_a_pickled_store_opens_the_same_objects(self, store: Store) -> None:
+        store.put("k", b"v")
+        assert pickle.loads(pickle.dumps(store)).get("k") == b"v"
+
+
+@pytest.mark.parametrize("kind", ["local", "moto"])
+def test_create_has_one_winner(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    base = str(tmp_path) if kind == "local" else request.getfixturevalue("s3_conditional").bucket()
+    store = open_store(base)
+    assert store.has_conditional_put()
+    won: list[int] = []
+    start = threading.Barrier(8)
+
+    def contend(contender: int) -> None:
+        start.wait()
+        if store.create("lease", str(contender).encode()):
+            won.append(contender)
+
+    threads = [threading.Thread(target=contend, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.get("lease") == str(won[0]).encode()
+    assert keys(store) == ["lease"], "the probe cleans up after itself"
+
+
+def test_a_store_without_conditional_put_is_found_out(s3: S3Server) -> None:
+    assert not open_store(s3.bucket()).has_conditional_put()
+
+
+def test_wrong_keys_are_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.bucket()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not the secret")
+    for use in (lambda s: s.get("k"), lambda s: s.put("k", b""), lambda s: list(s.list())):
+        with pytest.raises(AccessError, match="credentials"):
+            use(open_store(bucket))
+
+
+def test_missing_keys_are_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bucket = s3.bucket()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(AccessError, match="AWS_ACCESS_KEY_ID"):
+        open_store(bucket).get("k")
+
+
+def test_a_throttled_store_is_asked_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.bucket()
+    with throttled(s3, refusals=2) as slow:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
+        store = open_store(bucket)
+        store.put("k", b"v")
+    with throttled(s3, refusals=2) as slow:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
+        assert open_store(bucket).get("k") == b"v"
+
+
+def test_retries_are_bounded(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.bucket()
+    with throttled(s3, refusals=10_000) as slow:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
+        with pytest.raises(StorageError, match="after 6 retries"):
+            open_store(bucket).get("k")
+
+
+@pytest.mark.parametrize("use", [lambda s: list(s.list()), lambda s: s.get("k")], ids=["list", "get"])
+def test_an_absent_folder_or_bucket_is_named(use: Callable[[Store], object], s3: S3Server, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nowhere"):
+        use(open_store(str(tmp_path / "nowhere")))
+    assert not (tmp_path / "nowhere").exists(), "reading makes no folder"
+    with pytest.raises(NotFoundError, match="nowhere"):
+        use(open_store("s3://nowhere"))
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/x", "s3://", "s3:///key"])
+def test_unusable_uris_are_refused(uri: str) -> None:
+    with pytest.raises(InputError, match=uri):
+        open_store(uri)
+
+
+def test_local_paths_become_canonical_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = f"file://{tmp_path}/films"
+    assert {open_store(p).root for p in ("films", "./films/", f"{tmp_path}/films", wanted, wanted + "/")} == {wanted}
+    assert open_store("s3://b/p/").root == "s3://b/p"
+
+
+def test_a_put_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    (tmp_path / "taken").write_text("a file, not a folder")
+    with pytest.raises((StorageError, InputError), match="taken"):
+        store.put("taken/key", b"x")
+    assert keys(store) == ["taken"]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.lists(
+        st.text(string.ascii_letters + string.digits + " -_.#%+äß~()[]", min_size=1, max_size=12)
+        .filter(lambda s: s.strip(".") != "")
+        .filter(lambda s: "#" not in s),
+        min_size=1,
+        max_size=3,
+    ).map("/".join),
+    data=st.binary(max_size=100),
+)
+def test_any_key_round_trips_on_disk(tmp_path: Path, key: str, data: bytes) -> None:
+    store = open_store(str(tmp_path / f"{abs(hash(key))}"))
+    store.put(key, data)
+    assert keys(store) == [key]
+    assert store.get(key) == data

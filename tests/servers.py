@@ -1,0 +1,145 @@
+"""Real servers for the tests: an S3 server (rclone), one with conditional puts (moto), a faulty front for either."""
+
+import contextlib
+import http.client
+import http.server
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ACCESS_KEY = "rayscan-test"
+SECRET_KEY = "rayscan-test-secret"
+STARTUP_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3-compatible server on this machine."""
+
+    endpoint: str
+
+    def environment(self) -> dict[str, str]:
+        """What a client of this server needs in its environment."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }
+
+    def bucket(self) -> str:
+        """A fresh bucket's URI."""
+        import boto3
+
+        name = f"bucket-{secrets.token_hex(4)}"
+        boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+        ).create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_server(command: list[str], port: int) -> Iterator[S3Server]:
+    """Start a server process, wait until it listens, stop it at the end."""
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until_listening(port, server)
+        yield S3Server(f"http://127.0.0.1:{port}")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_until_listening(port: int, server: subprocess.Popen[bytes]) -> None:
+    gate = threading.Event()
+    for _ in range(STARTUP_SECONDS * 20):
+        if server.poll() is not None:
+            raise RuntimeError(f"{server.args!r} ended with {server.returncode} before it listened")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        gate.wait(0.05)
+    raise RuntimeError(f"{server.args!r} did not listen on {port} within {STARTUP_SECONDS} s")
+
+
+def rclone_server(folder: Path) -> contextlib.AbstractContextManager[S3Server]:
+    """`rclone serve s3` over a folder: a real S3 server that ignores If-None-Match."""
+    port = free_port()
+    rclone = Path(sys.executable).with_name("rclone")
+    keys = f"{ACCESS_KEY},{SECRET_KEY}"
+    return running_server(
+        [str(rclone), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", keys, str(folder)], port
+    )
+
+
+def moto_server() -> contextlib.AbstractContextManager[S3Server]:
+    """Moto's S3: in memory, with conditional puts."""
+    port = free_port()
+    moto = Path(sys.executable).with_name("moto_server")
+    return running_server([str(moto), "-H", "127.0.0.1", "-p", str(port)], port)
+
+
+@contextlib.contextmanager
+def throttled(server: S3Server, *, refusals: int) -> Iterator[S3Server]:
+    """A front that answers the first `refusals` requests 503 SlowDown and passes the others on."""
+    upstream = urllib.parse.urlsplit(server.endpoint)
+    left = threading.Semaphore(refusals)
+
+    class Front(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if left.acquire(blocking=False):
+                self._answer(503, b"<Error><Code>SlowDown</Code></Error>", {})
+                return
+            connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            kept = {k: v for k, v in answer.getheaders() if k.lower() in ("etag", "last-modified", "content-type")}
+            self._answer(answer.status, answer.read(), kept)
+            connection.close()
+
+        do_PUT = do_DELETE = do_GET  # noqa: N815 (names the base class calls)
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            """Stay quiet."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Front) as front:
+        threading.Thread(target=front.serve_forever, daemon=True).start()
+        yield S3Server(f"http://127.0.0.1:{front.server_port}")
+        front.shutdown()
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without anything that would steer rayscan or Ray."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY", "OMP_"))}
