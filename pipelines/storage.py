@@ -196,6 +196,12 @@ def split_uri(uri: str) -> tuple[Store, str]:
     return _kept_store(f"{scheme}://{bucket}"), key
 
 
+def read_object(uri: str) -> bytes:
+    """One whole object at a URI or local path, such as a CSV file. Raises `NotFoundError`."""
+    store, key = split_uri(open_store(uri).root)
+    return store.get(key)
+
+
 @lru_cache(maxsize=64)
 def _kept_store(root: str) -> Store:
     return Store(root)

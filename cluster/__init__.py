@@ -1,0 +1,1 @@
+"""rayscan's command line and everything that touches machines: sessions, jobs, checks."""

@@ -1,0 +1,354 @@
+"""`rayscan`: one thin function per verb.
+
+Results go to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or input (one line says
+what and how to mend it), 3 incomplete (run again to resume). Rooms are imported inside the verbs: `--help` must answer
+at once, and torch alone takes two seconds to import.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cluster import output
+from cluster.options import Address, Config, JobsAddress, Json, given, verb
+from cluster.settings import seconds
+
+app = typer.Typer(
+    name="rayscan",
+    help="Find pneumonia in chest X-rays at archive scale. Assists triage; not a diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Search(StrEnum):
+    """How `tune` picks what to try next."""
+
+    TPE = "tpe"
+    RANDOM = "random"
+    GRID = "grid"
+
+
+class Split(StrEnum):
+    """The films a model is judged on."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+class Decode(StrEnum):
+    """How much of a JPEG is decoded."""
+
+    DCT = "dct"
+    EXACT = "exact"
+
+
+class Format(StrEnum):
+    """How `query` prints its answer."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+@verb(app)
+def demo(
+    out: Annotated[str, typer.Option(help="Local folder for everything the demo makes.")] = "rayscan-demo",
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Run the whole line on generated films: archive, catalogue, data set, search, scores, query."""
+    from cluster.demo import run_demo
+
+    output.show(run_demo(out), as_json=json)
+
+
+@verb(app)
+def catalog(
+    archive: Annotated[str, typer.Argument(help="Folder or bucket of scans: s3://, gs://, az:// or a local path.")],
+    out: Annotated[str, typer.Option(help="Where the catalogue goes.")],
+    labels: Annotated[
+        str | None, typer.Option(metavar="path|CSV", help="`path`: from folders NORMAL, PNEUMONIA; or a CSV file.")
+    ] = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Read every file: its size, tags, copies, what is broken.")
+    ] = False,
+    val_fraction: Annotated[float | None, typer.Option(help="Share of films for validation (0.15).")] = None,
+    test_fraction: Annotated[
+        float | None, typer.Option(help="Share of films for test (0.15; 0 where the archive has its own folders).")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Name of the hospital or department, for the `site` column.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split (0).")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List an archive: what is there, its labels, and a split that keeps each patient on one side."""
+    from pipelines.ingest.catalog import CatalogSettings, build_catalog
+
+    settings = CatalogSettings(
+        inspect=inspect,
+        **given(labels=labels, val_fraction=val_fraction, test_fraction=test_fraction, site=site, seed=seed),
+    )
+    output.show(build_catalog(archive, out, settings), as_json=json)
+
+
+@verb(app)
+def audit(
+    catalog: Annotated[str, typer.Argument(help="A catalogue, best one made with --inspect.")],
+    out: Annotated[str | None, typer.Option(metavar="R.html", help="Write the findings as a page too.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Look for what spoils a study: imbalance, copies, patients on two sides, shortcuts, broken files."""
+    from pipelines.ingest.audit import audit as run_audit
+    from pipelines.ingest.audit import render_audit
+    from pipelines.results.report import put_page
+
+    findings = run_audit(catalog)
+    if out:
+        put_page(render_audit(findings), out)
+    output.show(findings, as_json=json)
+
+
+@verb(app)
+def prepare(
+    catalog: Annotated[str, typer.Argument(help="A catalogue with labels.")],
+    out: Annotated[str, typer.Option(help="Where the data set goes.")],
+    size: Annotated[int | None, typer.Option(help="Side of the square films in pixels (224).")] = None,
+    decode: Annotated[
+        Decode | None, typer.Option(help="exact: whole JPEG; dct: at the smallest n/8 scale of twice the size (dct).")
+    ] = None,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Decode every labelled film once, to grey levels in Parquet."""
+    from cluster.session import ray_session
+    from pipelines.ingest.prepare import PrepareSettings
+    from pipelines.ingest.prepare import prepare as run_prepare
+
+    settings = PrepareSettings(**given(size=size, decode=decode and decode.value))
+    with ray_session(address):
+        summary = run_prepare(catalog, out, settings)
+    output.show(summary, as_json=json)
+
+
+@verb(app)
+def train(
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
+    out: Annotated[str, typer.Option(help="Where the bundle goes.")],
+    model: Annotated[str, typer.Option(help="majority, mlp, cnn, or the name of a timm backbone.")],
+    size: Annotated[int | None, typer.Option(help="Side of the network's input (the data set's).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the films (9).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest of the one-cycle schedule (0.003).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Films of one step (32).")] = None,
+    augment: Annotated[float | None, typer.Option(help="Strength of augmentation; 0 is none (1).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation (0).")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Train one model, calibrate it, lock its operating points, and save it as a bundle."""
+    from tuning.loop import TrainSettings
+    from tuning.train import train as run_train
+
+    settings = TrainSettings(
+        **given(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, augment=augment, seed=seed)
+    )
+    output.show(run_train(dataset, out, model, settings, size=size), as_json=json)
+
+
+@verb(app)
+def tune(
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
+    out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.")],
+    trials: Annotated[int | None, typer.Option(help="Trials of the study, earlier ones included (20).")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Stop with the best so far, e.g. 30m.")] = None,
+    search: Annotated[Search, typer.Option(help="How to pick what to try.")] = Search.TPE,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Family to search, repeatable: mlp, cnn, a timm name (mlp, cnn).")
+    ] = None,
+    resolution: Annotated[
+        list[int] | None, typer.Option(help="Input side to search, repeatable (64, 96, 128).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out.")] = False,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Search architectures and augmentations; the best trial becomes a bundle."""
+    from cluster.session import ray_session
+    from tuning.search import SearchSettings
+    from tuning.search import search as run_search
+
+    settings = SearchSettings(
+        search=search.value,
+        resume=resume,
+        **given(
+            trials=trials,
+            epochs=epochs,
+            seed=seed,
+            time_budget_s=seconds(time_budget) if time_budget else None,
+            families=tuple(family) if family else None,
+            resolutions=tuple(resolution) if resolution else None,
+        ),
+    )
+    with ray_session(address):
+        summary = run_search(dataset, out, settings)
+    output.show(summary, as_json=json)
+
+
+@verb(app)
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="A model.")],
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
+    split: Annotated[Split, typer.Option(help="Reading test is written into the bundle's ledger, each time.")],
+    out: Annotated[str | None, typer.Option(metavar="R.html", help="Write the pictures as a page too.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Judge a model on one split: AUC, accuracy, sensitivity, specificity, with 95 % intervals."""
+    from pipelines.evaluate import evaluate as run_evaluate
+
+    output.show(run_evaluate(bundle, dataset, split.value, report=out), as_json=json)
+
+
+@verb(app)
+def score(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE|CATALOG", help="Scans to score, or a catalogue of them.")],
+    model: Annotated[str, typer.Option(help="The bundle to score with.")],
+    out: Annotated[str, typer.Option(help="Where the scores go; one place for every night and model.")],
+    shard_size: Annotated[int | None, typer.Option(help="Scans of one Parquet part (256).")] = None,
+    operating_point: Annotated[
+        str | None, typer.Option(help="Locked threshold that decides `prediction` (the bundle's default).")
+    ] = None,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Score what this model has not scored yet, into Parquet. Run it again to resume, or every night."""
+    from cluster.session import ray_session
+    from pipelines.scoring.runs import ScoreSettings
+    from pipelines.scoring.runs import score as run_score
+
+    settings = ScoreSettings(**given(shard_size=shard_size, operating_point=operating_point))
+    with ray_session(address):
+        records = run_score(archive, model, out, settings)
+    output.show(records, as_json=json)
+
+
+@verb(app)
+def query(
+    scores: Annotated[str, typer.Argument(help="Where the scores lie.")],
+    sql: Annotated[
+        str | None, typer.Argument(help="A question to the views scores, latest, rejects, runs. Default: a summary.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="parquet writes bytes: redirect stdout to a file.")] = Format.TABLE,  # noqa: A002
+    config: Config = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Ask the scores in SQL."""
+    from cluster.answers import print_answer
+    from pipelines.results.query import ask
+
+    print_answer(ask(scores, sql), "json" if json else format.value)
+
+
+@verb(app)
+def report(
+    subject: Annotated[str, typer.Argument(metavar="STUDY|BUNDLE|SCORES", help="What to show.")],
+    out: Annotated[str, typer.Option(metavar="R.html", help="The page.")],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Draw a study, a model or the scores as one self-contained page."""
+    from pipelines.results.report import write_report
+
+    output.show({"report": write_report(subject, out)}, as_json=json)
+
+
+@verb(app)
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="The verb and its arguments.")],
+    address: JobsAddress = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
+    config: Config = None,
+) -> None:
+    """Run a verb on a cluster: streams its log and exits as it does."""
+    from cluster.jobs import submit as run_submit
+
+    raise typer.Exit(run_submit(command, address, wait=not no_wait))
+
+
+@verb(app)
+def jobs(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
+    """List what was submitted to a cluster."""
+    from cluster.jobs import list_jobs
+
+    output.show(list_jobs(address), as_json=json)
+
+
+@verb(app)
+def logs(
+    job: Annotated[str, typer.Argument(help="Id of the job, as `rayscan jobs` shows it.")],
+    address: JobsAddress = None,
+    config: Config = None,
+) -> None:
+    """Print a job's log so far."""
+    from cluster.jobs import job_logs
+
+    output.write(job_logs(job, address))
+
+
+@verb(app)
+def stop(
+    job: Annotated[str, typer.Argument(help="Id of the job, as `rayscan jobs` shows it.")],
+    address: JobsAddress = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Stop a job; what it wrote stays, and running the same verb again resumes it."""
+    from cluster.jobs import stop_job
+
+    output.show({"job": job, "stopped": stop_job(job, address)}, as_json=json)
+
+
+@verb(app)
+def doctor(
+    uri: Annotated[str | None, typer.Argument(help="Storage every node must reach.")] = None,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Check every node: versions, same code, clock, disk, GPU, storage."""
+    from cluster.doctor import examine
+    from cluster.session import ray_session
+
+    with ray_session(address, dashboard=False):
+        findings = examine(uri)
+    output.show(findings, as_json=json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@verb(app)
+def dashboard(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
+    """Say where to look at what runs."""
+    from cluster.jobs import dashboard_address
+
+    output.show(dashboard_address(address), as_json=json)
+
+
+def main() -> None:
+    """Entry point of the `rayscan` command."""
+    app(prog_name="rayscan")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What a verb says: the result on stdout, for people or (--json) for machines; logs on stderr."""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    """Send rayscan's log to stderr, one plain line a message."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log = logging.getLogger("rayscan")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.propagate = False
+
+
+def show(result: Any, *, as_json: bool) -> None:
+    """Print a verb's result: a dataclass, a mapping or a list of either."""
+    plain = _plain(result)
+    if as_json:
+        write(json.dumps(plain, default=str))
+        return
+    blocks = plain if isinstance(plain, list) else [plain]
+    write("\n\n".join(_lines(block) for block in blocks))
+
+
+def write(text: str) -> None:
+    """One text and a newline to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """One line to stderr that a person must read."""
+    sys.stderr.write(f"rayscan: {text}\n")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _lines(block: Any) -> str:
+    if not isinstance(block, Mapping):
+        return str(block)
+    shown = {name: _short(value) for name, value in block.items() if value is not None}
+    width = max((len(name) for name in shown), default=0)
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {text}" for name, text in shown.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_short(inner) for inner in value) or "none"
+    return str(value)

@@ -1,0 +1,216 @@
+"""The one place where rayscan meets Ray: `ray_session`, which holds the only `ray.init` of the tree.
+
+Without an address it starts Ray on this machine and never joins one it finds running, as a bare `ray.init()` would.
+In a submitted job Ray names the cluster in RAY_ADDRESS, and the job already carries the code.
+Token authentication stays as Ray sets it: on for a local Ray; for an address, on when a token is at hand, since Ray
+does not turn it on for an explicit address by itself.
+"""
+
+import json
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cluster import source
+from pipelines.errors import InputError, RayscanError
+
+log = logging.getLogger("rayscan")
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a hospital's cluster is sent anywhere
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # without it the dashboard's Train page stays empty
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a task that asks for no GPU still sees them: `doctor` counts them
+}
+_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_NO_CLUSTER = "start one with `ray start --head`, or leave --address out to work on this machine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """An open connection to Ray."""
+
+    address: str
+    """host:port of the cluster's control store."""
+    dashboard_url: str | None
+    """None when there is no dashboard."""
+    cpus: float
+    """Logical CPUs of the whole cluster now; an autoscaled one may grow."""
+    gpus: float
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None, *, cpus: int | None = None, dashboard: bool = True, working_on: str = ""
+) -> Iterator[Session]:
+    """Connect to Ray for the length of a `with` block, with exactly the driver's own code on the workers.
+
+    `address` is "local", "auto" or host:port (this machine must then be a node of that cluster); without it RAY_ADDRESS
+    counts, and without that Ray starts here with `cpus` logical CPUs (default: all). A search needs `dashboard`: Tune
+    frees the CPUs of a stopped trial through it. `working_on` names the work on the dashboard; give a verb, no paths.
+    Inside another session this yields that one and leaves it open.
+
+    The first Ctrl-C raises KeyboardInterrupt in the block; further ones are ignored until Ray is down, since one that
+    hits Ray's own shutdown crashes the process and leaves Ray's behind.
+
+    Raises `InputError` when the address is not one of a cluster, nobody answers there, the token is missing or refused,
+    or another package shadows one of ours.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_address(address, cpus)
+    folders = source.package_folders()
+    source.check_packages(folders)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield _describe(None)
+        return
+    interrupt = _Interrupt()
+    with interrupt.installed():
+        try:
+            # A local start that is broken off halfway leaves processes behind; one that waits for a cluster does not.
+            with interrupt.held() if address == "local" else nullcontext():
+                dashboard_at = _connect(address, folders, cpus, dashboard, working_on)
+            session = _describe(dashboard_at)
+            log.info(
+                "%sRay at %s: %g CPUs, %g GPUs; dashboard %s",
+                f"{working_on}: " if working_on else "",
+                session.address,
+                session.cpus,
+                session.gpus,
+                session.dashboard_url or "off",
+            )
+            yield session
+        finally:
+            with interrupt.held():
+                ray.shutdown(wait_for_processes=True)
+
+
+def use_token() -> bool:
+    """Turn token authentication on in this process if a token is at hand and RAY_AUTH_MODE leaves it open.
+
+    Ray looks for the token itself (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token); rayscan never reads it.
+    Returns whether authentication is on.
+    """
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    _hush_token_notice()
+    return maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _check_address(address: str, cpus: int | None) -> None:
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"{address} is a cluster's Jobs API: send the work there with `rayscan submit --address {address} -- VERB …`"
+            ", or unset RAY_ADDRESS to work on this machine"
+        )
+    if "://" in address:
+        raise InputError(
+            f"{address}: Ray Client is not supported; use `rayscan submit` with the dashboard's http:// URL"
+        )
+    if cpus is not None and address != "local":
+        raise InputError(f"--cpus sizes a Ray on this machine; the cluster at {address} has its own")
+
+
+def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard: bool, working_on: str) -> str | None:
+    """Returns host:port of the dashboard."""
+    import ray
+    from ray.job_config import JobConfig
+
+    local = address == "local"
+    options: dict[str, Any] = {}
+    if local:
+        _hush_token_notice()
+        options = {"num_cpus": cpus, "include_dashboard": dashboard}
+    else:
+        use_token()
+    with tempfile.TemporaryDirectory(prefix="rayscan-") as empty:
+        if not _job_carries_code():
+            environment = {} if local else source.cluster_environment()
+            options["runtime_env"] = source.runtime_env(folders, Path(empty), environment)
+        try:
+            context = ray.init(
+                address,
+                job_config=JobConfig(metadata={"rayscan": working_on}),
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                **options,
+            )
+        except ray.exceptions.AuthenticationError as error:
+            raise InputError(
+                f"the Ray cluster at {address} wants its token: copy the one of its head node to ~/.ray/auth_token, "
+                "or name the file in RAY_AUTH_TOKEN_PATH"
+            ) from error
+        except (ConnectionError, TimeoutError) as error:
+            if local:
+                raise RayscanError(f"Ray does not start on this machine: {error}") from error
+            raise InputError(f"no Ray cluster answers at {address}: {_NO_CLUSTER}") from error
+        return context.dashboard_url or None
+
+
+def _job_carries_code() -> bool:
+    """Whether this is a submitted job that came with code; one that runs from a container image may have none."""
+    runtime_env = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE, "{}")).get("runtime_env") or {}
+    return "py_modules" in runtime_env or "working_dir" in runtime_env
+
+
+def _describe(dashboard: str | None) -> Session:
+    import ray
+
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return Session(
+        address=ray.get_runtime_context().gcs_address,
+        dashboard_url=f"http://{dashboard}" if dashboard else None,
+        cpus=have.get("CPU", 0.0),
+        gpus=have.get("GPU", 0.0),
+    )
+
+
+def _hush_token_notice() -> None:
+    """Keep Ray from warning, at every start, that it is secured."""
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+class _Interrupt:
+    """What SIGINT does while a session is open: the first raises KeyboardInterrupt, the others nothing."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.holding = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        first, self.seen = not self.seen, True
+        if first and not self.holding:
+            raise KeyboardInterrupt
+
+    def installed(self) -> AbstractContextManager[None]:
+        """Handle SIGINT inside the block, where Python allows it: in the main thread."""
+        return self._installed() if threading.current_thread() is threading.main_thread() else nullcontext()
+
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGINT, self)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep a first SIGINT inside the block back until its end."""
+        seen_before, self.holding = self.seen, True
+        try:
+            yield
+        finally:
+            self.holding = False
+        if self.seen and not seen_before:
+            raise KeyboardInterrupt

@@ -1,0 +1,57 @@
+"""Where an option's value comes from: the flag, else the job file, else the default in the room's own settings.
+
+A job file is TOML with one table per verb, its keys named as the flags are:
+
+    [score]
+    archive = "s3://hospital/scans"
+    model = "s3://models/pneumonia"
+    out = "s3://hospital/scores"
+
+One file can hold the settings of every verb; each reads its own table. Unknown keys are errors: a misspelt setting that
+is silently ignored costs a night.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from models.errors import InputError
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+
+
+def job_defaults(path: Path, verb: str, known: Iterable[str]) -> dict[str, Any]:
+    """The values a job file holds for one verb, by parameter name.
+
+    Raises `InputError` when the file is absent, is not TOML, or holds a key the verb does not know.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such job file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
+    table = tables.get(verb, {})
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: [{verb}] must be a table, as in\n[{verb}]\nkey = value")
+    known = set(known)
+    values = {key.replace("-", "_"): value for key, value in table.items()}
+    for key in values.keys() - known:
+        hint = difflib.get_close_matches(key, known, n=1)
+        meant = f"; did you mean {hint[0]!r}?" if hint else f"; known are {', '.join(sorted(known))}"
+        raise InputError(f"{path}: [{verb}] has an unknown key {key!r}{meant}")
+    return values
+
+
+def seconds(text: str) -> float:
+    """A duration such as `90`, `90s`, `30m` or `1h30m`, in seconds. Raises `InputError`."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if not match or not any(match.groups()):
+        raise InputError(f"{text!r} is not a duration; write 90s, 30m or 1h30m")
+    hours, minutes, rest = (int(group or 0) for group in match.groups())
+    return float(3600 * hours + 60 * minutes + rest)

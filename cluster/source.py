@@ -1,0 +1,100 @@
+"""Where rayscan's own four packages are, what they hash to, and how they travel to the workers.
+
+Ray puts the folder a driver was started from first on its workers' path, so a driver started beside somebody else's
+`models/` would have the workers import the stranger's. Every session therefore ships the packages the driver itself
+imported, by name, together with an empty working folder that takes the place of the driver's.
+"""
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipelines.errors import InputError
+
+PACKAGES = ("cluster", "models", "pipelines", "tuning")
+EXCLUDES = ("__pycache__", "*.pyc")
+SOURCE_HASH_VARIABLE = "RAYSCAN_SOURCE_HASH"
+"""Set in a job's environment by `rayscan submit`: what the code that runs there must hash to."""
+
+CLUSTER_ENVIRONMENT = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+)
+"""All of the driver's environment that goes to a cluster. No secret stands here, because a runtime environment is kept
+in Ray's control store and shown on its dashboard: credentials come from the instance role, and RAYSCAN_PATIENT_SECRET
+from the nodes' own environment. A local session needs none of this: its workers inherit the driver's environment."""
+
+
+def package_folders() -> dict[str, Path]:
+    """Where this process imports each of our packages from. Raises `InputError` when one is missing."""
+    folders = {}
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(f"rayscan's package `{name}` is not installed here: run `pip install` on rayscan's folder")
+        folders[name] = Path(next(iter(spec.submodule_search_locations))).resolve()
+    return folders
+
+
+def check_packages(folders: dict[str, Path]) -> None:
+    """Raise `InputError`, naming the stranger, unless the packages at these folders are those of one rayscan.
+
+    In a submitted job Ray unpacks each package into a folder of its own, so there their common hash is compared with
+    the one `rayscan submit` sent along; elsewhere the packages must lie side by side.
+    """
+    submitted = os.environ.get(SOURCE_HASH_VARIABLE)
+    if submitted is not None:
+        found = source_hash(folders)
+        if found != submitted:
+            places = ", ".join(str(folder) for folder in folders.values())
+            raise InputError(
+                f"this job imports other code ({found}) than was submitted ({submitted}), from {places}: "
+                "another rayscan comes first on this node's PYTHONPATH; remove it there"
+            )
+        return
+    home = folders["cluster"].parent
+    for name, folder in folders.items():
+        if folder.parent != home:
+            raise InputError(
+                f"`{name}` is imported from {folder}, not from {home / name}: another package of that name comes "
+                "first on Python's path; start rayscan from another folder, or uninstall that package"
+            )
+
+
+def source_hash(folders: dict[str, Path]) -> str:
+    """16 hex of blake2b over the names and bytes of all Python files of our packages at these folders."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(folders):
+        for file in sorted(folders[name].rglob("*.py")):
+            content = file.read_bytes()
+            digest.update(f"{name}/{file.relative_to(folders[name]).as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def runtime_env(folders: dict[str, Path], empty: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """What Ray needs to run exactly our code in the workers, whatever folder the driver was started from.
+
+    `empty` is an empty folder; it may go once Ray has taken it up.
+    """
+    return {
+        "working_dir": str(empty),
+        "py_modules": [str(folder) for folder in folders.values()],
+        "excludes": list(EXCLUDES),
+        "env_vars": environment,
+    }
+
+
+def cluster_environment() -> dict[str, str]:
+    """The part of this environment that a cluster's workers may see; a URL with a password in it is left out."""
+    found = {name: os.environ[name] for name in CLUSTER_ENVIRONMENT if name in os.environ}
+    return {name: value for name, value in found.items() if urlsplit(value).password is None}

@@ -1,0 +1,91 @@
+"""Bundles between their URI and this machine: publish one, bring one into a verified local cache, note a test read.
+
+`models/bundle.py` knows local folders only; here they meet object storage.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from models.bundle import FILES, MANIFEST, Bundle, load_bundle
+from pipelines.errors import BundleError, NotFoundError
+from pipelines.storage import Store, open_store
+
+
+def cache_folder() -> Path:
+    """Where remote bundles and scores are kept: RAYSCAN_CACHE, or `~/.cache/rayscan`. Readable by its owner only."""
+    folder = Path(os.environ.get("RAYSCAN_CACHE") or "~/.cache/rayscan").expanduser()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def publish_bundle(folder: Path, uri: str) -> None:
+    """Copy a saved bundle to its URI, the manifest last: a half-copied bundle never loads."""
+    load_bundle(folder)
+    store = open_store(uri)
+    for name in (*FILES, MANIFEST):
+        store.put(name, (folder / name).read_bytes())
+
+
+def fetch_bundle(uri: str) -> Bundle:
+    """The bundle at a URI, verified. A remote one is kept by its model id and not fetched again.
+
+    Raises `BundleError` when the bundle is absent, incomplete or changed after it was made.
+    """
+    store = open_store(uri)
+    if store.is_local:
+        return load_bundle(store.path)
+    kept = cache_folder() / "bundles" / _model_id(store)
+    if not kept.exists():
+        _download(store, kept)
+    return load_bundle(kept)
+
+
+def record_evaluation(uri: str, entry: Mapping[str, Any]) -> None:
+    """Add one line to the bundle's ledger: who reads a test split often fits to it. Never part of the model id."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    open_store(uri).create(f"ledger/{stamp}-{secrets.token_hex(3)}.json", json.dumps(dict(entry), indent=1).encode())
+
+
+def evaluations(uri: str) -> list[dict[str, Any]]:
+    """The ledger's entries, oldest first."""
+    ledger = open_store(uri).child("ledger")
+    if ledger.is_local and not ledger.path.is_dir():
+        return []
+    keys = sorted(info.key for chunk in ledger.list() for info in chunk)
+    return [json.loads(ledger.get(key)) for key in keys]
+
+
+def _model_id(store: Store) -> str:
+    try:
+        model_id = json.loads(store.get(MANIFEST))["model_id"]
+    except NotFoundError as error:
+        raise BundleError(f"{store.root}: no bundle here ({MANIFEST} is missing)") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{store.uri(MANIFEST)}: not a rayscan bundle") from error
+    if not (isinstance(model_id, str) and model_id.isalnum()):
+        raise BundleError(f"{store.uri(MANIFEST)}: not a rayscan bundle")
+    return model_id
+
+
+def _download(store: Store, folder: Path) -> None:
+    """Fetch to one side and rename, so that two processes of one node never see half a bundle."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    side = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        for name in (*FILES, MANIFEST):
+            (side / name).write_bytes(store.get(name))
+        load_bundle(side)
+        side.rename(folder)
+    except OSError:
+        # Another process of this node was first; its copy is verified as ours was.
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(side, ignore_errors=True)

@@ -1,0 +1,156 @@
+"""What in an archive would spoil a study: imbalance, copies, patients on two sides, shortcuts, broken files.
+
+Works on a catalogue alone; what needs the files' content (copies, broken files, image sizes) needs one made with
+`--inspect`, and the audit says so where it is missing.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from jinja2 import Environment
+
+from models.metrics import auc
+from pipelines.contracts import DISCLAIMER, EXCLUDED
+from pipelines.ingest.catalog import read_catalog
+from pipelines.storage import open_store
+
+SHORTCUT_AUC = 0.7
+"""Above this, a single fact about the file tells the classes apart well enough for a model to lean on it."""
+_FACTS = ("size", "width", "height")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The findings; `verdicts` says them in words."""
+
+    catalog: str
+    scans: int
+    splits: Mapping[str, Mapping[str, int]]
+    """Split -> label -> films."""
+    patients: int
+    shared_patients: int
+    """Patients with films in more than one of train, val and test."""
+    copies: int | None
+    """Files whose bytes stand in the archive already; None without --inspect."""
+    copies_across: int | None
+    """Groups of copies that lie in more than one split, or have more than one label."""
+    problems: Mapping[str, int] | None
+    """Files that cannot be read, by reason; None without --inspect."""
+    shortcuts: Mapping[str, float]
+    """AUC, 0.5 to 1, with which one fact about the file alone tells pneumonia from normal."""
+    verdicts: tuple[str, ...]
+    notice: str = DISCLAIMER
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def audit(catalog: str) -> Audit:
+    """Examine a catalogue. Raises `InputError` when there is none."""
+    table = read_catalog(catalog)
+    rows = table.select(["split", "label", "patient_key", "content_hash", "problem"]).to_pylist()
+    inspected = any(row["content_hash"] for row in rows)
+    splits: dict[str, Counter[str]] = defaultdict(Counter)
+    sides: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["label"]:
+            splits[row["split"] or "none"][row["label"]] += 1
+        if row["patient_key"]:
+            sides[row["patient_key"]].add(row["split"])
+    copies, across = _copies(rows)
+    facts: dict[str, Any] = {
+        "scans": len(rows),
+        "splits": {name: dict(sorted(labels.items())) for name, labels in sorted(splits.items())},
+        "patients": len(sides),
+        "shared_patients": sum(len(found - {EXCLUDED, None}) > 1 for found in sides.values()),
+        "copies": copies if inspected else None,
+        "copies_across": across if inspected else None,
+        "problems": dict(Counter(r["problem"] for r in rows if r["problem"])) if inspected else None,
+        "shortcuts": _shortcuts(table),
+    }
+    return Audit(catalog=open_store(catalog).root, **facts, verdicts=tuple(_verdicts(facts)))
+
+
+def _copies(rows: list[dict[str, Any]]) -> tuple[int, int]:
+    groups: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["content_hash"]:
+            groups[row["content_hash"]].append((row["split"], row["label"]))
+    return sum(len(group) - 1 for group in groups.values()), sum(len(set(group)) > 1 for group in groups.values())
+
+
+def _shortcuts(table: pa.Table) -> dict[str, float]:
+    labels = np.array([label == "PNEUMONIA" for label in table["label"].to_pylist()], dtype=np.int64)
+    labelled = table["label"].is_valid().to_numpy()
+    found = {}
+    for fact in _FACTS:
+        values = table[fact].to_numpy().astype(np.float64)
+        use = labelled & np.isfinite(values)
+        if len(set(labels[use])) == 2:
+            found[fact] = round(_separation(labels[use], values[use]), 3)
+    return found
+
+
+def _separation(labels: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> float:
+    """AUC of one number, whichever way round it tells more."""
+    value = auc(labels, values)
+    return max(value, 1.0 - value)
+
+
+def _verdicts(facts: Mapping[str, Any]) -> list[str]:
+    said = []
+    for split, labels in facts["splits"].items():
+        if len(labels) == 1:
+            said.append(f"{split} holds only {next(iter(labels))}: nothing can be learned or judged on it.")
+    if facts["shared_patients"]:
+        said.append(f"{facts['shared_patients']} patients have films on two sides: results would be too good.")
+    if facts["copies_across"]:
+        said.append(f"{facts['copies_across']} groups of identical files lie on two sides or have two labels.")
+    for fact, value in facts["shortcuts"].items():
+        if value >= SHORTCUT_AUC:
+            said.append(
+                f"The {'file size' if fact == 'size' else 'image ' + fact} alone tells the classes apart (AUC {value}):"
+                " a model may learn how the films were made, not the disease."
+            )
+    if facts["problems"]:
+        said.append(f"{sum(facts['problems'].values())} files cannot be read.")
+    if facts["problems"] is None:
+        said.append("Copies, broken files and image sizes were not looked at: make the catalogue with --inspect.")
+    return said or ["Nothing was found that would spoil a study."]
+
+
+def render_audit(findings: Audit) -> str:
+    """The findings as one self-contained page."""
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE).render(a=findings)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Audit of {{ a.catalog }}</title>
+<style>
+ body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
+ table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; text-align: left;
+ border-bottom: 1px solid #ddd } td + td { text-align: right; font-variant-numeric: tabular-nums }
+ .notice { background: #f2f2f2; padding: .6rem 1rem } li { margin: .4rem 0 } code { overflow-wrap: anywhere }
+</style></head><body>
+<h1>Audit</h1><p class="notice">{{ a.notice }}</p>
+<p><code>{{ a.catalog }}</code>: {{ a.scans }} scans of {{ a.patients }} known patients.</p>
+<h2>What to know before training</h2><ul>{% for line in a.verdicts %}<li>{{ line }}</li>{% endfor %}</ul>
+<h2>Films by split and label</h2><table>
+{% for split, labels in a.splits.items() %}{% for label, films in labels.items() %}
+<tr><td>{{ split }}, {{ label }}</td><td>{{ films }}</td></tr>{% endfor %}{% endfor %}</table>
+<h2>What the file alone tells</h2>
+<p>AUC of a single fact about the file; 0.5 is chance, 1 is certainty.</p><table>
+{% for fact, value in a.shortcuts.items() %}<tr><td>{{ fact }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
+{% if a.problems %}<h2>Files that cannot be read</h2><table>
+{% for reason, files in a.problems.items() %}<tr><td>{{ reason }}</td><td>{{ files }}</td></tr>{% endfor %}</table>
+{% endif %}
+{% if a.copies is not none %}<p>{{ a.copies }} files are copies of another, byte for byte.</p>{% endif %}
+</body></html>
+"""

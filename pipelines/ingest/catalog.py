@@ -1,0 +1,273 @@
+"""The catalogue: one row per scan of an archive, with its label and split where they are known.
+
+    CATALOG/<token>-00000.parquet   rows of contracts.CATALOG
+    CATALOG/catalog.json            written last: names the parts; a folder without it is no catalogue
+
+Without labels the listing is streamed and memory stays bounded, whatever the size of the archive. Labels need all rows
+at once: a patient's films must be seen together to be put on one side.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from secrets import token_hex
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.contracts import CATALOG
+from pipelines.errors import InputError, NotFoundError, UnreadableScanError
+from pipelines.ingest.decode import read_header
+from pipelines.ingest.labels import Label, label_from_path, labels_from_csv
+from pipelines.ingest.listing import Listing, Row
+from pipelines.ingest.patients import PatientKeys
+from pipelines.ingest.split import assign_splits
+from pipelines.progress import progress
+from pipelines.storage import Store, open_store, split_uri
+
+MANIFEST = "catalog.json"
+ROWS_PER_PART = 500_000
+INSPECT_THREADS = 16
+DEFAULT_TEST_FRACTION = 0.15
+
+log = logging.getLogger("rayscan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogSettings:
+    """How to make a catalogue."""
+
+    labels: str | None = None
+    """`path`, or the path or URI of a CSV file; None for an archive without labels."""
+    inspect: bool = False
+    """Read every file: header, tags, hash of the content."""
+    val_fraction: float = 0.15
+    """Share of the films, where there are labels."""
+    test_fraction: float | None = None
+    """None: 0 where the archive has its own train, val or test folders, else 0.15."""
+    site: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        test = self.test_fraction or 0.0
+        if not (0 <= self.val_fraction < 1 and 0 <= test < 1 and self.val_fraction + test < 1):
+            raise InputError(
+                f"val fraction {self.val_fraction} and test fraction {test} must leave films to train on:"
+                " give shares from 0 up to 1 whose sum is below 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogSummary:
+    """What was found."""
+
+    catalog: str
+    scans: int
+    ignored: int
+    """Files that are no scans by their names: hidden ones, text, archives."""
+    bytes: int
+    formats: dict[str, int]
+    labels: dict[str, int]
+    splits: dict[str, dict[str, int]]
+    """Split -> label -> films."""
+    patients: int | None
+    """Known ones; None where nothing tells patients apart."""
+    problems: dict[str, int] | None
+    """Files that cannot be read, by reason; None without --inspect."""
+
+
+def build_catalog(archive: str, out: str, settings: CatalogSettings) -> CatalogSummary:
+    """List an archive into a catalogue.
+
+    Raises `InputError` where the archive or the labels are unusable: nothing to list, a label of no file.
+    """
+    listing = Listing(open_store(archive), settings.site)
+    labelled = settings.labels is not None
+    keys = PatientKeys.from_environment() if labelled or settings.inspect else None
+    if labelled:
+        rows = [row for chunk in listing for row in chunk]
+        chunks: Iterable[list[Row]] = [_finish(rows, _labels(rows, archive, settings), keys, settings)]
+    else:
+        chunks = (_finish(chunk, {}, keys, settings) for chunk in listing)
+    counter = _Counter()
+    store = open_store(out)
+    parts = list(_write_parts(store, counter.counted(chunks)))
+    if counter.scans == 0:
+        raise InputError(f"{listing.store.root}: no scans here ({listing.ignored} other files); check the path")
+    summary = CatalogSummary(
+        catalog=store.root, ignored=listing.ignored, **counter.totals(labelled=labelled, inspected=settings.inspect)
+    )
+    _commit(store, {"source": listing.store.root, "settings": asdict(settings), "summary": asdict(summary)}, parts)
+    return summary
+
+
+def is_catalog(uri: str) -> bool:
+    """Whether a catalogue lies at this URI."""
+    store = open_store(uri)
+    return not (store.is_local and not store.path.is_dir()) and store.exists(MANIFEST)
+
+
+def read_catalog(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a catalogue, contracts.CATALOG. Raises `InputError` when there is none."""
+    store = open_store(uri)
+    try:
+        parts = json.loads(store.get(MANIFEST))["parts"]
+    except (NotFoundError, ValueError, KeyError) as error:
+        raise InputError(f"{store.root}: no catalogue here; make one with `rayscan catalog`") from error
+    tables = [pq.read_table(pa.BufferReader(store.get(part)), columns=columns) for part in parts]
+    return pa.concat_tables(tables)
+
+
+def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[str, Label]:
+    """Labels by URI. A CSV line without a file is an error: it may be a film that was lost."""
+    if settings.labels is None or settings.labels == "path":
+        root = open_store(archive).root
+        return {row["uri"]: label_from_path(row["uri"].removeprefix(root)) for row in rows}
+    labels = labels_from_csv(settings.labels, archive)
+    absent = labels.keys() - {row["uri"] for row in rows}
+    if absent:
+        raise InputError(f"{settings.labels}: {len(absent)} of its films are not in {archive}, first {min(absent)}")
+    return labels
+
+
+def _finish(
+    rows: list[Row], labels: dict[str, Label], keys: PatientKeys | None, settings: CatalogSettings
+) -> list[Row]:
+    """Fill in what labels and headers tell of these rows."""
+    patients = {uri: label.patient_id for uri, label in labels.items() if label.patient_id}
+    for row in rows:
+        if (label := labels.get(row["uri"])) is not None:
+            row |= {"label": label.label, "subtype": label.subtype, "site": label.site or row["site"]}
+    if settings.inspect:
+        patients = _inspect(rows) | patients
+    if labels:
+        _assign_splits(rows, labels, patients, settings)
+    for row in rows:
+        if keys and (patient := patients.get(row["uri"])):
+            row["patient_key"] = keys.key(patient)
+    return rows
+
+
+def _inspect(rows: list[Row]) -> dict[str, str]:
+    """Read every file and fill in its row; returns raw patient ids by URI."""
+
+    def look(row: Row) -> str | None:
+        store, key = split_uri(row["uri"])
+        data = store.get(key)
+        row["content_hash"] = blake2b(data, digest_size=16).hexdigest()
+        try:
+            header = read_header(data)
+        except UnreadableScanError as error:
+            row["problem"] = error.reason.value
+            return None
+        tags = header.tags
+        row |= {"format": header.format, "width": header.width, "height": header.height}
+        row |= {"view": tags.view, "modality": tags.modality, "body_part": tags.body_part}
+        row |= {"study_date": header.study_date}
+        return header.patient_id
+
+    patients = {}
+    with ThreadPoolExecutor(INSPECT_THREADS) as threads, progress("inspect", len(rows)) as advance:
+        for row, patient in zip(rows, threads.map(look, rows), strict=True):
+            advance(1)
+            if patient:
+                patients[row["uri"]] = patient
+    return patients
+
+
+def _assign_splits(
+    rows: list[Row], labels: dict[str, Label], patients: dict[str, str], settings: CatalogSettings
+) -> None:
+    """Give every labelled film a split.
+
+    From folders only `test` is kept: Kaggle's own val has 16 films, so train and val are pooled and split anew. The
+    splits of a CSV are kept as they are.
+    """
+    films = [row for row in rows if row["label"]]
+    if not films:
+        raise InputError(f"no label was found by {settings.labels!r}; name folders NORMAL and PNEUMONIA, or give a CSV")
+    unknown = sum(row["uri"] not in patients for row in films)
+    if unknown:
+        log.warning("%d films tell no patient: each counts as its own; a CSV patient_id or --inspect may help", unknown)
+    own = [labels[row["uri"]].split for row in films]
+    test = settings.test_fraction
+    if test is None:
+        test = 0.0 if any(own) else DEFAULT_TEST_FRACTION
+    splits = assign_splits(
+        patients=[patients.get(row["uri"]) or str(row["uri"]) for row in films],
+        strata=[f"{row['label']}/{row['subtype'] or ''}" for row in films],
+        kept=[split if split == "test" or settings.labels != "path" else None for split in own],
+        fractions={"train": 1 - settings.val_fraction - test, "val": settings.val_fraction, "test": test},
+        seed=settings.seed,
+    )
+    for row, split in zip(films, splits, strict=True):
+        row["split"] = split
+
+
+class _Counter:
+    """Counts rows as they pass, so that a streamed catalogue needs no second reading."""
+
+    def __init__(self) -> None:
+        self.scans = 0
+        self._bytes = 0
+        self._patients: set[str] = set()
+        self._columns: dict[str, Counter[str]] = {name: Counter() for name in ("format", "label", "problem")}
+        self._splits: Counter[tuple[str, str]] = Counter()
+
+    def counted(self, chunks: Iterable[list[Row]]) -> Iterator[list[Row]]:
+        for rows in chunks:
+            self.scans += len(rows)
+            self._bytes += sum(row["size"] for row in rows)
+            self._patients.update(row["patient_key"] for row in rows if row["patient_key"])
+            for name, counter in self._columns.items():
+                counter.update(row[name] or ("unknown" if name == "format" else "none") for row in rows)
+            self._splits.update((row["split"], row["label"]) for row in rows if row["split"])
+            yield rows
+
+    def totals(self, *, labelled: bool, inspected: bool) -> dict[str, Any]:
+        splits: dict[str, dict[str, int]] = {}
+        for (split, label), films in sorted(self._splits.items()):
+            splits.setdefault(split, {})[label] = films
+        problems = {name: n for name, n in self._columns["problem"].items() if name != "none"}
+        return {
+            "scans": self.scans,
+            "bytes": self._bytes,
+            "formats": dict(self._columns["format"]),
+            "labels": dict(self._columns["label"]) if labelled else {},
+            "splits": splits,
+            "patients": len(self._patients) or None,
+            "problems": problems if inspected else None,
+        }
+
+
+def _write_parts(store: Store, chunks: Iterable[list[Row]]) -> Iterator[str]:
+    token = token_hex(4)
+    tables: list[pa.Table] = []
+    number = 0
+    for rows in chunks:
+        tables.append(pa.Table.from_pylist(rows, schema=CATALOG))
+        if sum(table.num_rows for table in tables) >= ROWS_PER_PART:
+            yield _write_part(store, f"{token}-{number:05d}.parquet", tables)
+            tables, number = [], number + 1
+    if tables:
+        yield _write_part(store, f"{token}-{number:05d}.parquet", tables)
+
+
+def _write_part(store: Store, name: str, tables: list[pa.Table]) -> str:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), sink)
+    store.put(name, sink.getvalue().to_pybytes())
+    return name
+
+
+def _commit(store: Store, manifest: dict[str, Any], parts: list[str]) -> None:
+    """Name the new parts in one put; then remove those of an earlier catalogue."""
+    old = json.loads(store.get(MANIFEST)).get("parts", []) if store.exists(MANIFEST) else []
+    store.put(MANIFEST, json.dumps({**manifest, "parts": parts}, indent=1).encode())
+    for part in old:
+        store.delete(part)

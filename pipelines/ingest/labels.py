@@ -1,0 +1,80 @@
+"""What the films show, told by their folders or by a CSV file; in memory, joined to the listing by path or URI."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from pipelines.contracts import LABELS, SPLITS
+from pipelines.errors import InputError
+from pipelines.ingest.patients import kermany_patient, kermany_subtype
+from pipelines.storage import open_store, read_object
+
+_SPELLINGS = {"normal": "NORMAL", "pneumonia": "PNEUMONIA", "0": "NORMAL", "1": "PNEUMONIA"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What is known of one film."""
+
+    label: str | None = None
+    """One of contracts.LABELS."""
+    subtype: str | None = None
+    patient_id: str | None = field(default=None, repr=False)
+    split: str | None = None
+    """The split the archive itself gives, one of contracts.SPLITS."""
+    site: str | None = None
+
+
+def label_from_path(key: str) -> Label:
+    """Kaggle's layout: `…/train|val|test/NORMAL|PNEUMONIA/name`, the names as Kermany gave them."""
+    folders = [part.lower() for part in PurePosixPath(key).parts[:-1]]
+    label = next((part.upper() for part in reversed(folders) if part.upper() in LABELS), None)
+    split = next((part for part in reversed(folders) if part in SPLITS), None)
+    return Label(label=label, subtype=kermany_subtype(key), patient_id=kermany_patient(key), split=split)
+
+
+def labels_from_csv(uri: str, archive: str) -> dict[str, Label]:
+    """Labels by URI from a CSV file with a column `path` (below the archive) or `uri`, and a column `label`.
+
+    Columns `subtype`, `patient_id`, `split` and `site` are read where they are there. A label is NORMAL, PNEUMONIA,
+    0 or 1; an empty one leaves the film unlabelled. Raises `InputError` naming the line.
+    """
+    rows = csv.DictReader(io.StringIO(_text(uri), newline=""))
+    columns = set(rows.fieldnames or ())
+    if "label" not in columns or not columns & {"path", "uri"}:
+        raise InputError(f"{uri}: needs the columns `path` (or `uri`) and `label`; it has {', '.join(sorted(columns))}")
+    store = open_store(archive)
+    labels: dict[str, Label] = {}
+    for row in rows:
+        where = f"{uri}, line {rows.line_num}"
+        film = row.get("uri") or store.uri((row.get("path") or "").lstrip("/"))
+        if film in labels:
+            raise InputError(f"{where}: this film has a line already; keep one")
+        labels[film] = _label(row, where)
+    return labels
+
+
+def _text(uri: str) -> str:
+    try:
+        return read_object(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{uri}: not UTF-8 text; save it as UTF-8") from error
+
+
+def _label(row: Mapping[str, str | None], where: str) -> Label:
+    given = {name: (value or "").strip() or None for name, value in row.items() if isinstance(name, str)}
+    text = given.get("label")
+    if text is not None and text.lower() not in _SPELLINGS:
+        raise InputError(f"{where}: label {text!r} is none of NORMAL, PNEUMONIA, 0, 1")
+    split = given.get("split")
+    if split is not None and split not in SPLITS:
+        raise InputError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+    return Label(
+        label=_SPELLINGS[text.lower()] if text else None,
+        subtype=given.get("subtype"),
+        patient_id=given.get("patient_id"),
+        split=split,
+        site=given.get("site"),
+    )

@@ -1,0 +1,210 @@
+"""Decode once: from the labelled rows of a catalogue to a data set, by Ray Data.
+
+One row of the Ray dataset is one shard of films; one actor fetches and decodes it and writes its part itself, so that
+pixels never cross the object store. Films that cannot be read are listed in dataset.json with their reasons.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from secrets import token_hex
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.spec import Decode, Preprocessing
+from pipelines.contracts import LABELS, SPLITS, dataset_schema
+from pipelines.errors import InputError, NotFoundError, UnreadableScanError
+from pipelines.ingest.catalog import read_catalog
+from pipelines.ingest.dataset import MANIFEST
+from pipelines.ingest.decode import Scan, decode
+from pipelines.progress import progress
+from pipelines.shards import cluster_size, run_shards
+from pipelines.storage import Store, open_store, split_uri
+
+FILMS_PER_SHARD = 256
+THREADS = 8
+
+log = logging.getLogger("rayscan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """How to prepare."""
+
+    size: int = 224
+    """Side of the square films in pixels."""
+    decode: Decode = "dct"
+    """See models.spec.Preprocessing."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the model's preprocessing will start from. Raises `InputError` for values out of range."""
+        return Preprocessing(size=self.size, decode=self.decode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """What was prepared."""
+
+    dataset: str
+    films: int
+    counts: Mapping[str, Mapping[str, int]]
+    """Split -> label -> films."""
+    unreadable: Mapping[str, int]
+    """Films left out, by reason."""
+    fingerprint: str
+    seconds: float
+    films_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one shard came to."""
+
+    name: str
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    """(scan_id, label, split) of each film written."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """(uri, reason) of each film left out."""
+
+
+class PrepareFilms:
+    """The Ray Data actor: one shard of catalogue rows in, one part out."""
+
+    def __init__(self, dataset: str, token: str, preprocessing: Preprocessing) -> None:
+        self.store = Store(dataset)
+        self.token = token
+        self.preprocessing = preprocessing
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch-decode")
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
+        """Prepare one shard; the summary is JSON, since its lists differ in length."""
+        rows = json.loads(str(batch["rows"][0]))
+        results = list(self.threads.map(self._decode, rows))
+        films = [(row, scan) for row, scan in zip(rows, results, strict=True) if isinstance(scan, Scan)]
+        part = _Part(
+            name=f"{self.token}-{int(batch['shard'][0]):05d}.parquet",
+            rows=[(row["scan_id"], row["label"], row["split"]) for row, _ in films],
+            unreadable=[(row["uri"], r) for row, r in zip(rows, results, strict=True) if isinstance(r, str)],
+        )
+        if films:
+            self.store.put(part.name, _to_parquet(films, self.preprocessing.size))
+        return {"part": [json.dumps(asdict(part))]}
+
+    def _decode(self, row: Mapping[str, Any]) -> Scan | str:
+        store, key = split_uri(row["uri"])
+        try:
+            return decode(store.get(key), self.preprocessing)
+        except UnreadableScanError as error:
+            return error.reason.value
+        except NotFoundError as error:
+            raise InputError(f"{error}; it was there when the catalogue was made: make the catalogue again") from error
+
+
+def prepare(catalog: str, out: str, settings: PrepareSettings) -> DatasetSummary:
+    """Decode the labelled films of a catalogue once; Ray is initialised already.
+
+    Raises `InputError` when the catalogue has no labels, or one class or no film is left to train on.
+    """
+    started = time.perf_counter()
+    films = _labelled(catalog)
+    store = open_store(out)
+    parts = sorted(_decode_all(films, store, settings.preprocessing), key=lambda part: part.name)
+    written = sorted(row for part in parts for row in part.rows)
+    unreadable = [entry for part in parts for entry in part.unreadable]
+    for uri, reason in unreadable:
+        log.warning("%s: %s; left out", uri, reason)
+    counts = {
+        split: dict(sorted(Counter(label for _, label, place in written if place == split).items())) for split in SPLITS
+    }
+    if set(counts["train"]) != set(LABELS):
+        raise InputError(f"{catalog}: training needs films of both classes, its split train has {counts['train']}")
+    fingerprint = _fingerprint(written, settings.preprocessing)
+    manifest = {
+        "size": settings.size,
+        "preprocessing": asdict(settings.preprocessing),
+        "fingerprint": fingerprint,
+        "counts": counts,
+        "unreadable": unreadable,
+        "catalog": open_store(catalog).root,
+        "parts": [part.name for part in parts if part.rows],
+    }
+    _commit(store, manifest)
+    seconds = time.perf_counter() - started
+    return DatasetSummary(
+        dataset=store.root,
+        films=len(written),
+        counts=counts,
+        unreadable=dict(Counter(reason for _, reason in unreadable)),
+        fingerprint=fingerprint,
+        seconds=round(seconds, 2),
+        films_per_second=round(len(written) / seconds, 1),
+    )
+
+
+_COLUMNS = ["scan_id", "uri", "label", "subtype", "split", "patient_key", "site", "view"]
+
+
+def _labelled(catalog: str) -> pa.Table:
+    table = read_catalog(catalog, columns=_COLUMNS)
+    table = table.filter(pc.is_in(table["split"], pa.array(SPLITS)))
+    if table.num_rows == 0:
+        raise InputError(f"{catalog}: no labelled films; make the catalogue with --labels path or --labels FILE.csv")
+    return table.sort_by("scan_id")
+
+
+def _decode_all(films: pa.Table, store: Store, preprocessing: Preprocessing) -> Iterator[_Part]:
+    shards = [
+        {"shard": number, "rows": json.dumps(films.slice(start, FILMS_PER_SHARD).to_pylist())}
+        for number, start in enumerate(range(0, films.num_rows, FILMS_PER_SHARD))
+    ]
+    settings = {"dataset": store.root, "token": token_hex(4), "preprocessing": preprocessing}
+    cpus, _ = cluster_size()
+    summaries = run_shards("prepare", shards, PrepareFilms, settings, actors=min(cpus, len(shards)))
+    with progress("prepare", films.num_rows, "films") as advance:
+        for row in summaries:
+            part = _Part(**json.loads(row["part"]))
+            advance(len(part.rows) + len(part.unreadable))
+            yield part
+
+
+def _to_parquet(films: list[tuple[Mapping[str, Any], Scan]], size: int) -> bytes:
+    schema = dataset_schema(size)
+    rows = [row for row, _ in films]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in _COLUMNS}
+    columns["pixels"] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([scan.pixels for _, scan in films]))
+    columns["width"] = [scan.header.width for _, scan in films]
+    columns["height"] = [scan.header.height for _, scan in films]
+    arrays = [
+        columns[name] if name == "pixels" else pa.array(columns[name], schema.field(name).type) for name in schema.names
+    ]
+    sink = pa.BufferOutputStream()
+    # Parquet knows no bytes inside lists and stores each grey level as 32 bits; zstd takes the empty ones out again,
+    # and what is left reads twice as fast as uncompressed.
+    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd", use_dictionary=False)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _fingerprint(rows: list[tuple[str, str, str]], preprocessing: Preprocessing) -> str:
+    digest = blake2b(json.dumps(asdict(preprocessing), sort_keys=True).encode(), digest_size=16)
+    for row in rows:
+        digest.update("\0".join(row).encode())
+    return digest.hexdigest()
+
+
+def _commit(store: Store, manifest: dict[str, Any]) -> None:
+    """Name the new parts in one put; then remove those of an earlier preparation."""
+    old = json.loads(store.get(MANIFEST)).get("parts", []) if store.exists(MANIFEST) else []
+    store.put(MANIFEST, json.dumps(manifest, indent=1).encode())
+    for part in old:
+        store.delete(part)

@@ -1,0 +1,84 @@
+"""Splits that keep every film of a patient on one side, stratified and seeded.
+
+Patients are shuffled by a hash of seed and id, so a patient's place does not depend on who else is in the archive's
+listing order. Within each stratum the next patient goes to the split that lacks most films of its share.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+from pipelines.contracts import EXCLUDED, SPLITS
+
+
+def assign_splits(
+    *,
+    patients: Sequence[str],
+    strata: Sequence[str],
+    kept: Sequence[str | None],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> list[str]:
+    """The split of each film, where some films bring theirs; all sequences are parallel, one entry a film.
+
+    A patient belongs where most is at stake: in test if any film was kept there, else in val, else in train. Films of
+    a patient of test or val that were not kept there are `excluded`; those of a patient of train join train. All other
+    patients are dealt by `split_patients`.
+    """
+    homes: dict[str, str] = {}
+    for patient, split in zip(patients, kept, strict=True):
+        if split:
+            homes[patient] = max(homes.get(patient, split), split, key=SPLITS.index)
+    free = [i for i, patient in enumerate(patients) if patient not in homes]
+    dealt = split_patients([patients[i] for i in free], [strata[i] for i in free], fractions=fractions, seed=seed)
+    splits = [
+        home if (home := homes.get(patient, "")) in {split, "train"} else EXCLUDED
+        for patient, split in zip(patients, kept, strict=True)
+    ]
+    for i, split in zip(free, dealt, strict=True):
+        splits[i] = split
+    return splits
+
+
+def split_patients(
+    patients: Sequence[str], strata: Sequence[str], *, fractions: Mapping[str, float], seed: int
+) -> list[str]:
+    """The split of each film.
+
+    `patients` and `strata` are parallel, one entry a film; `fractions` names the splits and the share of films each
+    should get, summing to 1. A patient with films of several strata counts to the rarest of them.
+    """
+    films = Counter(patients)
+    stratum_of = _strata_of_patients(patients, strata)
+    members: dict[str, list[str]] = defaultdict(list)
+    for patient in sorted(films, key=lambda patient: _place(seed, patient)):
+        members[stratum_of[patient]].append(patient)
+    side: dict[str, str] = {}
+    for stratum in sorted(members):
+        side |= _deal(members[stratum], films, fractions)
+    return [side[patient] for patient in patients]
+
+
+def _strata_of_patients(patients: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
+    size = Counter(strata)
+    found: dict[str, str] = {}
+    for patient, stratum in zip(patients, strata, strict=True):
+        rarest = found.setdefault(patient, stratum)
+        if (size[stratum], stratum) < (size[rarest], rarest):
+            found[patient] = stratum
+    return found
+
+
+def _deal(patients: Sequence[str], films: Mapping[str, int], fractions: Mapping[str, float]) -> dict[str, str]:
+    total = sum(films[patient] for patient in patients)
+    lacking = {name: share * total for name, share in fractions.items() if share > 0}
+    side = {}
+    for patient in patients:
+        name = max(lacking, key=lambda split: lacking[split])
+        side[patient] = name
+        lacking[name] -= films[patient]
+    return side
+
+
+def _place(seed: int, patient: str) -> bytes:
+    return blake2b(f"{seed}:{patient}".encode(), digest_size=16).digest()

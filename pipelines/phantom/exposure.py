@@ -1,0 +1,46 @@
+"""From attenuation to the grey levels of one film: what tube, detector and technician add."""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from pipelines.phantom.fields import Field
+
+_MARKER_R = ((0, 6, 0, 0), (0, 0, 3, 0), (3, 0, 4, 1), (4, 1, 4, 2), (4, 2, 3, 3), (3, 3, 0, 3), (2, 3, 4, 6))
+"""The strokes of the letter R, on a grid 4 wide and 6 high."""
+
+
+def expose(attenuation: Field, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Tone curve, quantum noise, collimator edge and side marker: attenuation [H, W] to grey uint8 [H, W]."""
+    height, width = attenuation.shape
+    gamma, gain, fog = rng.uniform(0.8, 1.3), rng.uniform(0.85, 1.1), rng.uniform(0.0, 0.07)
+    level = np.clip(attenuation * np.float32(1.12), 0, 1.25) ** np.float32(gamma)
+    level = fog + gain * level
+    # Toe and shoulder of a film's response: whites are compressed, never cut.
+    level = np.where(level > 0.65, 0.65 + 0.30 * np.tanh((level - 0.65) / 0.30), level)
+    grain = rng.standard_normal(attenuation.shape, np.float32)
+    level += grain * np.float32(rng.uniform(0.006, 0.016)) * (0.4 + level)
+    if rng.random() < 0.3:
+        edge = int(width * rng.uniform(0.01, 0.05))
+        level[:, : edge if rng.random() < 0.5 else 0] *= 0.15
+        level[: int(height * rng.uniform(0.0, 0.02))] *= 0.15
+    pixels = np.asarray(np.clip(level * 255, 0, 255), np.uint8)
+    if rng.random() < 0.8:
+        _stamp_marker(pixels, rng)
+    return pixels
+
+
+def _stamp_marker(pixels: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """The technician's lead R beside the patient's right shoulder."""
+    height, width = pixels.shape
+    unit = height * rng.uniform(0.006, 0.010)
+    left, top = int(width * rng.uniform(0.01, 0.08)), int(height * rng.uniform(0.03, 0.5))
+    patch = Image.new("L", (int(6 * unit) + 2, int(8 * unit) + 2))
+    draw = ImageDraw.Draw(patch)
+    for x0, y0, x1, y1 in _MARKER_R:
+        draw.line(
+            [unit * (x0 + 0.5), unit * (y0 + 0.5), unit * (x1 + 0.5), unit * (y1 + 0.5)], 235, max(1, round(unit))
+        )
+    stamp = np.asarray(patch)[: height - top, : width - left]
+    target = pixels[top : top + stamp.shape[0], left : left + stamp.shape[1]]
+    np.maximum(target, stamp, out=target)

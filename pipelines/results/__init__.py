@@ -1,0 +1,1 @@
+"""Asking the scores: SQL views and report pages."""

@@ -1,0 +1,93 @@
+"""Charts as inline SVG: drawn by matplotlib, coloured and lettered by the page they stand in.
+
+Axes and text take the page's own ink (`currentColor`), so that one picture serves light and dark; letters stay letters
+and use the page's font. Colours are Okabe and Ito's (2008), told apart by colour-blind readers; nothing is told by
+colour alone. A chart is 4.4 inches wide, so its letters are about 11 px on a telephone and larger elsewhere.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK: Final = "#010203"
+"""Stands for the page's ink, and is replaced by it."""
+BLUE: Final = "#0072B2"
+VERMILION: Final = "#D55E00"
+GREY: Final = "#8A949E"
+
+WIDTH: Final = 4.4
+"""Inches."""
+
+Paint = Callable[[Axes], None]
+
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rayscan",  # the ids within a chart hang on its contents only
+    "text.parse_math": False,  # a $ in a name is a $
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.8,
+    "axes.formatter.useoffset": False,
+}
+
+_LEFT_OUT = (
+    re.compile(r"<metadata>.*?</metadata>", re.DOTALL),
+    re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL),
+    re.compile(r'(?<=<g) id="[^"]*"'),
+    re.compile(r" font-family: [^;\"]*;?"),
+    re.compile(r' transform="rotate\(-0 [^"]*\)"'),
+)
+
+
+def chart(paint: Paint, *, alt: str, height: float = 2.9) -> Markup:
+    """Draw one chart: `paint` gets empty axes; `alt` says in a sentence what it shows; height in inches."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        paint(figure.subplots())
+        sink = io.StringIO()
+        figure.savefig(sink, format="svg", transparent=True)
+    return _inline(sink.getvalue(), alt)
+
+
+def legend_below(axes: Axes, columns: int = 3) -> None:
+    """A legend under the chart, where it hides nothing."""
+    axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.4)
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers only, for epochs and trials."""
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _inline(svg: str, alt: str) -> Markup:
+    """The part of an SVG file that belongs into HTML."""
+    opening = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
+    assert opening is not None
+    body = svg[opening.end() :]
+    for pattern in _LEFT_OUT:
+        body = pattern.sub("", body)
+    body = body.replace("xlink:href", "href").replace(INK, "currentColor")
+    head = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{opening[1]}">'
+    # matplotlib has escaped whatever text stands in the chart
+    return Markup(head + re.sub(r"\s*\n\s*", "\n", body))  # noqa: S704

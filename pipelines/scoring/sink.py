@@ -1,0 +1,37 @@
+"""One shard, one part: the unit of exactly-once.
+
+The name of a part is fixed by its run and shard, and it is written whole by create-only put. A retried task, a resumed
+run or a writer of a driver that is dead already can only write the same part, or find it written. On a store without
+conditional put the same name is replaced by the same rows.
+"""
+
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.contracts import SCORES
+from pipelines.scoring.plan import Plan
+from pipelines.storage import Store
+
+
+def write_part(store: Store, plan: Plan, shard: int, rows: pa.Table) -> bool:
+    """Write the rows of one shard (contracts.SCORES); returns False when the part was there already."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.cast(SCORES), sink, compression="zstd")
+    return store.create(part_name(plan, shard), sink.getvalue().to_pybytes())
+
+
+def part_name(plan: Plan, shard: int) -> str:
+    """Key of a shard's part below the root of the scores."""
+    return f"{_folder(plan)}/{plan.run_id}-{shard:05d}.parquet"
+
+
+def written_shards(store: Store, plan: Plan) -> set[int]:
+    """Shards of this plan whose part is there."""
+    names = [PurePosixPath(info.key).stem for chunk in store.list(_folder(plan)) for info in chunk]
+    return {int(name.rpartition("-")[2]) for name in names if name.startswith(f"{plan.run_id}-")}
+
+
+def _folder(plan: Plan) -> str:
+    return f"scores/model={plan.model_id}/date={plan.date}"

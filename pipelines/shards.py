@@ -1,0 +1,49 @@
+"""Work cut into shards, on Ray Data: one row of the dataset is one shard, one call of an actor does it whole.
+
+The actor writes what it makes and returns a small summary, so that nothing large crosses the object store and a shard
+that is done is safe, whatever happens to the run.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def run_shards(
+    name: str,
+    shards: Sequence[Mapping[str, Any]],
+    actor: type,
+    settings: Mapping[str, Any],
+    *,
+    actors: int,
+    cpus: int = 1,
+    gpus: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Yield the summary of each shard as it ends, in no particular order; Ray is initialised already.
+
+    `actor(**settings)` is called with batches of one row, a dict of arrays of one element; `name` and the actor's own
+    name are what the Ray dashboard shows. Keep `settings` small: a restarted actor gets them again.
+    """
+    import ray.data  # noqa: PLC0415 (the rooms that use this are read without Ray, too)
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the caller counts what people count: scans, not shards
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    dataset = ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
+        actor,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=cpus,
+        num_gpus=gpus or None,
+        fn_constructor_kwargs=dict(settings),
+    )
+    dataset.set_name(name)
+    yield from dataset.iter_rows()
+
+
+def cluster_size() -> tuple[int, int]:
+    """CPUs and GPUs of the cluster as it is now, at least one CPU."""
+    import ray  # noqa: PLC0415
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))

@@ -1,0 +1,81 @@
+"""Every metric rayscan exports, in one place.
+
+Ray exports them on each node's metrics port, prefixed `ray_` (a counter also gets the suffix `_total`), about ten
+seconds late. They are what the dashboards and alerts read; the results themselves never depend on them. In a process
+without Ray the functions do nothing: Ray would keep such values and show them under the next session.
+
+Seconds are counters, not histograms: Ray estimates a histogram's sum from the middles of its buckets.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metrics:
+    scans: "Counter"
+    bytes: "Counter"
+    stage_seconds: "Counter"
+    trials: "Counter"
+    best_value: "Gauge"
+
+
+@cache
+def _metrics() -> _Metrics:
+    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415 (costs a second where there is no session)
+
+    return _Metrics(
+        scans=Counter("rayscan_scans", "Scans that got a verdict.", tag_keys=("status", "model")),
+        bytes=Counter("rayscan_bytes", "Bytes of scans fetched from the archive."),
+        stage_seconds=Counter("rayscan_stage_seconds", "Seconds spent in a stage, all threads.", tag_keys=("stage",)),
+        trials=Counter("rayscan_trials", "Trials of searches that ended.", tag_keys=("status",)),
+        best_value=Gauge("rayscan_best_value", "Best validation value of the running search.", tag_keys=("metric",)),
+    )
+
+
+def count_scans(statuses: Mapping[str, int], *, model: str) -> None:
+    """Add scans by status (`scored`, `rejected`, `unreadable`, `failed`) for one model id."""
+    if _exported():
+        for status, scans in statuses.items():
+            _add(_metrics().scans, scans, {"status": status, "model": model})
+
+
+def count_bytes(size: int) -> None:
+    """Add bytes fetched from an archive."""
+    if _exported():
+        _add(_metrics().bytes, size, {})
+
+
+def count_seconds(stages: Mapping[str, float]) -> None:
+    """Add seconds by stage (`fetch`, `decode`, `infer`)."""
+    if _exported():
+        for stage, seconds in stages.items():
+            _add(_metrics().stage_seconds, seconds, {"stage": stage})
+
+
+def count_trial(status: str) -> None:
+    """Add one ended trial (`complete`, `pruned`, `failed`)."""
+    if _exported():
+        _add(_metrics().trials, 1, {"status": status})
+
+
+def set_best_value(value: float, *, metric: str) -> None:
+    """Set the best value a search has reached so far."""
+    if _exported():
+        _metrics().best_value.set(float(value), {"metric": metric})
+
+
+def _exported() -> bool:
+    ray = sys.modules.get("ray")  # importing it takes a second; who is in a session has it
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _add(counter: "Counter", amount: float, tags: dict[str, str]) -> None:
+    if amount:  # Ray's counters refuse zero
+        counter.inc(float(amount), tags)

@@ -1,0 +1,320 @@
+"""Every kind of page says what it must, loads nothing, escapes what it shows, and names what it cannot read."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.calibration import Calibration
+from models.metrics import auc
+from pipelines.bundles import record_evaluation
+from pipelines.contracts import Reason
+from pipelines.errors import InputError
+from pipelines.results.pages import night
+from pipelines.results.pages.evaluation import roc_curve
+from pipelines.results.pages.page import duration, interval, share, time
+from pipelines.results.query import open_scores
+from pipelines.results.report import evaluation_page, put_page, write_report
+from pipelines.storage import Store, open_store
+from tests.pipelines.results.samples import (
+    HOSTILE,
+    MODEL_ID,
+    Outcome,
+    Page,
+    entry,
+    films,
+    read_page,
+    trial,
+    write_bundle,
+    write_run,
+    write_study,
+)
+from tests.servers import S3Server
+
+NIGHT = [
+    Outcome(1500, probability=0.03),
+    Outcome(300, probability=0.97, site="south"),
+    Outcome(1, probability=1.0),
+    Outcome(8, reason="truncated", status="unreadable"),
+    Outcome(4, reason="not_frontal", status="rejected", site=None),
+]
+
+
+def report(store: Store, out: Path) -> Page:
+    uri = write_report(store.root, str(out))
+    assert uri == f"file://{out}"
+    return read_page(out.read_text())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "it"))
+
+
+class TestNight:
+    def test_counts_shares_and_advice(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, NIGHT[:2])
+        newest = write_run(store, 1, NIGHT, resumed_shards=3)
+        page = report(store, tmp_path / "night.html")
+        assert "Night report: 2026-11-20" in page.text
+        assert "Planned 1,813 of 90,000 listed" in page.text
+        assert "Scored 1,801 99.3 %" in page.text
+        assert "Called positive 301 16.7 % of those scored" in page.text
+        assert "Not scored 12 0.7 %" in page.text
+        assert "Rate 140.3 scans a second; 3 shards were done by an earlier attempt" in page.text
+        assert "every scan is accounted for" in page.text
+        # the archive holds both nights
+        assert "3,613 scans stand in the table" in page.text
+        assert f"truncated {night.ADVICE[Reason.TRUNCATED]} 8 8 unreadable" in page.text
+        assert f"not_frontal {night.ADVICE[Reason.NOT_FRONTAL]} 4 4 rejected" in page.text
+        assert f"{newest} {MODEL_ID} 1,813 1,801 4 8 0 16.7 % 3 min 20 s" in page.text
+        assert "highest probability called negative is 0.03, the lowest called positive 0.97" in page.text
+        assert page.charts == ["Histogram of the probabilities of this run, by call"]
+
+    def test_sites(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, NIGHT)
+        page = report(store, tmp_path / "night.html")
+        assert "north 1,509 1,501 8 1 0.1 %" in page.text
+        assert "south 300 300 0 300 100.0 %" in page.text
+        assert "not recorded 4 0 4 0" in page.text
+
+    def test_only_the_busiest_sites_are_shown(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, [Outcome(30 - n, probability=0.2, site=f"site-{n}") for n in range(25)])
+        page = report(store, tmp_path / "night.html")
+        assert "site-0 30" in page.text
+        assert "site-20" not in page.text
+        assert "The 20 sites with most scans; 5 more are not shown." in page.text
+
+    def test_an_unfinished_run_says_how_to_go_on(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, NIGHT, state="unfinished", planned=5000)
+        page = report(store, tmp_path / "night.html")
+        assert "This run is not finished: 3,187 of 5,000 scans are not written yet" in page.text
+        assert "run the same command again" in page.text
+
+    def test_a_night_without_anything_new(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, NIGHT)
+        write_run(store, 1, [])
+        page = report(store, tmp_path / "night.html")
+        assert "Nothing was new" in page.text
+        assert "1,813 scans stand in the table" in page.text
+        assert page.charts == []
+
+    def test_everything_called_alike(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, [Outcome(5, probability=0.9)])
+        assert "all scans were called alike" in report(store, tmp_path / "night.html").text
+
+    def test_hostile_text_is_text(self, store: Store, tmp_path: Path) -> None:
+        rows = [Outcome(3, reason=HOSTILE, status="failed", site=HOSTILE), Outcome(2, probability=0.4, site=HOSTILE)]
+        write_run(store, 0, rows, source=HOSTILE, operating_point=HOSTILE)
+        page = report(store, tmp_path / "night.html")
+        assert page.text.count(HOSTILE) >= 4
+        assert "does not know this reason" in page.text
+
+    def test_histogram_counts_every_probability_once(self, store: Store) -> None:
+        edges = [Outcome(1, probability=p) for p in (0.0, 0.025, 0.5, 0.9999, 1.0)]
+        run_id = write_run(store, 0, edges)
+        with open_scores(store.root) as connection:
+            bins = night._histogram(connection, run_id)
+        assert sorted((row["bin"], row["positive"], row["scans"]) for row in bins) == [
+            (0, False, 1),
+            (1, False, 1),
+            (20, True, 1),
+            (39, True, 2),
+        ]
+
+    def test_every_reason_has_advice(self) -> None:
+        assert set(night.ADVICE) == set(Reason)
+
+    def test_on_s3(self, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
+        store = open_store(f"{s3.bucket()}/night scores")
+        write_run(store, 0, NIGHT)
+        uri = write_report(store.root, store.uri("runs/report.html"))
+        assert uri == store.uri("runs/report.html")
+        assert "Planned 1,813" in read_page(store.get("runs/report.html").decode()).text
+
+
+class TestModel:
+    def test_figures_with_intervals(self, store: Store, tmp_path: Path) -> None:
+        bundle = write_bundle(store.path, study="s3://studies/one", trial=7, training={"epochs": 8})
+        page = report(store, tmp_path / "model.html")
+        metrics = bundle.evaluation["val"]["metrics"]
+        for name in ("auc", "sensitivity", "specificity", "accuracy"):
+            assert interval(metrics[name]) in page.text
+        assert bundle.model_id in page.text
+        assert "train 4,684 2,490 1,208 3,476" in page.text
+        assert "balanced (default)" in page.text
+        assert "bacteria" in page.text
+        assert "study s3://studies/one" in page.text
+        assert "training epochs 8" in page.text
+        assert "None yet." in page.text
+        assert page.charts[0].startswith(f"Confusion matrix: {metrics['tp']} true positive")
+        assert len(page.charts) == 3
+
+    def test_ledger(self, store: Store, tmp_path: Path) -> None:
+        write_bundle(store.path)
+        tested = entry("test", seed=1)
+        record_evaluation(store.root, {**tested, "dataset": "s3://films/kermany", "when": "2026-11-21T09:31:00+00:00"})
+        record_evaluation(store.root, {"split": "test"})
+        page = report(store, tmp_path / "model.html")
+        assert "Tested since 2 times" in page.text
+        assert f"2026-11-21 09:31 UTC test 200 {interval(tested['metrics']['auc'])}" in page.text
+        assert "not recorded test no figures recorded not recorded" in page.text
+
+    def test_hostile_text_is_text(self, store: Store, tmp_path: Path) -> None:
+        write_bundle(store.path, study=HOSTILE, training={HOSTILE: HOSTILE})
+        record_evaluation(store.root, {"split": HOSTILE, "dataset": HOSTILE, "when": HOSTILE})
+        assert report(store, tmp_path / "model.html").text.count(HOSTILE) == 6
+
+    def test_a_bundle_that_says_little(self, store: Store, tmp_path: Path) -> None:
+        write_bundle(store.path, counts={}, history=[])
+        page = report(store, tmp_path / "model.html")
+        assert "does not record its films" in page.text
+        assert len(page.charts) == 1
+
+    def test_a_changed_bundle_is_refused(self, store: Store, tmp_path: Path) -> None:
+        write_bundle(store.path)
+        store.put("evaluation.json", b"{}")
+        with pytest.raises(InputError, match=r"evaluation\.json was changed"):
+            write_report(store.root, str(tmp_path / "model.html"))
+
+
+class TestStudy:
+    def test_progress_and_leaderboard(self, store: Store, tmp_path: Path) -> None:
+        diverged = trial(3, status="failed", error="the loss is nan; lower the learning rate")
+        baseline = trial(0, 0.5, model="majority", parameters='{"family": "majority", "baseline": true}')
+        write_study(store, [trial(2, 0.91, status="pruned"), diverged, trial(1, 0.9, 0.9754), baseline])
+        page = report(store, tmp_path / "study.html")
+        assert "Trials 4 2 complete, 1 pruned, 1 failed" in page.text
+        assert "Best AUC 0.9754 trial 1, cnn" in page.text
+        assert "Time of all trials 4 min 00 s" in page.text
+        assert "First start to last end 4 min 00 s" in page.text
+        assert "1 1 cnn 0.9754 2 1 min 00 s complete cnn_depth 3 · learning_rate 0.002718" in page.text
+        assert "2 2 cnn 0.9100 1 1 min 00 s pruned" in page.text
+        assert "3 0 majority (baseline) 0.5000" in page.text
+        assert "3 cnn failed 1 min 00 s the loss is nan; lower the learning rate" in page.text
+        assert len(page.charts) == 3
+        assert page.charts[0] == "AUC of each trial; the best so far ends at 0.9754"
+
+    def test_the_promoted_bundle(self, store: Store, tmp_path: Path) -> None:
+        write_study(store, [trial(0, 0.97)])
+        bundle = write_bundle(store.path / "best")
+        page = report(store, tmp_path / "study.html")
+        assert interval(bundle.evaluation["val"]["metrics"]["auc"]) in page.text
+        assert f"Bundle of the winner: {store.root}/best , model {bundle.model_id}" in page.text
+
+    def test_hostile_text_is_text(self, store: Store, tmp_path: Path) -> None:
+        parameters = '{"family": "cnn", "note": "' + HOSTILE + '"}'
+        failed = trial(1, status="failed", error=HOSTILE, parameters=parameters)
+        write_study(store, [trial(0, 0.9, 0.8, model=HOSTILE, parameters=parameters), failed])
+        assert report(store, tmp_path / "study.html").text.count(HOSTILE) >= 5
+
+    @pytest.mark.parametrize(
+        ("trials", "says"),
+        [
+            (None, "No trial has ended yet."),
+            ([trial(0, status="failed", error="out of memory")], "No trial has a result yet."),
+        ],
+    )
+    def test_a_study_without_a_result(
+        self, store: Store, tmp_path: Path, trials: list[dict[str, Any]] | None, says: str
+    ) -> None:
+        write_study(store, trials)
+        page = report(store, tmp_path / "study.html")
+        assert says in page.text
+        assert page.charts == []
+
+    def test_many_and_hopeless_trials(self, store: Store, tmp_path: Path) -> None:
+        good = [trial(n, 0.95, 0.96 + n / 10_000, seconds=4000.0) for n in range(40)]
+        lost = trial(40, 0.31, status="pruned", seconds=30_000.0)
+        write_study(store, [*good, lost])
+        page = report(store, tmp_path / "study.html")
+        assert "Trials 41 40 complete, 1 pruned, 0 failed" in page.text
+        assert "Hours since the first trial began" in page.text
+
+    @pytest.mark.parametrize(
+        ("key", "content"),
+        [("study.json", b"{"), ("study.json", b"[]"), ("trials.parquet", b"not a table")],
+    )
+    def test_broken_files_are_named(self, store: Store, tmp_path: Path, key: str, content: bytes) -> None:
+        write_study(store, [trial(0, 0.9)])
+        store.put(key, content)
+        with pytest.raises(InputError, match=key):
+            write_report(store.root, str(tmp_path / "study.html"))
+
+
+class TestEvaluation:
+    def page(self, *, model: str = "cnn", calibration: Calibration | None = None) -> Page:
+        labels, probability, _ = films(seed=1)
+        html = evaluation_page(
+            entry("test", seed=1, calibration=calibration),
+            labels=labels,
+            probability=probability,
+            model=model,
+            model_id=MODEL_ID,
+            dataset="s3://films/kermany",
+        )
+        return read_page(html)
+
+    def test_figures_and_charts(self) -> None:
+        page, metrics = self.page(), entry("test", seed=1)["metrics"]
+        assert "Evaluation: cnn on test" in page.text
+        assert MODEL_ID in page.text
+        assert interval(metrics["auc"]) in page.text
+        assert f"Missed {metrics['fn']} of {metrics['positives']} with pneumonia" in page.text
+        assert "virus" in page.text
+        kinds = [chart.split()[0] for chart in page.charts]
+        assert kinds == ["ROC", "Confusion", "Histogram", "Calibration:"]
+
+    def test_hostile_text_is_text_in_charts_too(self) -> None:
+        calibration = Calibration(temperature=1.0, operating_points={HOSTILE: 0.4}, default=HOSTILE)
+        page = self.page(model=HOSTILE, calibration=calibration)
+        assert page.text.count(HOSTILE) >= 5
+
+    @given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.2, 0.21, 0.7, 1.0])), min_size=2, max_size=40))
+    def test_the_area_under_the_curve_is_the_auc(self, pairs: list[tuple[bool, float]]) -> None:
+        labels = np.array([0, 1, *(int(label) for label, _ in pairs)])
+        probability = np.array([0.3, 0.6, *(p for _, p in pairs)], dtype=np.float32)
+        false_alarms, sensitivity = roc_curve(labels, probability)
+        assert np.trapezoid(sensitivity, false_alarms) == pytest.approx(auc(labels, probability))
+        assert (false_alarms[0], sensitivity[0], false_alarms[-1], sensitivity[-1]) == (0, 0, 1, 1)
+
+
+class TestWriting:
+    @pytest.mark.parametrize("made", [True, False])
+    def test_an_unknown_folder_says_what_was_looked_for(self, tmp_path: Path, made: bool) -> None:
+        folder = tmp_path / "strange"
+        if made:
+            folder.mkdir()
+        with pytest.raises(InputError, match=r"strange: nothing to report on.*study\.json.*bundle\.json.*runs/"):
+            write_report(str(folder), str(tmp_path / "r.html"))
+        assert not (tmp_path / "r.html").exists()
+
+    @pytest.mark.parametrize("out", ["", "new/", "s3://bucket"])
+    def test_a_page_needs_a_file_name(self, tmp_path: Path, out: str) -> None:
+        target = out if "://" in out else f"{tmp_path}/{out}"
+        with pytest.raises(InputError, match="a report is one file"):
+            put_page("page", target)
+
+    def test_folders_are_made(self, tmp_path: Path) -> None:
+        out = tmp_path / "new" / "deep" / "page.html"
+        assert put_page("page é", str(out)) == f"file://{out}"
+        assert out.read_text() == "page é"
+
+
+def test_numbers_read_as_people_write_them() -> None:
+    assert share(3, 4) == "75.0 %"
+    assert (share(1, 100_000), share(99_999, 100_000), share(0, 5), share(5, 5)) == (
+        "<0.1 %",
+        ">99.9 %",
+        "0.0 %",
+        "100.0 %",
+    )
+    assert share(0, 0) == "\N{EN DASH}"
+    assert [duration(s) for s in (0.5, 59.7, 200, 3900)] == ["0.5 s", "1 min 00 s", "3 min 20 s", "1 h 05 min"]
+    assert interval({"value": 0.98712, "low": 0.981, "high": 0.9919}) == "0.987 (0.981\N{EN DASH}0.992)"
+    assert time("2026-11-20T03:12:44+00:00") == "2026-11-20 03:12 UTC"
+    assert time("yesterday") == "yesterday"

@@ -1,0 +1,249 @@
+"""One real search with Ray Tune and Optuna: interrupted, resumed; and what the resumed sampler knows."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.tune.experiment import Trial
+
+from models.errors import InputError
+from models.metrics import auc
+from models.spec import Scalar
+from pipelines.bundles import fetch_bundle
+from pipelines.ingest.dataset import load_films
+from pipelines.storage import open_store
+from tests.tuning.films import SIZE, write_dataset
+from tuning.ledger import Ledger
+from tuning.search import SearchSettings, _suggestions, search
+from tuning.space import BASELINE, SearchSpace, Suggest, leaves
+from tuning.study import StudySummary, TrialRecord, load_weights, read_trials
+from tuning.trial import METRIC, TIME
+
+SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
+BREAKS, CTRL_C = 2, 5
+
+
+class Eventful(SearchSpace):
+    """A space whose third trial cannot be trained, and at whose sixth suggestion somebody presses Ctrl-C."""
+
+    def __call__(self, trial: Suggest) -> dict[str, Scalar]:
+        constants = super().__call__(trial)
+        number = getattr(trial, "number", None)
+        if number == BREAKS:
+            return {**constants, "optimiser": "none such"}
+        if number == CTRL_C:
+            os.kill(os.getpid(), signal.SIGINT)
+        return constants
+
+
+SPACE = Eventful(families=("cnn",), resolutions=(SIZE,))
+
+
+@dataclass(frozen=True)
+class Run:
+    dataset: str
+    out: str
+    summary: StudySummary
+    records: list[TrialRecord]
+
+
+@pytest.fixture(scope="module")
+def interrupted(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A search of six trials that ends with the fifth."""
+    folder = tmp_path_factory.mktemp("search")
+    dataset, out = str(folder / "dataset"), str(folder / "study")
+    write_dataset(dataset)
+    summary = search(dataset, out, SMALL, space=SPACE)
+    return Run(dataset, out, summary, read_trials(open_store(out)))
+
+
+def test_ctrl_c_ends_with_the_best_so_far(interrupted: Run) -> None:
+    assert [record.number for record in interrupted.records] == list(range(CTRL_C))
+    assert interrupted.summary.ran == sum(interrupted.summary.trials.values()) == CTRL_C
+    best = max(interrupted.records, key=lambda record: record.auc or 0)
+    assert (interrupted.summary.best_trial, interrupted.summary.auc) == (best.trial_id, best.auc)
+    assert json.loads(json.dumps(interrupted.summary.to_json()))["study"] == f"file://{interrupted.out}"
+
+
+def test_the_baselines_come_first(interrupted: Run) -> None:
+    majority, mlp, *others = interrupted.records
+    assert (majority.model, majority.auc, majority.epochs, majority.status) == ("majority", 0.5, 1, "complete")
+    assert (mlp.model, mlp.status) == ("mlp", "complete")
+    assert {record.model for record in others} == {"cnn"}
+    assert [BASELINE in record.parameters for record in interrupted.records] == [True, True, False, False, False]
+
+
+def test_a_trial_that_raises_is_recorded_and_the_search_goes_on(interrupted: Run) -> None:
+    failed = [record for record in interrupted.records if record.status == "failed"]
+    assert [record.number for record in failed] == [BREAKS]
+    assert failed[0].error is not None
+    assert failed[0].error.startswith("InputError: unknown optimiser")
+    assert (failed[0].auc, failed[0].epochs, failed[0].history) == (None, 0, [])
+    assert interrupted.summary.trials["failed"] == 1
+
+
+def test_each_trial_leaves_its_best_epoch(interrupted: Run) -> None:
+    for record in interrupted.records:
+        if record.status == "failed":
+            continue
+        values = [epoch["val_auc"] for epoch in record.history]
+        assert (record.auc, record.epochs) == (max(values), len(values))
+        assert load_weights(open_store(interrupted.out), record.trial_id)
+
+
+def test_the_bundle_beats_majority(interrupted: Run) -> None:
+    bundle = fetch_bundle(interrupted.summary.bundle)
+    assert bundle.model_id == interrupted.summary.model_id
+    val = load_films(interrupted.dataset, "val")
+    with torch.inference_mode():
+        probability = bundle.classifier()(torch.tensor(val.pixels)).numpy()[:, 1]
+    assert auc(val.labels, probability) == pytest.approx(interrupted.summary.auc, abs=1e-9)
+    assert interrupted.summary.auc > 0.5
+
+
+def test_resume_runs_only_what_is_left(
+    interrupted: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "study")
+    shutil.copytree(interrupted.out, out)
+    resumed = replace(SMALL, trials=7, resume=True)
+    with caplog.at_level(logging.INFO, logger="rayscan"):
+        summary = search(interrupted.dataset, out, resumed, space=SPACE)
+    records = read_trials(open_store(out))
+    assert records[:CTRL_C] == interrupted.records
+    assert [record.number for record in records] == list(range(7))
+    assert summary.ran == 2
+    added = records[CTRL_C:]
+    assert not any(BASELINE in record.parameters for record in added)
+    for record in added:
+        assert all(record.parameters != earlier.parameters for earlier in interrupted.records)
+    assert summary.auc == max(record.auc or 0 for record in records)
+    told = [line.getMessage() for line in caplog.records if "best" in line.getMessage()]
+    assert len(told) == 2
+    assert "7 of 7 trials" in told[-1]
+    assert capsys.readouterr().out == ""  # stdout is for results
+
+
+def test_a_finished_study_runs_nothing(interrupted: Run) -> None:
+    done = replace(SMALL, trials=CTRL_C, resume=True)
+    summary = search(interrupted.dataset, interrupted.out, done, space=SPACE)
+    assert (summary.ran, summary.model_id) == (0, interrupted.summary.model_id)
+
+
+def test_what_is_refused(interrupted: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--resume"):
+        search(interrupted.dataset, interrupted.out, SMALL, space=SPACE)
+    with pytest.raises(InputError, match="search space"):
+        search(interrupted.dataset, interrupted.out, replace(SMALL, resume=True))
+    other = str(tmp_path / "dataset")
+    write_dataset(other, fingerprint="others", seed=1)
+    with pytest.raises(InputError, match="fingerprint"):
+        search(other, interrupted.out, replace(SMALL, resume=True), space=SPACE)
+    with pytest.raises(InputError, match="one trial needs"):
+        search(interrupted.dataset, str(tmp_path / "new"), replace(SMALL, cpus_per_trial=64, max_concurrent=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("trials", 0), ("epochs", 0), ("grace_epochs", 0), ("cpus_per_trial", 0), ("reduction_factor", 1)],
+)
+def test_settings_out_of_range_are_refused(name: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"{name} is {value}"):
+        SearchSettings(**{name: value})
+    with pytest.raises(InputError, match="time budget is 0"):
+        SearchSettings(time_budget_s=0)
+
+
+def record(number: int, parameters: dict[str, Any], status: Any = "complete") -> TrialRecord:
+    return TrialRecord(
+        trial_id=f"trial{number}",
+        number=number,
+        status=status,
+        model=parameters["family"],
+        parameters=parameters,
+        auc=None if status == "failed" else 0.5 + number / 100,
+        epochs=1,
+        history=[],
+        seconds=1.0,
+        seed=0,
+        finished_at=datetime(2026, 11, 20, tzinfo=UTC),
+    )
+
+
+def suggest(space: SearchSpace, earlier: list[TrialRecord], settings: SearchSettings, count: int) -> list[Any]:
+    """What the search would run next; every suggestion is finished before the next."""
+    searcher, _ = _suggestions(space, earlier, settings)
+    drawn = []
+    for number in range(count):
+        drawn.append(searcher.suggest(str(number)))
+        searcher.on_trial_complete(str(number), {METRIC: 0.6})
+    return drawn
+
+
+def test_the_ledger_enters_what_was_stopped_with_what_it_reached(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    earlier = [record(7, {"family": "mlp"})]
+    ledger = Ledger(store, earlier, planned=5, seed=3, deadline=time.monotonic() + 60)
+    config = {"family": "cnn", "resolution": 32}
+    trials = [Trial("run_trial", config=config, trial_id=name, stub=True) for name in ("a", "b", "c", "d")]
+    for trial in (trials[1], trials[0], trials[3], trials[2]):
+        ledger.on_trial_start(0, trials, trial)
+    reports = {
+        "a": {METRIC: 0.9, TIME: 2, "history": "[{}, {}]", "seconds": 2.5, "finished": False},
+        "b": {METRIC: 0.8, TIME: 3, "history": "[{}, {}, {}]", "seconds": 3.5, "finished": True},
+        "c": {METRIC: 0.7, TIME: 1, "history": "[{}]", "seconds": 1.5, "finished": False},
+    }
+    for trial in trials[:3]:
+        trial.update_last_result(dict(reports[trial.trial_id]))
+    ledger.on_trial_complete(1, trials, trials[1])
+    ledger.on_trial_complete(1, trials, trials[0])
+    assert len(read_trials(store)) == 3
+    ledger.close()  # c was in its second epoch, d in its first
+    ledger.close()
+    rows = {row.trial_id: (row.number, row.status, row.auc, row.epochs) for row in read_trials(store)[1:]}
+    assert rows == {"a": (8, "pruned", 0.9, 2), "b": (9, "complete", 0.8, 3), "c": (10, "pruned", 0.7, 1)}
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_a_resumed_search_suggests_something_new(kind: Any) -> None:
+    space = SearchSpace()
+    settings = SearchSettings(search=kind, trials=40)
+    first = suggest(space, [], settings, 20)
+    assert [drawn["family"] for drawn in first[:2]] == ["majority", "mlp"]
+    assert first == suggest(space, [], settings, 20)
+    earlier = [record(number, parameters) for number, parameters in enumerate(first)]
+    earlier[3] = record(3, first[3], "failed")
+    second = suggest(space, earlier, settings, 10)
+    assert not any(BASELINE in drawn for drawn in second)
+    assert not any(drawn in first for drawn in second)
+    assert _suggestions(space, earlier, settings)[1] == 20
+    assert _suggestions(space, earlier, replace(settings, trials=5))[1] == 0
+
+
+def test_a_baseline_that_did_not_finish_comes_again() -> None:
+    earlier = [record(0, {"family": "majority", BASELINE: True})]
+    drawn = suggest(SearchSpace(), earlier, SearchSettings(), 2)
+    assert (drawn[0]["family"], BASELINE in drawn[0], BASELINE in drawn[1]) == ("mlp", True, False)
+
+
+def test_a_grid_is_visited_whole_and_once_even_when_resumed() -> None:
+    space = SearchSpace(grid=True, resolutions=(32,))
+    settings = SearchSettings(search="grid", trials=1)
+    points = leaves(space)
+    _, wanted = _suggestions(space, [], settings)
+    assert wanted == len(points) + 2
+    searcher, _ = _suggestions(space, [], settings)
+    drawn = [searcher.suggest(str(number)) for number in range(wanted)]  # all at a time
+    assert drawn[2:] == points
+    earlier = [record(number, parameters) for number, parameters in enumerate(drawn[:10])]
+    assert suggest(space, earlier, settings, wanted - 10) == drawn[10:]
+    assert _suggestions(space, earlier, settings)[1] == wanted - 10

@@ -1,0 +1,1 @@
+"""The search for a model: one training loop, trials, studies."""

@@ -1,0 +1,260 @@
+"""The search: Ray Tune runs the trials, Optuna suggests them, ASHA stops the poor ones, the winner becomes a bundle.
+
+Optuna's study is filled here (finished trials, baselines, a grid's points) and handed to Ray's OptunaSearch by its
+storage; OptunaSearch's own `points_to_evaluate` was refused, because it can mark no trial as a baseline. The driver
+writes `STUDY/trials.parquet` as each trial ends, so what is lost with a killed driver is the trials then running.
+"""
+
+import logging
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import optuna
+import ray
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from models.errors import InputError
+from pipelines.ingest.dataset import load_films, read_dataset_info
+from pipelines.storage import open_store
+from tuning.ledger import Ledger
+from tuning.space import BASELINE, BASELINES, SearchSpace, leaves, space_for
+from tuning.study import (
+    BEST,
+    StudyInfo,
+    StudySummary,
+    TrialRecord,
+    begin_study,
+    count_statuses,
+    promote_best,
+)
+from tuning.trial import METRIC, TIME, TrialJob, run_trial
+
+log = logging.getLogger("rayscan")
+
+_QUIET: Final = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+_STUDY_NAME: Final = "rayscan"  # of the study in memory; OptunaSearch finds it in the storage by this name
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How to search."""
+
+    trials: int = 20
+    """Trials the study is to have in the end, baselines, failed ones and those of earlier runs included; a grid takes
+    all its points instead."""
+    time_budget_s: float | None = None
+    """Stop after this many seconds with the best so far; None for no limit."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """`tpe`: Optuna's multivariate TPE; `random`; `grid`: a small discrete space, visited whole."""
+    epochs: int = 8
+    """At most so many per trial."""
+    grace_epochs: int = 2
+    """No trial is stopped before this epoch."""
+    reduction_factor: int = 3
+    """At each rung, the best one of so many goes on (ASHA's eta)."""
+    families: tuple[str, ...] = ("mlp", "cnn")
+    """What to search: `mlp`, `cnn`, names of timm backbones."""
+    resolutions: tuple[int, ...] = (64, 96, 128)
+    """Sides of the training input in pixels; those above the dataset's size are left out."""
+    seed: int = 0
+    """Of the suggestions and of every trial's training. With several trials at a time the order in which they end
+    steers TPE, so a search repeats exactly only one trial at a time."""
+    resume: bool = False
+    """Go on with the study that stands at STUDY; its finished trials are not run again."""
+    cpus_per_trial: int = 1
+    gpus_per_trial: float | None = None
+    """None: one whole GPU where the cluster has any, else none."""
+    max_concurrent: int | None = None
+    """None: as many as the cluster's CPUs and GPUs hold now; give a number to let an autoscaler grow to it."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "epochs", "grace_epochs", "cpus_per_trial"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.reduction_factor < 2:
+            raise InputError(f"reduction_factor is {self.reduction_factor}; give at least 2")
+        if self.time_budget_s is not None and self.time_budget_s <= 0:
+            raise InputError(f"the time budget is {self.time_budget_s} s; give a positive time")
+
+
+def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: SearchSpace | None = None) -> StudySummary:
+    """Search models on a dataset's train and val films; write the study to `out`, the best model to `out`/best.
+
+    Ray must be up, and every node must reach `out`: the trials put their weights there. The test films are never read.
+    Ctrl-C and the time budget end the search as its last trial does: trials under way are recorded with the best they
+    reached, and the best of all is promoted.
+
+    Raises `InputError` where `out` holds anything and `settings.resume` is off, where the study to resume is of other
+    films or another space, and where the cluster is too small for one trial; `RayscanError` where every trial failed,
+    `IncompleteError` where the search ended before any trial had a result.
+    """
+    began = time.monotonic()
+    info = read_dataset_info(dataset_uri)
+    if space is None:
+        grid = settings.search == "grid"
+        space = space_for(info.size, families=settings.families, resolutions=settings.resolutions, grid=grid)
+    train, val = load_films(dataset_uri, "train"), load_films(dataset_uri, "val")
+    resources, concurrent = _resources(settings)
+    store = open_store(out)
+    study = StudyInfo(
+        dataset=dataset_uri, fingerprint=info.fingerprint, space=space.to_json(), settings=asdict(settings)
+    )
+    earlier = begin_study(store, study, resume=settings.resume)
+    suggestions, wanted = _suggestions(space, earlier, settings)
+    deadline = math.inf if settings.time_budget_s is None else began + settings.time_budget_s
+    ledger = Ledger(store, earlier, planned=len(earlier) + wanted, seed=settings.seed, deadline=deadline)
+    if wanted:
+        concurrent = min(concurrent, wanted)
+        log.info("%d trials to run, %d at a time, each on %s", wanted, concurrent, resources)
+        job = TrialJob(
+            study=store,
+            preprocessing=info.preprocessing,
+            epochs=settings.epochs,
+            seed=settings.seed,
+            threads=settings.cpus_per_trial,
+            device="cuda" if resources.get("GPU") else "cpu",
+        )
+        trainable = tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
+        config = tune.TuneConfig(
+            search_alg=suggestions,
+            scheduler=_scheduler(settings),
+            num_samples=wanted,
+            max_concurrent_trials=concurrent,
+            time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
+            reuse_actors=True,
+        )
+        _run(trainable, config, ledger)
+    record, bundle = promote_best(store, ledger.records, study, dataset=info, train=train, val=val)
+    assert record.auc is not None  # the leaderboard holds only trials with a result
+    return StudySummary(
+        study=store.root,
+        trials=count_statuses(ledger.records),
+        ran=len(ledger.records) - len(earlier),
+        best_trial=record.trial_id,
+        best_number=record.number,
+        model=record.model,
+        parameters=record.parameters,
+        auc=record.auc,
+        bundle=store.uri(BEST),
+        model_id=bundle.model_id,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
+    """What each trial gets, and how many trials the cluster holds at a time."""
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = settings.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
+    each = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": gpus} if gpus else {})
+    fitting = min(int(have.get(name, 0) / amount) for name, amount in each.items())
+    if fitting < 1 and settings.max_concurrent is None:
+        raise InputError(
+            f"one trial needs {each}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; "
+            "lower what a trial gets, or give max_concurrent to wait for an autoscaler"
+        )
+    return each, settings.max_concurrent or fitting
+
+
+def _scheduler(settings: SearchSettings) -> ASHAScheduler:
+    return ASHAScheduler(
+        time_attr=TIME,
+        metric=METRIC,
+        mode="max",
+        max_t=settings.epochs,
+        grace_period=min(settings.grace_epochs, settings.epochs),
+        reduction_factor=settings.reduction_factor,
+        stop_last_trials=False,  # a trial that reaches the last epoch ends by itself, so it is complete and not pruned
+    )
+
+
+def _suggestions(
+    space: SearchSpace, earlier: Sequence[TrialRecord], settings: SearchSettings
+) -> tuple[OptunaSearch, int]:
+    """What suggests the trials, knowing those that are there; and how many are still to run."""
+    storage = optuna.storages.InMemoryStorage()
+    # a seed begun anew would repeat the suggestions of the first run
+    sampler = _sampler(settings.search, settings.seed + len(earlier))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=storage, sampler=sampler, study_name=_STUDY_NAME, direction="maximize")
+    study.add_trials([_frozen(record, space) for record in earlier if BASELINE not in record.parameters])
+    done = {record.model for record in earlier if BASELINE in record.parameters}
+    baselines = [name for name in BASELINES if name not in done]
+    for name in baselines:
+        study.enqueue_trial({}, user_attrs={BASELINE: name})
+    wanted = max(0, settings.trials - len(earlier))
+    if space.grid:
+        tried = [record.parameters for record in earlier]
+        points = [point for point in leaves(space) if point not in tried]
+        for point in points:
+            study.enqueue_trial(point)
+        wanted = len(baselines) + len(points)
+    search_alg = OptunaSearch(
+        space=space, metric=METRIC, mode="max", sampler=sampler, storage=storage, study_name=_STUDY_NAME
+    )
+    return search_alg, wanted
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    if name != "tpe":
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        # without `group` a conditional space falls apart into single parameters (and a baseline, having none, would
+        # do that to any space)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _frozen(record: TrialRecord, space: SearchSpace) -> FrozenTrial:
+    """An earlier trial as Optuna's sampler wants it. Ray Tune tells a pruned trial as complete, and so does this."""
+    replay = FixedTrial(dict(record.parameters))
+    space(replay)
+    usable = record.status != "failed" and record.auc is not None
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE if usable else TrialState.FAIL,
+        value=record.auc if usable else None,
+        params=replay.params,
+        distributions=replay.distributions,
+    )
+
+
+def _run(trainable: Any, config: tune.TuneConfig, ledger: Ledger) -> None:
+    """Run the trials. Ray Tune's own state goes to a folder that is thrown away: the study is the ledger's."""
+    with _quiet(), tempfile.TemporaryDirectory(prefix="rayscan-tune-") as scratch:
+        tune.Tuner(
+            trainable,
+            tune_config=config,
+            run_config=tune.RunConfig(name="study", storage_path=scratch, callbacks=[ledger], verbose=0),
+        ).fit()
+    ledger.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log files of Ray Tune and none of its lines on stdout, where results go; the ledger tells what happens."""
+    tune_log = logging.getLogger("ray.tune")
+    level = tune_log.level
+    before = {name: os.environ.get(name) for name in _QUIET}
+    tune_log.setLevel(logging.CRITICAL)
+    os.environ.update(_QUIET)
+    try:
+        yield
+    finally:
+        tune_log.setLevel(level)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
