@@ -54,7 +54,15 @@ def _lines(block: Any) -> str:
         return str(block)
     shown = {name: _short(value) for name, value in block.items() if value is not None}
     width = max((len(name) for name in shown), default=0)
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {text}" for name, text in shown.items())
+    return "\n".join(
+        f"{name.replace('_', ' ') if first else '':<{width}}  {line}"
+        for name, text in shown.items()
+        for first, line in _numbered(text)
+    )
+
+
+def _numbered(text: str) -> list[tuple[bool, str]]:
+    return [(number == 0, line) for number, line in enumerate(text.split("\n"))]
 
 
 def _short(value: Any) -> str:
@@ -63,5 +71,5 @@ def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_short(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_short(inner) for inner in value) or "none"
+        return "\n".join(_short(inner) for inner in value) or "none"
     return str(value)

@@ -29,6 +29,7 @@ def run_shards(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller counts what people count: scans, not shards
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that the bars are off
     dataset = ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
         actor,
         batch_size=1,

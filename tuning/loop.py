@@ -53,7 +53,7 @@ class TrainSettings:
     """Passes over the training films."""
     batch_size: int = 32
     """Films of one step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Highest of the one cycle."""
     weight_decay: float = 0.02
     """Decoupled for adamw; weights of convolutions and linear layers only."""
@@ -65,8 +65,8 @@ class TrainSettings:
     """`balanced` gives both classes the same share of the loss; probabilities then overstate the rarer class."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
-    augment: float = 1.0
-    """Strength of augmentation; 0 for none."""
+    augment: float = 0.5
+    """Strength of augmentation; 0 for none, 1 strong for a few thousand films and nine epochs."""
     seed: int = 0
     """Of weights, order of films, augmentation and dropout."""
     device: str | None = None

@@ -21,7 +21,13 @@ from pipelines.storage import open_store
 
 SHORTCUT_AUC = 0.7
 """Above this, a single fact about the file tells the classes apart well enough for a model to lean on it."""
-_FACTS = ("size", "width", "height")
+_FACTS = {
+    "size": "File size",
+    "width": "Image width",
+    "height": "Image height",
+    "bytes_per_pixel": "Compression (bytes per pixel)",
+    "format": "File format",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +95,22 @@ def _shortcuts(table: pa.Table) -> dict[str, float]:
     labels = np.array([label == "PNEUMONIA" for label in table["label"].to_pylist()], dtype=np.int64)
     labelled = table["label"].is_valid().to_numpy()
     found = {}
-    for fact in _FACTS:
-        values = table[fact].to_numpy().astype(np.float64)
+    for fact, values in _facts(table).items():
         use = labelled & np.isfinite(values)
         if len(set(labels[use])) == 2:
             found[fact] = round(_separation(labels[use], values[use]), 3)
     return found
+
+
+def _facts(table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+    """What the file alone tells of each scan, as numbers [N]; NaN where it is not known."""
+    facts = {name: table[name].to_numpy().astype(np.float64) for name in ("size", "width", "height")}
+    # How hard the image was compressed: the setting of a scanner or of whoever exported the films.
+    facts["bytes_per_pixel"] = facts["size"] / (facts["width"] * facts["height"])
+    formats = table["format"].to_pylist()
+    order = [name for name, _ in Counter(formats).most_common()]
+    facts["format"] = np.array([order.index(name) for name in formats], dtype=np.float64)
+    return facts
 
 
 def _separation(labels: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> float:
@@ -115,7 +131,7 @@ def _verdicts(facts: Mapping[str, Any]) -> list[str]:
     for fact, value in facts["shortcuts"].items():
         if value >= SHORTCUT_AUC:
             said.append(
-                f"The {'file size' if fact == 'size' else 'image ' + fact} alone tells the classes apart (AUC {value}):"
+                f"{_FACTS[fact]} alone tells the classes apart (AUC {value}):"
                 " a model may learn how the films were made, not the disease."
             )
     if facts["problems"]:
@@ -127,7 +143,8 @@ def _verdicts(facts: Mapping[str, Any]) -> list[str]:
 
 def render_audit(findings: Audit) -> str:
     """The findings as one self-contained page."""
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE).render(a=findings)
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
+    return page.render(a=findings, names=_FACTS)
 
 
 _PAGE = """<!doctype html>
@@ -147,7 +164,7 @@ _PAGE = """<!doctype html>
 <tr><td>{{ split }}, {{ label }}</td><td>{{ films }}</td></tr>{% endfor %}{% endfor %}</table>
 <h2>What the file alone tells</h2>
 <p>AUC of a single fact about the file; 0.5 is chance, 1 is certainty.</p><table>
-{% for fact, value in a.shortcuts.items() %}<tr><td>{{ fact }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
+{% for fact, value in a.shortcuts.items() %}<tr><td>{{ names[fact] }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
 {% if a.problems %}<h2>Files that cannot be read</h2><table>
 {% for reason, files in a.problems.items() %}<tr><td>{{ reason }}</td><td>{{ files }}</td></tr>{% endfor %}</table>
 {% endif %}

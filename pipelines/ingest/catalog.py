@@ -21,14 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import CATALOG
-from pipelines.errors import InputError, NotFoundError, UnreadableScanError
+from pipelines.errors import InputError, NotFoundError, ScanError
 from pipelines.ingest.decode import read_header
+from pipelines.ingest.fetch import fetch
 from pipelines.ingest.labels import Label, label_from_path, labels_from_csv
 from pipelines.ingest.listing import Listing, Row
 from pipelines.ingest.patients import PatientKeys
 from pipelines.ingest.split import assign_splits
 from pipelines.progress import progress
-from pipelines.storage import Store, open_store, split_uri
+from pipelines.storage import Store, open_store
 
 MANIFEST = "catalog.json"
 ROWS_PER_PART = 500_000
@@ -131,7 +132,11 @@ def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[st
     labels = labels_from_csv(settings.labels, archive)
     absent = labels.keys() - {row["uri"] for row in rows}
     if absent:
-        raise InputError(f"{settings.labels}: {len(absent)} of its films are not in {archive}, first {min(absent)}")
+        line, first = min((labels[uri].line or 0, uri) for uri in absent)
+        raise InputError(
+            f"{settings.labels}, line {line}: {first} is not in the archive ({len(absent)} such lines);"
+            " mend the path or take the line out"
+        )
     return labels
 
 
@@ -157,12 +162,11 @@ def _inspect(rows: list[Row]) -> dict[str, str]:
     """Read every file and fill in its row; returns raw patient ids by URI."""
 
     def look(row: Row) -> str | None:
-        store, key = split_uri(row["uri"])
-        data = store.get(key)
-        row["content_hash"] = blake2b(data, digest_size=16).hexdigest()
         try:
+            data = fetch(row["uri"], row["etag"])
+            row["content_hash"] = blake2b(data, digest_size=16).hexdigest()
             header = read_header(data)
-        except UnreadableScanError as error:
+        except ScanError as error:
             row["problem"] = error.reason.value
             return None
         tags = header.tags

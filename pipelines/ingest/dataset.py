@@ -24,7 +24,7 @@ from pipelines.storage import Store, open_store
 
 MANIFEST = "dataset.json"
 READ_THREADS = 8
-_ROWS = ["scan_id", "label", "subtype", "patient_key", "split"]
+_ROWS = ["scan_id", "label", "subtype", "patient_key"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -40,7 +40,8 @@ class DatasetInfo:
     """Hash of scan ids, labels, splits and preprocessing: equal for equal data, wherever it lies."""
     counts: Mapping[str, Mapping[str, int]]
     """Split -> label -> films."""
-    parts: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]]
+    """Split -> names of its parts; in this order they hold the films in the order of their scan ids."""
 
 
 def read_dataset_info(uri: str) -> DatasetInfo:
@@ -53,26 +54,33 @@ def read_dataset_info(uri: str) -> DatasetInfo:
             preprocessing=Preprocessing(**value["preprocessing"]),
             fingerprint=value["fingerprint"],
             counts=value["counts"],
-            parts=tuple(value["parts"]),
+            parts={split: tuple(names) for split, names in value["parts"].items()},
         )
-    except (NotFoundError, ValueError, KeyError, TypeError) as error:
+    except (NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{store.root}: no data set here; make one with `rayscan prepare`") from error
 
 
 def load_films(uri: str, split: str) -> Films:
-    """The films of one split, in the order of their scan ids. Raises `InputError` when the split has none."""
+    """The films of one split, in the order of their scan ids.
+
+    Raises `InputError` when there is no data set, the split has no films, or a part is missing or spoilt.
+    """
     info = read_dataset_info(uri)
     store = open_store(uri)
-    with ThreadPoolExecutor(READ_THREADS) as threads:
-        parts = list(threads.map(lambda part: _read_part(store, part, split), info.parts))
-    table = pa.concat_tables([rows for rows, _ in parts])
-    if table.num_rows == 0:
+    if not (parts := info.parts.get(split)):
         have = ", ".join(name for name, films in info.counts.items() if films) or "none"
         raise InputError(f"{store.root}: no films in split {split!r}; it has {have}")
-    order = pc.sort_indices(table["scan_id"]).to_numpy()
-    table = table.take(order)
+    pixels = np.empty((sum(info.counts[split].values()), info.size, info.size), dtype=np.uint8)
+    tables: list[pa.Table] = []
+    start = 0
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        for rows, some in threads.map(lambda part: _read_part(store, part), parts):
+            pixels[start : start + len(some)] = some
+            tables.append(rows)
+            start += len(some)
+    table = pa.concat_tables(tables)
     return Films(
-        pixels=_gathered([pixels for _, pixels in parts], order, info.size),
+        pixels=pixels,
         labels=np.array([LABELS.index(label) for label in table["label"].to_pylist()], dtype=np.int64),
         patients=pc.coalesce(table["patient_key"], table["scan_id"]).to_numpy().astype(str),
         subtypes=pc.fill_null(table["subtype"], "").to_numpy().astype(str),
@@ -80,20 +88,10 @@ def load_films(uri: str, split: str) -> Films:
     )
 
 
-def _gathered(parts: list[Pixels], order: npt.NDArray[np.int64], size: int) -> Pixels:
-    """One array [N, size, size] from those of the parts, in this order of their concatenation."""
-    gathered = np.empty((len(order), size, size), dtype=np.uint8)
-    place = np.argsort(order)
-    start = 0
-    for pixels in parts:
-        gathered[place[start : start + len(pixels)]] = pixels
-        start += len(pixels)
-    return gathered
-
-
-def _read_part(store: Store, part: str, split: str) -> tuple[pa.Table, Pixels]:
-    """The rows of one split without pixels, and their pixels: Arrow picks tensor rows a hundred times slower."""
-    table = pq.read_table(pa.BufferReader(store.get(part)), columns=[*_ROWS, "pixels"]).combine_chunks()
-    wanted = pc.equal(table["split"], split).to_numpy()
-    pixels = table["pixels"].chunk(0).to_numpy_ndarray()
-    return table.select(_ROWS).filter(wanted), pixels[wanted]
+def _read_part(store: Store, part: str) -> tuple[pa.Table, Pixels]:
+    """The rows without pixels, and the pixels [n, size, size]."""
+    try:
+        table = pq.read_table(pa.BufferReader(store.get(part)), columns=[*_ROWS, "pixels"]).combine_chunks()
+    except pa.ArrowException as error:
+        raise InputError(f"{store.uri(part)}: not a readable part; run `rayscan prepare` again") from error
+    return table.select(_ROWS), table["pixels"].chunk(0).to_numpy_ndarray()

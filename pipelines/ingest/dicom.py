@@ -1,34 +1,60 @@
 """The DICOM backend: one frame of grey levels, and the few tags rayscan may look at.
 
-Values of a header never leave this module except through the allow-list of `Header`. pydicom quotes values in its
-warnings, logs and exceptions, so those are silenced or replaced by a `Reason`, never chained.
+pydicom is asked to parse the tags of `_TAGS` and no others, so a patient's name is never even in memory. It quotes
+values in its warnings, logs and exceptions; those are silenced, or replaced by a `Reason` and never chained.
 
 Grey levels follow DICOM PS3.4 N.2: modality LUT or rescale, then VOI LUT or window, then inversion of MONOCHROME1,
-so that dense tissue is bright in every film.
+so that dense tissue is bright in every film. The chain is computed once for each grey level that can occur and applied
+as a table: an eighth of the time of computing it for each pixel.
+
+Compressed frames are decoded by GDCM alone. Trying further decoders would let the most lenient one decide which films
+are readable.
 """
 
 import logging
+import math
+import re
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom import uid
 from pydicom.config import IGNORE, settings
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.decoders.base import get_decoder
 
 from models.gate import ScanTags
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS: Final = 100_000_000
 """Larger images are refused before they are decoded: no film has them, a decompression bomb does."""
 
-_GREY = ("MONOCHROME1", "MONOCHROME2")
+MALFORMED: Final = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError,
+                    SyntaxError, TypeError, ValueError, struct.error, zlib.error, InvalidDicomError)  # fmt: skip
+"""What the decoders raise on bytes that only look like a scan: almost every kind of error there is."""
+
+_TAGS: Final = ["SOPClassUID", "Modality", "BodyPartExamined", "ViewPosition", "StudyDate", "PatientID",
+                "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
+                "PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+                "ModalityLUTSequence", "RescaleIntercept", "RescaleSlope",
+                "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"]  # fmt: skip
+_PIXEL_TAGS: Final = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
+_STORAGE_CLASSES: Final = "1.2.840.10008.5.1.4.1.1."
+_GREY: Final = ("MONOCHROME1", "MONOCHROME2")
+_CODE: Final = re.compile(r"[\w /.-]{1,32}", re.ASCII)
+"""What a code string may look like. A name that ended up in such a tag has carets."""
+_QUIET: Final = re.compile(r"(pydicom|PIL)(\.|$)")
+
+Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +70,19 @@ class Header:
     """Raw, in memory only: it is written as an HMAC or not at all."""
 
 
+def is_bare_dicom(data: bytes) -> bool:
+    """Whether this is DICOM without the 128-byte preamble, as old archives hold: told by a plausible SOP class."""
+    # The first element is of group 2 or 8, little endian; nothing else is worth a parse.
+    if data[:2] not in {b"\x02\x00", b"\x08\x00"}:
+        return False
+    silence()
+    try:
+        dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+        return str(dataset.get("SOPClassUID", "")).startswith(_STORAGE_CLASSES)
+    except MALFORMED:
+        return False
+
+
 def read_header(data: bytes) -> Header:
     """The header of a DICOM file. Raises `UnreadableScanError`."""
     return _header(_parse(data, pixels=False))
@@ -53,51 +92,70 @@ def read_grey(data: bytes) -> tuple[npt.NDArray[np.uint8], Header]:
     """The film as uint8 [height, width], dense tissue bright, and its header. Raises `UnreadableScanError`."""
     dataset = _parse(data, pixels=True)
     header = _header(dataset)
-    return _grey(dataset), header
+    try:
+        _refuse_unusable(dataset)
+        return _shown(_stored(dataset), dataset), header
+    except NotImplementedError:
+        raise UnreadableScanError(Reason.UNSUPPORTED) from None
+    except MemoryError:
+        raise UnreadableScanError(Reason.TOO_LARGE) from None
+    except MALFORMED:
+        raise UnreadableScanError(Reason.CORRUPT) from None
 
 
-def _silence() -> None:
-    """Keep pydicom from telling anyone what stands in a file. Cheap, and safe to repeat from any thread."""
+def silence() -> None:
+    """Keep pydicom and Pillow from telling anyone what stands in a file. Cheap, and safe to repeat from any thread."""
     settings.reading_validation_mode = IGNORE
     logging.getLogger("pydicom").disabled = True
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    # First in the list, whoever has put a filter there since; warnings.catch_warnings would not be safe with threads.
+    if not warnings.filters or warnings.filters[0][3] != _QUIET:
+        warnings.filterwarnings("ignore", module=_QUIET.pattern)
 
 
 def _parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
-    _silence()
+    silence()
+    tags = _TAGS + (_PIXEL_TAGS if pixels else [])
     try:
-        dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=not pixels)
-        known = "SOPClassUID" in dataset and dataset.get("Rows") is not None
+        dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=not pixels, specific_tags=list(tags))
+        meta = dataset.file_meta
+        kind = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
+        if "TransferSyntaxUID" not in meta:
+            implicit, _ = dataset.original_encoding
+            meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
     except EOFError:
         raise UnreadableScanError(Reason.TRUNCATED) from None
-    except (InvalidDicomError, *_MALFORMED):
+    except MemoryError:
+        raise UnreadableScanError(Reason.TOO_LARGE) from None
+    except MALFORMED:
         raise UnreadableScanError(Reason.CORRUPT) from None
-    if not known:
-        raise UnreadableScanError(Reason.NO_PIXELS if "SOPClassUID" in dataset else Reason.CORRUPT)
+    if "Rows" not in dataset or "Columns" not in dataset:
+        raise UnreadableScanError(Reason.NO_PIXELS if kind else Reason.CORRUPT)
     return dataset
-
-
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, MemoryError,
-              NotImplementedError, RuntimeError, RecursionError)  # fmt: skip
-"""What pydicom raises on bytes that only look like DICOM."""
 
 
 def _header(dataset: pydicom.Dataset) -> Header:
     try:
         width, height = int(dataset.Columns), int(dataset.Rows)
         tags = ScanTags(
-            modality=_text(dataset, "Modality"),
-            body_part=_text(dataset, "BodyPartExamined"),
-            view=_text(dataset, "ViewPosition"),
+            modality=_code(dataset, "Modality"),
+            body_part=_code(dataset, "BodyPartExamined"),
+            view=_code(dataset, "ViewPosition"),
         )
         patient_id, study_date = _text(dataset, "PatientID"), _day(_text(dataset, "StudyDate"))
-    except _MALFORMED:
+    except MALFORMED:
         raise UnreadableScanError(Reason.CORRUPT) from None
     return Header(format="dicom", width=width, height=height, tags=tags, study_date=study_date, patient_id=patient_id)
 
 
 def _text(dataset: pydicom.Dataset, name: str) -> str | None:
-    return str(dataset.get(name) or "").strip() or None
+    value = dataset.get(name)
+    words = [value] if isinstance(value, str) else list(value or ())
+    return " ".join(str(word) for word in words).strip(" \0") or None
+
+
+def _code(dataset: pydicom.Dataset, name: str) -> str | None:
+    text = _text(dataset, name)
+    return text if text and _CODE.fullmatch(text) else None
 
 
 def _day(text: str | None) -> date | None:
@@ -107,50 +165,96 @@ def _day(text: str | None) -> date | None:
         return None
 
 
-def _grey(dataset: pydicom.Dataset) -> npt.NDArray[np.uint8]:
-    _refuse_unusable(dataset)
-    try:
-        stored = dataset.pixel_array
-    except NotImplementedError:
-        raise UnreadableScanError(Reason.UNSUPPORTED) from None
-    except (EOFError, *_MALFORMED):
-        raise UnreadableScanError(_pixel_fault(dataset)) from None
-    if stored.ndim != 2 or stored.size == 0:
-        raise UnreadableScanError(Reason.UNSUPPORTED)
-    try:
-        values = np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset, prefer_lut=True), np.float64)
-    except _MALFORMED:
-        raise UnreadableScanError(Reason.CORRUPT) from None
-    return _to_bytes(values, inverted=dataset.PhotometricInterpretation == "MONOCHROME1")
-
-
 def _refuse_unusable(dataset: pydicom.Dataset) -> None:
-    try:
-        frames = int(dataset.get("NumberOfFrames") or 1)
-        area = int(dataset.Rows) * int(dataset.Columns)
-        grey = dataset.get("PhotometricInterpretation") in _GREY
-        empty = not dataset.get("PixelData")
-    except _MALFORMED:
-        raise UnreadableScanError(Reason.CORRUPT) from None
-    if empty or area == 0:
+    area = int(dataset.Rows) * int(dataset.Columns)
+    if area == 0 or not dataset.get("PixelData"):
         raise UnreadableScanError(Reason.NO_PIXELS)
     if area > MAX_PIXELS:
         raise UnreadableScanError(Reason.TOO_LARGE)
-    if frames != 1 or not grey:
+    if int(dataset.get("NumberOfFrames") or 1) != 1 or dataset.PhotometricInterpretation not in _GREY:
         raise UnreadableScanError(Reason.UNSUPPORTED)
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed and len(dataset.PixelData) < (
+        area * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) // 8
+    ):
+        raise UnreadableScanError(Reason.TRUNCATED)
 
 
-def _pixel_fault(dataset: pydicom.Dataset) -> Reason:
-    """Uncompressed pixels that do not decode are too short; of compressed ones nobody can tell more than corrupt."""
-    meta: Any = getattr(dataset, "file_meta", None)
-    syntax = meta.get("TransferSyntaxUID") if meta is not None else None
-    return Reason.CORRUPT if syntax is not None and syntax.is_compressed else Reason.TRUNCATED
+def _stored(dataset: pydicom.Dataset) -> npt.NDArray[np.integer[Any]]:
+    """The stored values [height, width] of the one frame."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    by_gdcm = syntax.is_compressed and syntax != uid.RLELossless
+    if syntax in uid.JPEGTransferSyntaxes:
+        # libjpeg fills up what is missing with grey and only says so on stderr: the end marker must be there.
+        if not get_frame(dataset.PixelData, 0, number_of_frames=1).rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise UnreadableScanError(Reason.TRUNCATED)
+        if syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
+            raise UnreadableScanError(Reason.UNSUPPORTED)
+    decoder = get_decoder(syntax)
+    if not decoder.is_available:
+        raise UnreadableScanError(Reason.UNSUPPORTED)
+    pixels, _ = decoder.as_array(dataset, raw=True, decoding_plugin="gdcm" if by_gdcm else "")
+    if pixels.shape != (dataset.Rows, dataset.Columns) or pixels.dtype.kind not in "iu":
+        raise UnreadableScanError(Reason.UNSUPPORTED)
+    return pixels
 
 
-def _to_bytes(values: npt.NDArray[np.float64], *, inverted: bool) -> npt.NDArray[np.uint8]:
-    """Grey levels stretched to 0..255: the window was applied already, so its ends are the extremes here."""
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite(low) or not np.isfinite(high):
+def _shown(stored: npt.NDArray[np.integer[Any]], dataset: pydicom.Dataset) -> npt.NDArray[np.uint8]:
+    """Stored values as grey levels uint8: the table of all of them, looked up for each pixel."""
+    low, high = int(stored.min()), int(stored.max())
+    if high - low > 0xFFFF:
+        raise UnreadableScanError(Reason.UNSUPPORTED)
+    levels = _presentation(np.arange(low, high + 1, dtype=np.float64), dataset)
+    if not np.isfinite(levels).all():
         raise UnreadableScanError(Reason.CORRUPT)
-    scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
-    return np.round(255.0 - scaled if inverted else scaled).astype(np.uint8)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        levels = 255.0 - levels
+    table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    index = stored if low == 0 else stored.astype(np.int64) - low
+    return table[index]
+
+
+def _presentation(values: Values, dataset: pydicom.Dataset) -> Values:
+    """Grey levels 0..255 of stored values: the window's ends are black and white; without one, the film's own ends."""
+    if sequence := dataset.get("ModalityLUTSequence"):
+        values, _ = _looked_up(values, sequence[0])
+    elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
+        values = values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    if sequence := dataset.get("VOILUTSequence"):
+        values, bits = _looked_up(values, sequence[0])
+        return values * (255.0 / ((1 << bits) - 1))
+    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
+    if center is not None and width is not None and width >= 1:
+        return 255.0 * _window(values, center, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
+    low, high = float(values.min()), float(values.max())
+    return (values - low) * (255.0 / max(high - low, 1e-6))
+
+
+def _window(values: Values, center: float, width: float, function: str) -> Values:
+    """Share of white, 0 to 1, by DICOM PS3.3 C.11.2.1.2 (linear) and C.11.2.1.3 (sigmoid, linear exact)."""
+    if function == "SIGMOID":
+        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))
+    if function == "LINEAR_EXACT":
+        return np.clip((values - center) / width + 0.5, 0.0, 1.0)
+    # A window of width 1 is a step.
+    return np.clip((values - (center - 0.5)) / max(width - 1.0, 1e-6) + 0.5, 0.0, 1.0)
+
+
+def _looked_up(values: Values, item: pydicom.Dataset) -> tuple[Values, int]:
+    """Values through a lookup table of DICOM PS3.3 C.11.1.1, and the bits of its entries."""
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    entries = entries or 2**16
+    data = item.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, "<u2" if len(data) >= 2 * entries else "u1")
+    table = np.asarray(data, dtype=np.float64)[:entries]
+    place = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
+    return table[place], min(max(bits, 8), 16)
+
+
+def _first(dataset: pydicom.Dataset, name: str) -> float | None:
+    """The first value of a tag that may hold several: the view the technician saw first. None where it is no number."""
+    value = dataset.get(name)
+    if value is None or isinstance(value, str):
+        return None
+    number = float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
+    return number if math.isfinite(number) else None

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from pipelines.contracts import LABELS, SPLITS
@@ -25,6 +25,8 @@ class Label:
     split: str | None = None
     """The split the archive itself gives, one of contracts.SPLITS."""
     site: str | None = None
+    line: int | None = None
+    """Of the CSV file."""
 
 
 def label_from_path(key: str) -> Label:
@@ -50,9 +52,11 @@ def labels_from_csv(uri: str, archive: str) -> dict[str, Label]:
     for row in rows:
         where = f"{uri}, line {rows.line_num}"
         film = row.get("uri") or store.uri((row.get("path") or "").lstrip("/"))
+        if film == store.root:
+            raise InputError(f"{where}: names no film; fill in `path` or `uri`")
         if film in labels:
             raise InputError(f"{where}: this film has a line already; keep one")
-        labels[film] = _label(row, where)
+        labels[film] = replace(_label(row, where), line=rows.line_num)
     return labels
 
 

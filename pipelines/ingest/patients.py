@@ -47,7 +47,11 @@ class PatientKeys:
         """Under RAYSCAN_PATIENT_SECRET, or under a random secret that is good for this catalogue only."""
         secret = os.environ.get(SECRET_VARIABLE)
         if not secret:
-            log.info("%s is not set: patient keys of this catalogue will not match another's", SECRET_VARIABLE)
+            log.info(
+                "%s is not set, so the patient keys of this catalogue match no other's; to have them match, set it to a"
+                " long random text that stays the same and stays secret",
+                SECRET_VARIABLE,
+            )
         return cls(secret or secrets.token_hex(32))
 
     def key(self, raw_id: str) -> str:

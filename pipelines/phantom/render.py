@@ -241,7 +241,7 @@ def _opacities(patient: Patient, u: Field, v: Field, patchy: Field) -> Field:
     clear = np.ones_like(u)
     for lesion in patient.lesions:
         away = ((u - lesion.u) / lesion.radius_u) ** 2 + ((v - lesion.v) / lesion.radius_v) ** 2
-        clear *= 1 - np.float32(lesion.strength) * rise(0.9 - away + 0.45 * patchy, 1.8)
+        clear *= 1 - np.float32(lesion.strength) * rise(0.85 - away + 0.55 * patchy, 1.3)
     return 1 - clear
 
 
