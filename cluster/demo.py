@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.session import ray_session
-from pipelines.contracts import DISCLAIMER
+from models.spec import DISCLAIMER
 from pipelines.errors import InputError
 from pipelines.evaluate import evaluate
 from pipelines.ingest.audit import audit, render_audit

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a task that asks for no GPU still sees them: `doctor` counts them
 }
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_KNOCK_SECONDS = 5
+_TOKEN = "copy the token of its head node to ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
 _NO_CLUSTER = "start one with `ray start --head`, or leave --address out to work on this machine"
 
 
@@ -110,8 +113,8 @@ def use_token() -> bool:
 def _check_address(address: str, cpus: int | None) -> None:
     if address.startswith(("http://", "https://")):
         raise InputError(
-            f"{address} is a cluster's Jobs API: send the work there with `rayscan submit --address {address} -- VERB …`"
-            ", or unset RAY_ADDRESS to work on this machine"
+            f"{address} is a cluster's Jobs API: run it there with `rayscan submit --address {address} -- VERB …`, "
+            "or unset RAY_ADDRESS to work on this machine"
         )
     if "://" in address:
         raise InputError(
@@ -119,6 +122,19 @@ def _check_address(address: str, cpus: int | None) -> None:
         )
     if cpus is not None and address != "local":
         raise InputError(f"--cpus sizes a Ray on this machine; the cluster at {address} has its own")
+    if address not in ("local", "auto"):
+        _knock(address)
+
+
+def _knock(address: str) -> None:
+    """See at once that nobody listens at host:port: Ray itself tries for three minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise InputError(f"{address} is no address of a Ray cluster: give host:port, auto or local")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {_NO_CLUSTER}") from error
 
 
 def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard: bool, working_on: str) -> str | None:
@@ -146,14 +162,13 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
                 **options,
             )
         except ray.exceptions.AuthenticationError as error:
-            raise InputError(
-                f"the Ray cluster at {address} wants its token: copy the one of its head node to ~/.ray/auth_token, "
-                "or name the file in RAY_AUTH_TOKEN_PATH"
-            ) from error
+            raise InputError(f"the Ray cluster at {address} wants its token: {_TOKEN}") from error
         except (ConnectionError, TimeoutError) as error:
             if local:
                 raise RayscanError(f"Ray does not start on this machine: {error}") from error
-            raise InputError(f"no Ray cluster answers at {address}: {_NO_CLUSTER}") from error
+            raise InputError(  # a token that is missing here or wrong looks to Ray like nobody answering
+                f"no Ray cluster at {address} lets this machine in: if one runs there, {_TOKEN}; if not, {_NO_CLUSTER}"
+            ) from error
         return context.dashboard_url or None
 
 

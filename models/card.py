@@ -30,7 +30,8 @@ films of a kind (age, scanner, hospital) that the training films below do not co
 {%- for name in spec.classes %}<td>{{ count.classes[name] }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <p>No patient stands in two splits. Dataset fingerprint: {{ lineage.get("dataset_fingerprint", "not recorded") }}.
-Films are {{ spec.preprocessing.size }} &times; {{ spec.preprocessing.size }} grey levels.</p>
+Films are decoded to {{ spec.preprocessing.film_size }} &times; {{ spec.preprocessing.film_size }} grey levels;
+the network sees {{ spec.preprocessing.size }} &times; {{ spec.preprocessing.size }}.</p>
 
 <h2>How it did</h2>
 {% for split, entry in evaluation.items() -%}

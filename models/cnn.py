@@ -75,12 +75,17 @@ class Block(nn.Module):
         return torch.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
+def smallest_film(depth: int) -> int:
+    """Side in pixels below which a film has nothing left after this many stages: the stem and each stage halve it."""
+    return int(2 ** (depth + 1))
+
+
 class CNN(nn.Module):
     """float32 [N, 1, S, S] -> logits [N, classes]."""
 
     def __init__(self, settings: CNNSettings, *, size: int, classes: int) -> None:
         super().__init__()
-        smallest = 2 ** (settings.depth + 1)
+        smallest = smallest_film(settings.depth)
         if size < smallest:
             raise InputError(
                 f"cnn: depth={settings.depth} needs films of at least {smallest} pixels, these have {size};"

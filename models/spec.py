@@ -23,19 +23,30 @@ class Preprocessing:
     """From the bytes of a scan to the network's input. Training and scoring use the same value."""
 
     size: int = 224
-    """Side of the square input in pixels; the film is stretched to it, as the Kermany films are."""
+    """Side of the network's square input in pixels."""
+    decoded_size: int | None = None
+    """Side of the square a film is decoded and stretched to (the Kermany films are stretched, too) before it is shrunk
+    to `size` in the graph; None: `size` itself. A model trained at 64 on films prepared at 224 is scored that way."""
     decode: Decode = "dct"
-    """`exact`: the whole JPEG is decoded; `dct`: libjpeg decodes at the smallest n/8 scale at least twice `size`."""
+    """`exact`: the whole JPEG is decoded; `dct`: libjpeg decodes at the smallest n/8 scale at least twice the
+    decoded size."""
     normalise: Normalise = "film"
     """`film`: each film to mean 0, deviation 1; `unit`: grey/255; `symmetric`: grey/127.5 - 1."""
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 2048:
             raise InputError(f"preprocessing size {self.size} is out of range; choose 16 to 2048 pixels")
+        if not self.size <= self.film_size <= 2048:
+            raise InputError(f"decoded size {self.film_size} is out of range; choose {self.size} to 2048 pixels")
         if self.decode not in get_args(Decode):
             raise InputError(f"unknown decode path {self.decode!r}; choose from {', '.join(get_args(Decode))}")
         if self.normalise not in get_args(Normalise):
             raise InputError(f"unknown normalisation {self.normalise!r}; choose from {', '.join(get_args(Normalise))}")
+
+    @property
+    def film_size(self) -> int:
+        """Side of the films the model is given, as decoding leaves them."""
+        return self.decoded_size or self.size
 
 
 @dataclass(frozen=True, kw_only=True)

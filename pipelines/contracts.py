@@ -68,8 +68,6 @@ SPLITS = ("train", "val", "test")
 EXCLUDED = "excluded"
 """Split of a film whose patient stands in the archive's own test folder: it may serve neither side."""
 
-DISCLAIMER = "rayscan assists triage; it is not a diagnosis."
-
 
 def scan_id(uri: str, etag: str) -> str:
     """Identity of one version of one file: 32 hex digits of BLAKE2b over URI and etag. A changed file is a new scan."""

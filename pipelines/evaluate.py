@@ -9,9 +9,8 @@ import numpy as np
 
 from models.engine import load_engine
 from models.evaluation import evaluation_entry
-from models.spec import ModelSpec
+from models.spec import DISCLAIMER, ModelSpec
 from pipelines.bundles import fetch_bundle, record_evaluation
-from pipelines.contracts import DISCLAIMER
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.progress import progress
@@ -85,10 +84,11 @@ def evaluate(bundle_uri: str, dataset: str, split: str, *, report: str | None = 
 
 def _check_fit(spec: ModelSpec, info: DatasetInfo, dataset: str) -> None:
     wanted, have = spec.preprocessing, info.preprocessing
-    if wanted.size > have.size or wanted.decode != have.decode:
+    if (wanted.film_size, wanted.decode) != (have.film_size, have.decode):
         raise InputError(
-            f"{dataset} holds films of {have.size} pixels decoded by {have.decode}, the model takes {wanted.size} by"
-            f" {wanted.decode}; prepare the data set again with --size {wanted.size} --decode {wanted.decode}"
+            f"{dataset} holds films of {have.film_size} pixels decoded by {have.decode}, the model takes"
+            f" {wanted.film_size} by {wanted.decode}; prepare the data set again with --size {wanted.film_size}"
+            f" --decode {wanted.decode}"
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol, get_args
 
-from models.cnn import Pooling
+from models.cnn import Pooling, smallest_film
 from models.errors import InputError
 from models.spec import ModelSpec, Preprocessing, Scalar
 from models.zoo import known_models
@@ -67,7 +67,7 @@ class SearchSpace:
         if family == "mlp":
             _mlp(trial, grid=self.grid)
         elif family == "cnn":
-            _cnn(trial, grid=self.grid)
+            _cnn(trial, grid=self.grid, smallest=min(self.resolutions))
         elif not self.grid:
             trial.suggest_float("backbone_drop_rate", 0.0, 0.5)
         return {}
@@ -116,8 +116,10 @@ def _mlp(trial: Suggest, *, grid: bool) -> None:
         trial.suggest_float("mlp_dropout", 0.0, 0.5)
 
 
-def _cnn(trial: Suggest, *, grid: bool) -> None:
-    trial.suggest_categorical("cnn_depth", (3, 4) if grid else (2, 3, 4))
+def _cnn(trial: Suggest, *, grid: bool, smallest: int) -> None:
+    # Optuna keeps one set of choices per name, so the depth suits every resolution of the space.
+    depths = [depth for depth in ((3, 4) if grid else (2, 3, 4)) if smallest_film(depth) <= smallest]
+    trial.suggest_categorical("cnn_depth", tuple(depths))
     trial.suggest_categorical("cnn_width", (16, 32) if grid else (8, 16, 24, 32))
     if not grid:
         trial.suggest_categorical("cnn_residual", (False, True))
@@ -178,7 +180,11 @@ def to_spec_and_settings(
     prefix = f"{family}_" if family in OWN_FAMILIES else "backbone_"
     own = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
     size = int(parameters.get("resolution", preprocessing.size))
-    spec = ModelSpec(name=family, parameters=own, preprocessing=replace(preprocessing, size=size))
+    spec = ModelSpec(
+        name=family,
+        parameters=own,
+        preprocessing=replace(preprocessing, size=size, decoded_size=preprocessing.film_size),
+    )
     names = {field.name for field in fields(TrainSettings)}
     chosen: dict[str, Any] = {name: value for name, value in parameters.items() if name in names}
     return spec, TrainSettings(epochs=epochs, seed=seed, threads=threads, device=device, **chosen)

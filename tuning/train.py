@@ -39,7 +39,9 @@ def train(dataset: str, out: str, model: str, settings: TrainSettings, *, size: 
     info = read_dataset_info(dataset)
     if size is not None and size > info.size:
         raise InputError(f"--size {size} is above the data set's {info.size} pixels; prepare it again with that size")
-    spec = ModelSpec(name=model, preprocessing=replace(info.preprocessing, size=size or info.size))
+    spec = ModelSpec(
+        name=model, preprocessing=replace(info.preprocessing, size=size or info.size, decoded_size=info.size)
+    )
     films, val = load_films(dataset, "train"), load_films(dataset, "val")
     fitted = fit(spec, films, val, settings, on_epoch=lambda report, _: _tell(report, settings.epochs))
     bundle = promote(fitted, films, val, info, out, lineage={"made_by": "rayscan train"})

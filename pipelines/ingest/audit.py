@@ -15,7 +15,8 @@ import pyarrow as pa
 from jinja2 import Environment
 
 from models.metrics import auc
-from pipelines.contracts import DISCLAIMER, EXCLUDED
+from models.spec import DISCLAIMER
+from pipelines.contracts import EXCLUDED
 from pipelines.ingest.catalog import read_catalog
 from pipelines.storage import open_store
 

@@ -71,14 +71,14 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Scan:
     kind = _known(data)
     if kind == "dicom":
         grey, header = dicom.read_grey(data)
-        return Scan(pixels=_stretched(Image.fromarray(grey), preprocessing.size), header=header)
+        return Scan(pixels=_stretched(Image.fromarray(grey), preprocessing.film_size), header=header)
     with _opened(data, kind) as image:
         header = Header(format=kind, width=image.width, height=image.height)
         # Grey is the Y of a JPEG: the colours need not be decoded. On the `dct` path libjpeg also decodes at the
         # smallest n/8 scale that is still twice the size: a quarter of the CPU saved, probabilities moved by 0.002.
-        side = 2 * preprocessing.size
+        side = 2 * preprocessing.film_size
         image.draft("L", (side, side) if preprocessing.decode == "dct" else image.size)
-        return Scan(pixels=_stretched(_as_grey(image), preprocessing.size), header=header)
+        return Scan(pixels=_stretched(_as_grey(image), preprocessing.film_size), header=header)
 
 
 def _known(data: bytes) -> str:

@@ -7,8 +7,9 @@ Grey levels follow DICOM PS3.4 N.2: modality LUT or rescale, then VOI LUT or win
 so that dense tissue is bright in every film. The chain is computed once for each grey level that can occur and applied
 as a table: an eighth of the time of computing it for each pixel.
 
-Compressed frames are decoded by GDCM alone. Trying further decoders would let the most lenient one decide which films
-are readable.
+A compressed frame goes to one decoder, not to all in turn: the most lenient one would decide which films are readable.
+GDCM ends the whole process on some malformed frames (seen by fuzzing), so it gets only what Pillow cannot read, and
+only after the frame's own header was compared with the file's.
 """
 
 import logging
@@ -28,7 +29,7 @@ import pydicom
 from pydicom import uid
 from pydicom.config import IGNORE, settings
 from pydicom.encaps import get_frame
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 
 from models.gate import ScanTags
@@ -39,7 +40,8 @@ MAX_PIXELS: Final = 100_000_000
 """Larger images are refused before they are decoded: no film has them, a decompression bomb does."""
 
 MALFORMED: Final = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError,
-                    SyntaxError, TypeError, ValueError, struct.error, zlib.error, InvalidDicomError)  # fmt: skip
+                    SyntaxError, TypeError, ValueError, struct.error, zlib.error, BytesLengthException,
+                    InvalidDicomError)  # fmt: skip
 """What the decoders raise on bytes that only look like a scan: almost every kind of error there is."""
 
 _TAGS: Final = ["SOPClassUID", "Modality", "BodyPartExamined", "ViewPosition", "StudyDate", "PatientID",
@@ -50,6 +52,22 @@ _TAGS: Final = ["SOPClassUID", "Modality", "BodyPartExamined", "ViewPosition", "
 _PIXEL_TAGS: Final = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
 _STORAGE_CLASSES: Final = "1.2.840.10008.5.1.4.1.1."
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")
+_STARTS_OF_FRAME: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})
+_START_OF_SCAN: Final = 0xDA
+_JFIF: Final = 0xE0
+_DECODERS: Final[dict[str, str]] = {
+    **dict.fromkeys(uid.UncompressedTransferSyntaxes, ""),
+    uid.RLELossless: "pydicom",
+    uid.JPEGBaseline8Bit: "pillow",
+    uid.JPEGExtended12Bit: "pillow",
+    uid.JPEG2000Lossless: "pillow",
+    uid.JPEG2000: "pillow",
+    uid.JPEGLossless: "gdcm",
+    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGLSLossless: "gdcm",
+    uid.JPEGLSNearLossless: "gdcm",
+}
+"""Transfer syntax -> the decoder of pydicom that reads it; all others are unsupported."""
 _CODE: Final = re.compile(r"[\w /.-]{1,32}", re.ASCII)
 """What a code string may look like. A name that ended up in such a tag has carets."""
 _QUIET: Final = re.compile(r"(pydicom|PIL)(\.|$)")
@@ -144,6 +162,10 @@ def _header(dataset: pydicom.Dataset) -> Header:
         patient_id, study_date = _text(dataset, "PatientID"), _day(_text(dataset, "StudyDate"))
     except MALFORMED:
         raise UnreadableScanError(Reason.CORRUPT) from None
+    if width * height == 0:
+        raise UnreadableScanError(Reason.NO_PIXELS)
+    if width * height > MAX_PIXELS:
+        raise UnreadableScanError(Reason.TOO_LARGE)
     return Header(format="dicom", width=width, height=height, tags=tags, study_date=study_date, patient_id=patient_id)
 
 
@@ -166,15 +188,12 @@ def _day(text: str | None) -> date | None:
 
 
 def _refuse_unusable(dataset: pydicom.Dataset) -> None:
-    area = int(dataset.Rows) * int(dataset.Columns)
-    if area == 0 or not dataset.get("PixelData"):
+    if not dataset.get("PixelData"):
         raise UnreadableScanError(Reason.NO_PIXELS)
-    if area > MAX_PIXELS:
-        raise UnreadableScanError(Reason.TOO_LARGE)
     if int(dataset.get("NumberOfFrames") or 1) != 1 or dataset.PhotometricInterpretation not in _GREY:
         raise UnreadableScanError(Reason.UNSUPPORTED)
     if not dataset.file_meta.TransferSyntaxUID.is_compressed and len(dataset.PixelData) < (
-        area * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) // 8
+        int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) // 8
     ):
         raise UnreadableScanError(Reason.TRUNCATED)
 
@@ -182,20 +201,52 @@ def _refuse_unusable(dataset: pydicom.Dataset) -> None:
 def _stored(dataset: pydicom.Dataset) -> npt.NDArray[np.integer[Any]]:
     """The stored values [height, width] of the one frame."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    by_gdcm = syntax.is_compressed and syntax != uid.RLELossless
-    if syntax in uid.JPEGTransferSyntaxes:
-        # libjpeg fills up what is missing with grey and only says so on stderr: the end marker must be there.
-        if not get_frame(dataset.PixelData, 0, number_of_frames=1).rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise UnreadableScanError(Reason.TRUNCATED)
-        if syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
-            raise UnreadableScanError(Reason.UNSUPPORTED)
-    decoder = get_decoder(syntax)
-    if not decoder.is_available:
+    if syntax not in _DECODERS or (syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8):
         raise UnreadableScanError(Reason.UNSUPPORTED)
-    pixels, _ = decoder.as_array(dataset, raw=True, decoding_plugin="gdcm" if by_gdcm else "")
+    if syntax in uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes + uid.JPEG2000TransferSyntaxes:
+        _check_frame(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
+    pixels, _ = get_decoder(syntax).as_array(dataset, raw=True, decoding_plugin=_DECODERS[syntax])
     if pixels.shape != (dataset.Rows, dataset.Columns) or pixels.dtype.kind not in "iu":
         raise UnreadableScanError(Reason.UNSUPPORTED)
     return pixels
+
+
+def _check_frame(frame: bytes, dataset: pydicom.Dataset) -> None:
+    """Refuse a compressed frame that is cut off, or is not what the file says it is."""
+    if dataset.file_meta.TransferSyntaxUID in uid.JPEG2000TransferSyntaxes:
+        # The SIZ segment (ITU T.800, A.5.1): far corner of the image, then its near corner.
+        siz = frame.index(b"\xff\x4f\xff\x51")
+        right, bottom, left, top = struct.unpack(">IIII", frame[siz + 8 : siz + 24])
+        height, width = bottom - top, right - left
+    else:
+        # libjpeg fills up what is missing with grey and only says so on stderr: the end marker must be there.
+        if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise UnreadableScanError(Reason.TRUNCATED)
+        bits, height, width, components = _jpeg_frame_header(frame)
+        if components != 1 or bits > dataset.BitsAllocated:
+            raise UnreadableScanError(Reason.CORRUPT)
+    if (height, width) != (dataset.Rows, dataset.Columns):
+        raise UnreadableScanError(Reason.CORRUPT)
+
+
+def _jpeg_frame_header(frame: bytes) -> tuple[int, int, int, int]:
+    """Bits, height, width and number of components, from the start of frame (ITU T.81, B.2.2; T.87, C.2.2).
+
+    Every segment up to the scan must follow on the one before: bytes between them, or a JFIF version there is none of,
+    are a warning to libjpeg, and GDCM ends the process on a warning in a header.
+    """
+    found = None
+    place = 2
+    while frame[place] == 0xFF:
+        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4], "big")
+        if marker in _STARTS_OF_FRAME:
+            found = struct.unpack(">BHHB", frame[place + 4 : place + 10])
+        if marker == _START_OF_SCAN and found:
+            return found
+        if marker == _JFIF and frame[place + 4 : place + 9] == b"JFIF\0" and frame[place + 9] != 1:
+            break
+        place += 1 if marker == 0xFF else 2 + length
+    raise UnreadableScanError(Reason.CORRUPT)
 
 
 def _shown(stored: npt.NDArray[np.integer[Any]], dataset: pydicom.Dataset) -> npt.NDArray[np.uint8]:

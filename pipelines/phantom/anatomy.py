@@ -127,7 +127,7 @@ def _draw_lesions(rng: np.random.Generator, subtype: Subtype, dome: float) -> tu
                 v=v + rng.normal(0, 0.05) + 0.5 * (dome - 0.47),
                 radius_u=rng.uniform(0.14, 0.22),
                 radius_v=rng.uniform(0.14, 0.24),
-                strength=rng.uniform(0.65, 0.95),
+                strength=rng.uniform(0.75, 0.97),
             ),
         )
     patches = int(rng.integers(5, 10))
@@ -138,7 +138,7 @@ def _draw_lesions(rng: np.random.Generator, subtype: Subtype, dome: float) -> tu
             v=rng.uniform(-0.4, dome - 0.12),
             radius_u=rng.uniform(0.06, 0.12),
             radius_v=rng.uniform(0.06, 0.12),
-            strength=rng.uniform(0.55, 0.85),
+            strength=rng.uniform(0.65, 0.92),
         )
         for side in sides
     )

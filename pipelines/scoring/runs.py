@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.bundle import Bundle
+from models.spec import DISCLAIMER
 from pipelines.bundles import fetch_bundle
-from pipelines.contracts import DISCLAIMER, Status
+from pipelines.contracts import Status
 from pipelines.errors import IncompleteError, InputError
 from pipelines.progress import progress
 from pipelines.scoring.layout import Layout, choose_layout

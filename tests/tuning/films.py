@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.spec import Preprocessing
@@ -36,15 +37,20 @@ def write_dataset(uri: str, *, films: int = 280, seed: int = 0, fingerprint: str
     }
     absent = {field.name: pa.nulls(films, field.type) for field in schema if field.name not in columns}
     table = pa.table({**columns, **absent}).select(schema.names).cast(schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
     store = open_store(uri)
-    store.put("blobs-00000.parquet", sink.getvalue().to_pybytes())
+    counts, parts = {}, {}
+    for split in ("train", "val"):
+        rows = table.filter(pc.equal(table["split"], split))
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink)
+        parts[split] = [f"blobs-{split}.parquet"]
+        store.put(parts[split][0], sink.getvalue().to_pybytes())
+        counts[split] = {label: rows["label"].to_pylist().count(label) for label in contracts.LABELS}
     info = {
         "size": SIZE,
         "preprocessing": asdict(Preprocessing(size=SIZE)),
         "fingerprint": fingerprint,
-        "counts": {"train": {}, "val": {}},
-        "parts": ["blobs-00000.parquet"],
+        "counts": counts,
+        "parts": parts,
     }
     store.put("dataset.json", json.dumps(info).encode())

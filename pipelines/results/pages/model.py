@@ -59,7 +59,7 @@ def _identity(bundle: Bundle) -> dict[str, str]:
         "Architecture": bundle.spec.name,
         "Its parameters": plain(bundle.spec.parameters),
         "Classes": plain(bundle.spec.classes),
-        "Input": f"{preprocessing.size} × {preprocessing.size} pixels, grey",  # noqa: RUF001 (the sign for "by")
+        "Input": f"{preprocessing.size} pixels square, grey, from films of {preprocessing.film_size}",
         "Decoding": preprocessing.decode,
         "Normalisation": preprocessing.normalise,
         "Temperature": plain(bundle.calibration.temperature),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipelines.contracts import DISCLAIMER
+from models.spec import DISCLAIMER
 from pipelines.errors import InputError
 from pipelines.storage import Store, open_store
 

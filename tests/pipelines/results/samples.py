@@ -19,7 +19,7 @@ from models.evaluation import evaluation_entry
 from models.spec import ModelSpec, Preprocessing
 from models.zoo import build
 from pipelines import contracts
-from pipelines.contracts import DISCLAIMER
+from models.spec import DISCLAIMER
 from pipelines.storage import Store
 
 HOSTILE = "<script>alert('$x')</script>"

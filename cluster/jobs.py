@@ -1,0 +1,293 @@
+"""Verbs on a cluster: submit one, follow its log, list and stop what runs there, through Ray's Jobs API.
+
+A job runs `python -m cluster.cli VERB …` on the cluster with the code of the machine it was submitted from, and ends
+with the exit code of the verb. The token is found as Ray finds it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH,
+~/.ray/auth_token.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import shlex
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cluster import source
+from cluster.session import use_token
+from pipelines.errors import InputError, NotFoundError, RayscanError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+log = logging.getLogger("rayscan")
+
+COMMAND = ("python", "-m", "cluster.cli")
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+RECONNECTS = 20
+RECONNECT_SECONDS = 3
+SETTLE_SECONDS = 30
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_VERB = "rayscan_verb"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers of Ray's client: a line for every package it uploads, at a level these modules set themselves."""
+_START = (
+    "start one with `ray start --head` or `ray up ray_cluster.yaml`; for one far away open a tunnel with "
+    "`ray dashboard ray_cluster.yaml`"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One submitted job."""
+
+    job: str
+    """Its id, for `rayscan logs` and `rayscan stop`."""
+    verb: str
+    """Empty for a job that rayscan did not submit."""
+    status: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    started: datetime | None
+    ended: datetime | None
+    exit_code: int | None
+    """Of the verb: None until it has ended, and when it was stopped or never started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """Where to look at what runs."""
+
+    url: str
+    answers: bool
+    hint: str
+
+
+def submit(
+    verb_args: Sequence[str],
+    address: str | None = None,
+    *,
+    wait: bool = True,
+    command: Sequence[str] = COMMAND,
+    write: Callable[[str], object] | None = None,
+) -> int:
+    """Run a verb with its arguments on the cluster at `address` (http://…) and return the verb's own exit code.
+
+    The job's log (its stdout and stderr are one) goes to `write` as it comes, by default to stdout. Ctrl-C stops the
+    following, not the job. With `wait=False` the job's id is written and 0 returned. A job that was stopped or never
+    started counts as 1; one killed by a signal as 128 + signal.
+
+    Raises `InputError` when there is no verb, no cluster at the address, or the token is missing or refused, and
+    `RayscanError` when the cluster is lost on the way.
+    """
+    if not verb_args or not verb_args[0].isalpha():
+        raise InputError("nothing to submit: name a verb, as in `rayscan submit -- score ARCHIVE --model B --out S`")
+    address = jobs_address(address)
+    _warn_of_local_paths(verb_args, address)
+    write = write or _write_to_stdout
+    with _translated(address):
+        client = _client(address)
+        job = _submit(client, verb_args, command)
+        log.info("submitted %s to %s", job, address)
+        if not wait:
+            write(job + "\n")
+            return 0
+        try:
+            asyncio.run(_follow(client, job, write))
+            details = asyncio.run(_settled(client, job))
+        except KeyboardInterrupt:
+            log.info("%s goes on. Its log: `rayscan logs %s`; to stop it: `rayscan stop %s`", job, job, job)
+            raise
+    code = details.driver_exit_code
+    if code is None:
+        log.error("%s ended as %s: %s", job, details.status, (details.message or "no message").splitlines()[0])
+        return 1
+    return code if code >= 0 else 128 - code
+
+
+def list_jobs(address: str | None = None) -> list[Job]:
+    """Every job submitted to the cluster, oldest first."""
+    address = jobs_address(address)
+    with _translated(address):
+        found = [_job(details) for details in _client(address).list_jobs() if details.submission_id]
+    return sorted(found, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
+
+
+def job_logs(job: str, address: str | None = None) -> str:
+    """The log of a job so far. Raises `NotFoundError` when there is no such job."""
+    address = jobs_address(address)
+    with _translated(address, job):
+        return _client(address).get_job_logs(job)
+
+
+def stop_job(job: str, address: str | None = None) -> bool:
+    """Ask a job to end, and Ray to kill it three seconds later; False when it had ended before.
+
+    Raises `NotFoundError` when there is no such job.
+    """
+    address = jobs_address(address)
+    with _translated(address, job):
+        return _client(address).stop_job(job)
+
+
+def dashboard_address(address: str | None = None) -> Dashboard:
+    """Where the dashboard of the cluster is, whether it answers, and how to get to it from afar."""
+    url = jobs_address(address)
+    answers = _answers(url)
+    hint = (
+        "The page asks once for the cluster's token: `ray get-auth-token` prints it. "
+        "Past runs and pictures: `rayscan report`."
+        if answers
+        else f"No dashboard there: {_START}, then look again."
+    )
+    return Dashboard(url=url, answers=answers, hint=hint)
+
+
+def jobs_address(address: str | None) -> str:
+    """The Jobs API to talk to: the one given, else RAY_ADDRESS if it is an http:// one, else this machine's."""
+    from_environment = os.environ.get(_ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS", "")
+    if address is None:
+        address = from_environment if from_environment.startswith(("http://", "https://")) else DEFAULT_ADDRESS
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{address} is no address of a dashboard: give one like {DEFAULT_ADDRESS}")
+    return address.rstrip("/")
+
+
+def _client(address: str) -> "JobSubmissionClient":
+    use_token()
+    from ray.job_submission import JobSubmissionClient
+
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Inside Ray these variables win over the argument; whoever gives --address means it.
+    before = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = address
+    try:
+        return JobSubmissionClient(address)
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS_VARIABLE]
+        else:
+            os.environ[_ADDRESS_VARIABLE] = before
+
+
+def _submit(client: "JobSubmissionClient", verb_args: Sequence[str], command: Sequence[str]) -> str:
+    folders = source.package_folders()
+    source.check_packages(folders)
+    verb = verb_args[0]
+    environment = source.cluster_environment() | {source.SOURCE_HASH_VARIABLE: source.source_hash(folders)}
+    with tempfile.TemporaryDirectory(prefix="rayscan-") as empty:
+        return client.submit_job(
+            entrypoint=shlex.join([*command, *verb_args]),
+            submission_id=f"rayscan-{verb}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+            runtime_env=source.runtime_env(folders, Path(empty), environment),
+            metadata={_VERB: verb, "job_name": f"rayscan {verb}"},
+        )
+
+
+async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:
+    """Write the log until the job ends, each character once though every connection starts from the beginning."""
+    import aiohttp
+
+    written = 0
+    for attempt in range(RECONNECTS + 1):
+        position = 0
+        try:
+            async for text in client.tail_job_logs(job):
+                fresh = text[max(0, written - position) :]
+                position += len(text)
+                if fresh:
+                    write(fresh)
+                    written = position
+            return
+        except (aiohttp.ClientError, RuntimeError) as error:  # what Ray raises when a tunnel or a proxy cuts the line
+            if attempt == RECONNECTS:
+                raise RayscanError(f"lost the log of {job}, which goes on: `rayscan logs {job}` ({error})") from error
+            log.debug("log of %s cut off, connecting again: %s", job, error)
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _settled(client: "JobSubmissionClient", job: str) -> "JobDetails":
+    """The job once its end stands in the books, which may be a moment after the end of its log."""
+    for _ in range(SETTLE_SECONDS * 10):
+        details = client.get_job_info(job)
+        if details.status.is_terminal():
+            return details
+        await asyncio.sleep(0.1)
+    raise RayscanError(f"{job} closed its log but does not end: see `rayscan jobs` and `rayscan stop {job}`")
+
+
+@contextmanager
+def _translated(address: str, job: str = "") -> Iterator[None]:
+    """Turn what Ray's client raises into our errors, each with the way out."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise InputError(
+            f"{address} refuses this machine's token, or there is none: copy the one of the cluster's head node to "
+            "~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
+        ) from error
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {_START}") from error
+    except requests.RequestException as error:
+        raise RayscanError(f"the cluster at {address} stopped answering: {type(error).__name__}") from error
+    except RuntimeError as error:
+        if "status code 404" in str(error) and job:
+            raise NotFoundError(f"{address} knows no job {job}: `rayscan jobs` lists them") from error
+        raise RayscanError(f"the Jobs API at {address} fails: {str(error).splitlines()[0]}") from error
+
+
+def _job(details: "JobDetails") -> Job:
+    return Job(
+        job=details.submission_id or "",
+        verb=(details.metadata or {}).get(_VERB, ""),
+        status=details.status.value,
+        started=_time(details.start_time),
+        ended=_time(details.end_time),
+        exit_code=details.driver_exit_code,
+    )
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+
+
+def _warn_of_local_paths(verb_args: Sequence[str], address: str) -> None:
+    if urlsplit(address).hostname in _LOOPBACK and _runs_here():
+        return
+    for argument in verb_args[1:]:
+        if argument.startswith(("/", "./", "../", "~", "file://")) or ("/" in argument and Path(argument).exists()):
+            log.warning("%s is a path of one machine: every node of the cluster must have it, or use s3://", argument)
+
+
+def _runs_here() -> bool:
+    """Whether a Ray was started on this machine; if not, a loopback address is the end of a tunnel."""
+    return (Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster").exists()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/api/version", timeout=5):  # noqa: S310 (jobs_address lets only http through)
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # it is there, and asks for the token
+    except OSError:
+        return False
+
+
+def _write_to_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,114 @@
+"""A Ray cluster of one node with a token of its own, started and ended as processes of this machine."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.servers import clean_environment, free_port
+
+START_SECONDS = 90
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A running head node."""
+
+    address: str
+    dashboard: str
+    folder: Path
+    """Ray's temporary folder is `ray` in here."""
+    token: Path
+
+    def environment(self) -> dict[str, str]:
+        """A client on this machine that has the token, and whose Ray would find this head by itself."""
+        return environment(self.folder) | {"RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """A process that sees only this folder as home and as Ray's place for temporary files."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return clean_environment() | {"HOME": str(folder), "RAY_TMPDIR": str(folder), "PATH": path}
+
+
+@contextlib.contextmanager
+def running_head() -> Iterator[Head]:
+    """Start a head on free ports, outside those Ray gives to workers (10002-19999); end exactly its processes."""
+    with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as name:  # short: sockets
+        folder = Path(name)
+        token = folder / "token"
+        token.write_text("0123456789abcdef" * 2)
+        token.chmod(0o600)
+        port, dashboard = free_port(), free_port()
+        head = Head(address=f"127.0.0.1:{port}", dashboard=f"http://127.0.0.1:{dashboard}", folder=folder, token=token)
+        command = [
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
+            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
+            *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"),
+        ]
+        with (folder / "start.log").open("wb") as output:
+            started = subprocess.Popen(
+                command,
+                env=head.environment() | {"RAY_AUTH_MODE": "token"},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            wait_for(lambda: "Ray runtime started" in (folder / "start.log").read_text(), START_SECONDS)
+            yield head
+        finally:
+            mine = processes_below(started.pid)
+            started.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(20)
+            for pid in alive(mine):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            started.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    """Ask again and again until it holds; fail when it does not in time."""
+    gate, end = threading.Event(), time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        gate.wait(0.1)
+
+
+def processes_below(pid: int) -> dict[int, str]:
+    """A process and all its descendants, each with the time it started: together they name it for good."""
+    parents: dict[int, list[int]] = {}
+    starts: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents.setdefault(int(fields[1]), []).append(int(entry.name))
+                starts[int(entry.name)] = fields[19]
+    found, todo = {}, [pid]
+    while todo:
+        here = todo.pop()
+        if here in starts:
+            found[here] = starts[here]
+        todo += parents.get(here, [])
+    return found
+
+
+def alive(processes: dict[int, str]) -> list[int]:
+    """Those of the processes that still run; a zombie does not."""
+    running = []
+    for pid, start in processes.items():
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[19] == start and fields[0] != "Z":
+                running.append(pid)
+    return running

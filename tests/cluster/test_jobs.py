@@ -1,0 +1,128 @@
+"""Verbs on a real cluster that asks for its token: submit, follow, list, read, stop."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import dashboard_address, jobs_address, submit
+from models.errors import InputError
+from tests.cluster.ray_head import BIN, Head, environment, wait_for
+from tests.servers import free_port
+
+SUBMIT = "import sys\nfrom cluster.jobs import submit\nsys.exit(submit(['probe'], sys.argv[1], command=sys.argv[2:]))"
+
+
+def rayscan(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN / "rayscan", *args], env=env, capture_output=True, text=True, check=False)
+
+
+def submitting(head: Head, code: str) -> subprocess.Popen[str]:
+    """`submit` in a process of its own, with a command that runs this code on the cluster."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SUBMIT, head.dashboard, sys.executable, "-c", code],
+        env=head.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_submitted_verb_runs_our_code_on_the_workers_and_ends_with_its_own_exit_code(head: Head) -> None:
+    done = rayscan(
+        head.environment(), "submit", "--address", head.dashboard, "--", "doctor", f"file://{head.folder}", "--json"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (answer,) = (line for line in done.stdout.splitlines() if line.startswith("[{"))
+    assert {finding["check"]: finding["state"] for finding in json.loads(answer)}["code"] == "ok"
+    assert len([line for line in done.stderr.splitlines() if "INFO" in line]) == 0, done.stderr
+
+
+def test_the_log_streams_while_the_job_runs_and_its_exit_code_comes_back(head: Head, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    wait = f"while not os.path.exists({str(seen)!r}): time.sleep(.05)"  # in the job, until the test saw its first line
+    client = submitting(head, f"import os, sys, time\nprint('first line')\n{wait}\nprint('last line')\nsys.exit(3)")
+    assert client.stdout
+    for line in client.stdout:
+        if line == "first line\n":
+            break
+    seen.touch()
+    rest, errors = client.communicate(timeout=60)
+    assert rest.endswith("last line\n"), errors
+    assert client.returncode == 3
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> None:
+    client = submitting(head, "import time\nprint('at work', flush=True)\ntime.sleep(600)")
+    assert client.stdout
+    for line in client.stdout:
+        if line == "at work\n":
+            break
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=30)
+    assert client.returncode not in (0, 1)
+
+    def jobs() -> dict[str, dict[str, str]]:
+        shown = rayscan(head.environment(), "jobs", "--address", head.dashboard, "--json").stdout
+        return {job["job"]: job for job in json.loads(shown)}
+
+    (job,) = (name for name, job in jobs().items() if job["status"] == "RUNNING")
+    assert re.fullmatch(r"rayscan-probe-\d{8}T\d{6}-[0-9a-f]{6}", job)
+    assert jobs()[job]["verb"] == "probe"
+    assert rayscan(head.environment(), "stop", job, "--address", head.dashboard).returncode == 0
+    wait_for(lambda: jobs()[job]["status"] == "STOPPED", 30)
+    assert "at work" in rayscan(head.environment(), "logs", job, "--address", head.dashboard).stdout
+
+
+def test_the_api_answers_only_to_the_token(head: Head, tmp_path: Path) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head.dashboard}/api/jobs/", timeout=10)
+    refused = rayscan(environment(tmp_path), "jobs", "--address", head.dashboard)
+    assert refused.returncode == 2
+    assert "~/.ray/auth_token" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert dashboard_address(head.dashboard).answers
+
+
+def test_a_job_nobody_knows_is_wrong_input(head: Head) -> None:
+    asked = rayscan(head.environment(), "logs", "no-such-job", "--address", head.dashboard)
+    assert asked.returncode == 2
+    assert "knows no job no-such-job" in asked.stderr
+
+
+def test_no_cluster_at_the_address_says_how_to_start_one() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(InputError, match="ray start --head"):
+        submit(["query", "s3://bucket/scores"], address)
+    assert not dashboard_address(address).answers
+    assert "ray dashboard ray_cluster.yaml" in dashboard_address(address).hint
+
+
+def test_an_empty_submission_is_wrong_usage() -> None:
+    with pytest.raises(InputError, match="name a verb"):
+        submit([], "http://127.0.0.1:8265")
+
+
+def test_a_local_path_is_pointed_out_when_the_cluster_is_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError), caplog.at_level("WARNING", logger="rayscan"):
+        submit(["score", "/archive", "--model", "s3://bucket/model"], "http://head.invalid:8265")
+    assert [record.args for record in caplog.records] == [("/archive",)]
+
+
+def test_the_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert jobs_address(None) == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert jobs_address(None) == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265/")
+    assert jobs_address(None) == "http://head:8265"
+    assert jobs_address("https://other") == "https://other"
+    with pytest.raises(InputError, match="dashboard"):
+        jobs_address("10.0.0.1:6379")

@@ -1,0 +1,199 @@
+"""`ray_session` as a process meets it: whose code the workers run, which Ray it joins, how Ctrl-C ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import source
+from cluster.session import ray_session as open_session
+from models.errors import InputError
+from tests.cluster.ray_head import Head, alive, environment, processes_below, wait_for
+from tests.servers import free_port
+
+DRIVER = """
+import json, os, sys, threading
+from cluster import source
+from cluster.session import ray_session
+
+try:
+    with ray_session(cpus=2, dashboard=False, working_on="test") as session:
+        import ray
+
+        @ray.remote
+        def look():
+            import models
+            hashed = source.source_hash(source.package_folders())
+            return {"models": models.__file__, "hash": hashed, "here": os.listdir(), "env": dict(os.environ)}
+
+        seen = ray.get(look.remote()) | {"address": session.address, "cpus": session.cpus}
+        print(json.dumps(seen), flush=True)
+        try:
+            threading.Event().wait()
+        finally:
+            print("closing", flush=True)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What became of one driver, from its start to Ctrl-C, hit twice."""
+
+    seen: dict[str, Any]
+    exit_code: int
+    stdout: str
+    stderr: str
+    processes: dict[int, str]
+
+
+@pytest.fixture(scope="module")
+def drive(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+    """A driver started in a folder with a stranger's `models`, on a machine where another Ray runs already."""
+    strange = tmp_path_factory.mktemp("strange")
+    (strange / "models").mkdir()
+    (strange / "models" / "__init__.py").write_text("")
+    script = tmp_path_factory.mktemp("script") / "driver.py"
+    script.write_text(DRIVER)
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=strange,
+        env=head.environment() | {"AWS_ENDPOINT_URL": "http://here", "RAYSCAN_PATIENT_SECRET": "known here"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    processes: dict[int, str] = {}
+    try:
+        line = process.stdout.readline()
+        assert line, process.stderr and process.stderr.read()
+        processes = processes_below(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
+        assert process.stdout.readline() == "closing\n"
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        yield Drive(json.loads(line), process.returncode, stdout, stderr, processes)
+    finally:
+        process.kill()
+        process.wait()
+        for pid in alive(processes):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_workers_run_the_drivers_code_whatever_lies_in_its_folder(drive: Drive) -> None:
+    assert drive.seen["hash"] == source.source_hash(source.package_folders())
+    assert "strange" not in drive.seen["models"]
+    assert drive.seen["here"] == []
+
+
+def test_local_workers_inherit_what_storage_and_patient_keys_need(drive: Drive) -> None:
+    assert drive.seen["env"]["AWS_ENDPOINT_URL"] == "http://here"
+    assert drive.seen["env"]["RAYSCAN_PATIENT_SECRET"] == "known here"
+    assert drive.seen["env"]["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_a_ray_that_already_runs_here_is_not_joined(drive: Drive, head: Head) -> None:
+    known = (head.folder / "ray" / "ray_current_cluster").read_text()
+    assert known.endswith(head.address.rpartition(":")[2])  # a bare `ray.init()` would join it
+    assert drive.seen["address"].rpartition(":")[2] != head.address.rpartition(":")[2]
+    assert drive.seen["cpus"] == 2
+
+
+def test_ctrl_c_twice_ends_the_driver_and_all_its_processes(drive: Drive) -> None:
+    assert drive.exit_code == 130, drive.stderr
+    assert "Traceback" not in drive.stderr
+    assert len(drive.processes) > 3
+    wait_for(lambda: alive(drive.processes) == [], 10)
+
+
+def test_a_shadowed_package_is_named(tmp_path: Path) -> None:
+    stranger = tmp_path / "tuning"
+    stranger.mkdir()
+    (stranger / "__init__.py").write_text("")
+    code = "from cluster.session import ray_session\nwith ray_session(): pass"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+    )
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("models.errors.InputError: `tuning` is imported from")
+    assert str(stranger) in last
+
+
+def test_the_hash_follows_every_byte_of_code_and_no_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    (folder / "__pycache__").mkdir(parents=True)
+    (folder / "a.py").write_text("one = 1\n")
+    before = source.source_hash({"models": folder})
+    (folder / "__pycache__" / "a.pyc").write_bytes(b"cache")
+    assert source.source_hash({"models": folder}) == before
+    (folder / "a.py").rename(folder / "b.py")
+    renamed = source.source_hash({"models": folder})
+    (folder / "b.py").write_text("one = 2\n")
+    assert len({before, renamed, source.source_hash({"models": folder})}) == 3
+
+
+def test_a_job_refuses_code_other_than_the_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = source.package_folders()
+    monkeypatch.setenv(source.SOURCE_HASH_VARIABLE, source.source_hash(folders))
+    source.check_packages(folders)
+    monkeypatch.setenv(source.SOURCE_HASH_VARIABLE, "0" * 16)
+    with pytest.raises(InputError, match="imports other code"):
+        source.check_packages(folders)
+
+
+def test_no_secret_goes_to_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_STATE_TRACKING", raising=False)
+    monkeypatch.delenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", raising=False)
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://name:word@ceph.example")
+    for secret in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAYSCAN_PATIENT_SECRET"):
+        monkeypatch.setenv(secret, "secret")
+    assert source.cluster_environment() == {"AWS_REGION": "eu-west-1"}
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://head:8265", "rayscan submit --address http://head:8265"),
+        ("ray://head:10001", "rayscan submit"),
+        ("nonsense", "host:port"),
+    ],
+)
+def test_an_address_that_is_no_clusters_is_refused(address: str, says: str) -> None:
+    with pytest.raises(InputError, match=says), open_session(address):
+        pass
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    with pytest.raises(InputError, match="ray start --head"), open_session(f"127.0.0.1:{free_port()}"):
+        pass
+
+
+def test_an_http_address_from_the_environment_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    with pytest.raises(InputError, match="unset RAY_ADDRESS"), open_session():
+        pass
+
+
+def test_the_size_of_a_cluster_is_not_ours_to_set() -> None:
+    with pytest.raises(InputError, match="--cpus"), open_session("auto", cpus=3):
+        pass
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_session_inside_a_session_is_the_same_and_stays_open() -> None:
+    import ray
+
+    with open_session() as session:
+        assert session.cpus == 4
+    assert ray.is_initialized()

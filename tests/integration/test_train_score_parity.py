@@ -1,0 +1,33 @@
+"""A film gets the same probability from training's side and from scoring's, though they reach it on different ways."""
+
+from pathlib import Path
+
+import pytest
+
+from models.engine import load_engine
+from pipelines.bundles import fetch_bundle
+from pipelines.ingest.catalog import CatalogSettings, build_catalog
+from pipelines.ingest.dataset import load_films
+from pipelines.ingest.prepare import PrepareSettings, prepare
+from pipelines.results.query import ask
+from pipelines.scoring.runs import ScoreSettings, score
+from tuning.loop import TrainSettings
+from tuning.train import train
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_scoring_an_archive_equals_the_engine_on_prepared_films(phantom_archive: Path, tmp_path: Path) -> None:
+    at = {name: str(tmp_path / name) for name in ("catalog", "dataset", "bundle", "scores")}
+    build_catalog(str(phantom_archive), at["catalog"], CatalogSettings(labels="path"))
+    prepare(at["catalog"], at["dataset"], PrepareSettings(size=64))
+    # A network smaller than the films: scoring must decode as `prepare` did before it shrinks.
+    train(at["dataset"], at["bundle"], "cnn", TrainSettings(epochs=1), size=32)
+    score(at["catalog"], at["bundle"], at["scores"], ScoreSettings(shard_size=50))
+
+    films = load_films(at["dataset"], "val")
+    expected = 1.0 - load_engine(fetch_bundle(at["bundle"]))(films.pixels)[:, 0]
+    rows = ask(at["scores"], "SELECT scan_id, probability FROM latest").to_pylist()
+    scored = {row["scan_id"]: row["probability"] for row in rows}
+    assert len(films) > 10
+    # The same arithmetic in batches of another size: float32 rounding, nothing more.
+    assert [scored[str(scan)] for scan in films.scan_ids] == pytest.approx(expected.tolist(), abs=1e-5)

@@ -1,0 +1,33 @@
+"""Archives of a few dozen files, as folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.pipelines.ingest.films import encode, ramp, write
+
+
+def _jpeg(number: int, quality: int = 90) -> bytes:
+    noise = np.random.default_rng(number).integers(0, 20, ramp().shape, dtype=np.uint8)
+    return encode(ramp() + noise, "jpeg", quality=quality)
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path) -> Path:
+    """Kaggle's layout: 30 normal and 40 ill patients of two films each in train, five of each in test, junk beside."""
+    files = {}
+    for i in range(30):
+        files[f"train/NORMAL/IM-{i:04d}-0001.jpeg"] = _jpeg(i)
+        files[f"train/NORMAL/IM-{i:04d}-0001-0002.jpeg"] = _jpeg(1000 + i)
+    for i in range(40):
+        kind = "bacteria" if i % 2 else "virus"
+        for j in range(2):
+            files[f"{'val' if i == 0 else 'train'}/PNEUMONIA/person{i}_{kind}_{2 * i + j}.jpeg"] = _jpeg(2000 + 2 * i + j)
+    for i in range(5):
+        files[f"test/NORMAL/NORMAL2-IM-{i:04d}-0001.jpeg"] = _jpeg(3000 + i)
+        files[f"test/PNEUMONIA/person{100 + i}_virus_{i}.jpeg"] = _jpeg(4000 + i)
+    # This patient of train has a film in test too.
+    files["test/PNEUMONIA/person1_bacteria_999.jpeg"] = _jpeg(5000)
+    junk = {".DS_Store": b"x", "README.md": b"# films", "train/Thumbs.db": b"x", "notes.txt": b"x", "DICOMDIR": b"x"}
+    return write(tmp_path / "archive", files | junk)

@@ -1,0 +1,237 @@
+"""What a catalogue says of an archive, on local disk and on a real S3 server."""
+
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import CATALOG, EXCLUDED, scan_id
+from pipelines.errors import InputError, NotFoundError
+from pipelines.ingest.catalog import CatalogSettings, build_catalog, is_catalog, read_catalog
+from pipelines.ingest.listing import list_archive
+from pipelines.ingest.patients import SECRET_VARIABLE
+from pipelines.storage import open_store
+from tests.pipelines.ingest.films import SECRETS, dicom, encode, ramp, write
+from tests.servers import S3Server
+
+FILM = ramp()
+
+
+def rows(catalog: Path | str) -> dict[str, dict[str, object]]:
+    """The rows by file name."""
+    return {row["uri"].rpartition("/")[2]: row for row in read_catalog(str(catalog)).to_pylist()}
+
+
+def build(archive: Path, **settings: object) -> dict[str, dict[str, object]]:
+    out = archive.parent / "catalog"
+    build_catalog(str(archive), str(out), CatalogSettings(**settings))  # type: ignore[arg-type]
+    return rows(out)
+
+
+def test_a_listing_without_labels(kaggle: Path) -> None:
+    out = str(kaggle.parent / "catalog")
+    summary = build_catalog(str(kaggle), out, CatalogSettings(site="north"))
+    table = read_catalog(out)
+    assert table.schema.equals(CATALOG)
+    assert summary.scans == table.num_rows == 151
+    assert summary.ignored == 5
+    assert summary.formats == {"jpeg": 151}
+    assert set(table["site"].to_pylist()) == {"north"}
+    for name in ("label", "split", "patient_key", "width", "problem", "content_hash"):
+        assert table[name].null_count == table.num_rows
+    store = open_store(str(kaggle))
+    info = {store.uri(info.key): info for chunk in store.list() for info in chunk}
+    for row in table.to_pylist():
+        assert row["scan_id"] == scan_id(row["uri"], info[row["uri"]].etag)
+        assert row["size"] == info[row["uri"]].size
+
+
+def test_candidates_are_told_by_what_they_are_not(tmp_path: Path) -> None:
+    names = ["1.2.840.113619.2.5", "IMG0001", "film.dcm", "film.PNG", "sub dir/größe 1.jpg"]
+    never = [".hidden/film.jpeg", "a.csv", "b.JSON", "DICOMDIR", "thumbs.db", "c.parquet"]
+    write(tmp_path, dict.fromkeys([*names, *never], b"x"))
+    (table,) = list_archive(open_store(str(tmp_path)))
+    found = {row["uri"].removeprefix(f"file://{tmp_path}/"): row["format"] for row in table.to_pylist()}
+    assert found == dict(zip(names, [None, None, "dicom", "png", "jpeg"], strict=True))
+
+
+def test_labels_and_splits_from_kaggles_folders(kaggle: Path) -> None:
+    found = build(kaggle, labels="path")
+    assert found["IM-0003-0001-0002.jpeg"]["label"] == "NORMAL"
+    assert found["person3_bacteria_7.jpeg"]["label"] == "PNEUMONIA"
+    assert found["person3_bacteria_7.jpeg"]["subtype"] == "bacteria"
+    sides = defaultdict(set)
+    for row in found.values():
+        sides[row["patient_key"]].add(row["split"])
+    assert all(len(side - {EXCLUDED}) == 1 for side in sides.values())
+    assert len(sides) == 30 + 40 + 5 + 5
+    # test stays test, and only it; the train films of its patient serve nothing; Kaggle's small val is dealt anew.
+    assert {name for name, row in found.items() if row["split"] == "test"} == {
+        name for name, row in found.items() if "/test/" in str(row["uri"])
+    }
+    assert {name for name, row in found.items() if row["split"] == EXCLUDED} == {
+        "person1_bacteria_2.jpeg",
+        "person1_bacteria_3.jpeg",
+    }
+    val = [row["label"] for row in found.values() if row["split"] == "val"]
+    assert 0.12 < len(val) / 138 < 0.18
+    assert set(val) == {"NORMAL", "PNEUMONIA"}
+
+
+def test_splits_depend_on_the_seed_and_not_on_the_secret(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(kaggle, labels="path")
+    monkeypatch.setenv(SECRET_VARIABLE, "hush")
+    second = build(kaggle, labels="path")
+    third = build(kaggle, labels="path", seed=1)
+    assert [row["split"] for row in first.values()] == [row["split"] for row in second.values()]
+    assert [row["split"] for row in first.values()] != [row["split"] for row in third.values()]
+    assert first["IM-0000-0001.jpeg"]["patient_key"] != second["IM-0000-0001.jpeg"]["patient_key"]
+    assert second["IM-0000-0001.jpeg"]["patient_key"] == third["IM-0000-0001.jpeg"]["patient_key"]
+
+
+def test_a_flat_archive_gets_a_test_split(tmp_path: Path) -> None:
+    archive = write(tmp_path / "archive", {f"{label}/{i}.jpeg": b"x" for label in ("normal", "Pneumonia") for i in range(40)})
+    splits = [row["split"] for row in build_names(archive)]
+    assert {name: splits.count(name) for name in ("train", "val", "test")} == {"train": 56, "val": 12, "test": 12}
+
+
+def build_names(archive: Path) -> list[dict[str, object]]:
+    out = str(archive.parent / "catalog")
+    build_catalog(str(archive), out, CatalogSettings(labels="path"))
+    return read_catalog(out).to_pylist()
+
+
+def csv_archive(folder: Path, text: str) -> tuple[Path, str]:
+    archive = write(folder / "archive", {f"{name}.dcm": b"x" for name in "abcd"})
+    labels = folder / "labels.csv"
+    labels.write_text(text)
+    return archive, str(labels)
+
+
+def test_labels_from_a_csv(tmp_path: Path) -> None:
+    archive, labels = csv_archive(
+        tmp_path,
+        "path,label,subtype,patient_id,split,site\n"
+        "a.dcm,PNEUMONIA,virus,MRN-1,train,north\nb.dcm,0,,MRN-2,val,\nc.dcm,normal,,MRN-1,train,\n",
+    )
+    found = build(archive, labels=labels, site="south")
+    assert {name[0]: row["label"] for name, row in found.items()} == {
+        "a": "PNEUMONIA",
+        "b": "NORMAL",
+        "c": "NORMAL",
+        "d": None,
+    }
+    assert {name[0]: row["split"] for name, row in found.items()} == {"a": "train", "b": "val", "c": "train", "d": None}
+    assert [found[name]["site"] for name in ("a.dcm", "b.dcm")] == ["north", "south"]
+    assert found["a.dcm"]["subtype"] == "virus"
+    assert found["a.dcm"]["patient_key"] == found["c.dcm"]["patient_key"] != found["b.dcm"]["patient_key"]
+
+
+def test_a_csv_by_uri(tmp_path: Path) -> None:
+    archive, labels = csv_archive(tmp_path, "")
+    Path(labels).write_text(f"uri,label\nfile://{archive}/a.dcm,1\nfile://{archive}/b.dcm,0\n")
+    assert build(archive, labels=labels)["a.dcm"]["label"] == "PNEUMONIA"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.dcm,1\nz.dcm,0\n", r"line 3: .*/z\.dcm is not in the archive"),
+        ("path,label\na.dcm,2\n", "line 2: label '2' is none of"),
+        ("path,label,split\na.dcm,1,holdout\n", "line 2: split 'holdout' is none of"),
+        ("path,label\na.dcm,1\na.dcm,0\n", "line 3: this film has a line already"),
+        ("path,label\n,1\n", "line 2: names no film"),
+        ("file,label\na.dcm,1\n", "needs the columns `path`"),
+        ("path,finding\na.dcm,1\n", "needs the columns `path`"),
+        ("", "needs the columns `path`"),
+    ],
+)
+def test_a_wrong_csv_is_refused_by_its_line(tmp_path: Path, text: str, message: str) -> None:
+    archive, labels = csv_archive(tmp_path, text)
+    with pytest.raises(InputError, match=message) as caught:
+        build(archive, labels=labels)
+    assert "labels.csv" in str(caught.value)
+
+
+def test_inspect_reads_every_file(tmp_path: Path) -> None:
+    jpeg = encode(FILM, "jpeg")
+    archive = write(
+        tmp_path / "archive",
+        {
+            "film": dicom(FILM),
+            "other": dicom(FILM, PatientID="MRN-7", Modality="CR", ViewPosition="LL"),
+            "a.jpeg": jpeg,
+            "b.dcm": jpeg,
+            "empty.png": b"",
+            "scan.jpg": b"words",
+        },
+    )
+    found = build(archive, inspect=True)
+    film = found["film"]
+    assert (film["format"], film["width"], film["height"], film["study_date"]) == ("dicom", 96, 80, date(2024, 2, 29))
+    assert (film["modality"], film["body_part"], film["view"]) == ("DX", "CHEST", "PA")
+    assert found["other"]["modality"] == "CR"
+    assert film["patient_key"] != found["other"]["patient_key"]
+    assert found["b.dcm"]["format"] == "jpeg"
+    assert found["a.jpeg"]["content_hash"] == found["b.dcm"]["content_hash"] != film["content_hash"]
+    assert {name: row["problem"] for name, row in found.items() if row["problem"]} == {
+        "empty.png": "empty_file",
+        "scan.jpg": "unknown_format",
+    }
+    for path in (tmp_path / "catalog").iterdir():
+        assert not any(secret.encode() in path.read_bytes() for secret in SECRETS)
+
+
+def test_patients_of_dicom_headers_split_together(tmp_path: Path) -> None:
+    files = {f"{label}/{p}-{i}": dicom(np.full((8, 8), 9 * i + p, np.uint8), PatientID=f"{label}{p}")
+             for label in ("NORMAL", "PNEUMONIA") for p in range(12) for i in range(3)}  # fmt: skip
+    found = build(write(tmp_path / "archive", files), labels="path", inspect=True)
+    sides = defaultdict(set)
+    for row in found.values():
+        sides[row["patient_key"]].add(row["split"])
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_a_catalogue_is_replaced_whole(kaggle: Path) -> None:
+    build(kaggle, labels="path")
+    build(kaggle)
+    assert len(list((kaggle.parent / "catalog").glob("*.parquet"))) == 1
+    assert read_catalog(str(kaggle.parent / "catalog"), columns=["uri", "size"]).column_names == ["uri", "size"]
+
+
+def test_what_is_no_catalogue(kaggle: Path, tmp_path: Path) -> None:
+    assert not is_catalog(str(kaggle))
+    assert not is_catalog(str(tmp_path / "absent"))
+    with pytest.raises(InputError, match="no catalogue here"):
+        read_catalog(str(kaggle))
+    build(kaggle)
+    assert is_catalog(str(kaggle.parent / "catalog"))
+
+
+def test_unusable_archives(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(NotFoundError):
+        build_catalog(str(tmp_path / "absent"), out, CatalogSettings())
+    empty = write(tmp_path / "empty", {"readme.txt": b"x"})
+    with pytest.raises(InputError, match="no scans here"):
+        build_catalog(str(empty), out, CatalogSettings())
+    bare = write(tmp_path / "bare", {"a.jpeg": b"x"})
+    with pytest.raises(InputError, match="no label was found"):
+        build_catalog(str(bare), out, CatalogSettings(labels="path"))
+    assert not is_catalog(out)
+    with pytest.raises(InputError, match="below 1"):
+        CatalogSettings(val_fraction=0.6, test_fraction=0.5)
+
+
+def test_on_s3(s3: S3Server, kaggle: Path) -> None:
+    root = s3.bucket()
+    store = open_store(f"{root}/archive")
+    for path in sorted(kaggle.rglob("*.jpeg"))[:20]:
+        store.put(str(path.relative_to(kaggle)), path.read_bytes())
+    build_catalog(f"{root}/archive", f"{root}/catalog", CatalogSettings(labels="path", inspect=True))
+    assert is_catalog(f"{root}/catalog")
+    found = rows(f"{root}/catalog")
+    assert len(found) == 20
+    assert all(str(row["uri"]).startswith(f"{root}/archive/") and row["width"] == 96 for row in found.values())

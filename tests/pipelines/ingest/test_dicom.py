@@ -1,0 +1,214 @@
+"""DICOM: the grey levels a radiologist would be shown, and nobody's name anywhere."""
+
+import logging
+import warnings
+from datetime import date
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, UID
+
+from models.gate import ScanTags, check_tags
+from models.spec import Preprocessing
+from pipelines.contracts import Reason
+from pipelines.errors import UnreadableScanError
+from pipelines.ingest.decode import decode, read_header, sniff
+from pipelines.ingest.dicom import read_grey
+from pipelines.phantom import dicom_bytes
+from tests.pipelines.ingest.films import SECRETS, compressed, dataset, dicom, encode, ramp, saved
+
+FILM = ramp()
+TWELVE = FILM.astype(np.uint16) * 16
+
+
+def grey(data: bytes) -> npt.NDArray[np.int16]:
+    return read_grey(data)[0].astype(np.int16)
+
+
+def reason(data: bytes) -> Reason:
+    with pytest.raises(UnreadableScanError) as caught:
+        read_grey(data)
+    return caught.value.reason
+
+
+def close(data: bytes, wanted: npt.NDArray[np.uint8] = FILM, tolerance: int = 1) -> bool:
+    return int(np.abs(grey(data) - wanted).max()) <= tolerance
+
+
+def test_header_is_the_allow_list() -> None:
+    header = read_header(dicom(FILM))
+    assert header.tags == ScanTags(modality="DX", body_part="CHEST", view="PA")
+    assert (header.width, header.height, header.study_date) == (96, 80, date(2024, 2, 29))
+    assert header.patient_id == "MRN-0042"
+    assert not any(secret in repr(header) for secret in SECRETS)
+
+
+def test_the_window_sets_black_and_white_not_the_extremes_of_the_film() -> None:
+    assert close(dicom(TWELVE, WindowCenter=2048, WindowWidth=4096))
+    narrow = grey(dicom(TWELVE, WindowCenter=2048, WindowWidth=512))
+    assert narrow.min() == 0
+    assert narrow.max() == 255
+    # A window wider than the film leaves it grey: its own darkest level is not black.
+    wide = grey(dicom(TWELVE, WindowCenter=4096, WindowWidth=8192))
+    assert np.abs(wide - FILM / 2).max() <= 1
+
+
+def test_the_first_of_several_windows_counts() -> None:
+    assert close(dicom(TWELVE, WindowCenter=[2048, 100], WindowWidth=[4096, 50]))
+
+
+def test_without_a_window_the_film_fills_the_range() -> None:
+    levels = grey(dicom(TWELVE))
+    assert (levels.min(), levels.max()) == (0, 255)
+    low, high = int(FILM.min()), int(FILM.max())
+    assert np.abs(levels - (FILM.astype(float) - low) * 255 / (high - low)).max() <= 1
+
+
+@pytest.mark.parametrize("tags", [{"WindowWidth": 0}, {"WindowWidth": -5}, {"WindowCenter": None}])
+def test_a_window_that_is_none_is_no_window(tags: dict[str, float | None]) -> None:
+    file = dataset(TWELVE, WindowCenter=2048, WindowWidth=4096)
+    for name, value in tags.items():
+        setattr(file, name, value)
+    assert (grey(saved(file)) == grey(dicom(TWELVE))).all()
+
+
+def test_rescale_comes_before_the_window() -> None:
+    data = dicom(TWELVE, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3096, WindowWidth=8192)
+    assert close(data)
+    signed = (TWELVE.astype(np.int32) - 2048).astype(np.int16)
+    assert close(dicom(signed, WindowCenter=0, WindowWidth=4096))
+
+
+def test_monochrome1_is_inverted() -> None:
+    data = dicom(4095 - TWELVE, PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=4096)
+    assert close(data)
+
+
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+def test_other_windows(function: str) -> None:
+    levels = grey(dicom(TWELVE, WindowCenter=2048, WindowWidth=4096, VOILUTFunction=function))
+    share = (TWELVE.astype(float) - 2048) / 4096
+    wanted = share + 0.5 if function == "LINEAR_EXACT" else 1 / (1 + np.exp(-4 * share))
+    assert np.abs(levels - 255 * wanted).max() <= 1
+
+
+def table_item(entries: npt.NDArray[np.uint16], bits: int, first: int = 0) -> Dataset:
+    item = Dataset()
+    item.LUTDescriptor = [len(entries), first, bits]
+    item.LUTData = entries.tolist()
+    item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+    return item
+
+
+def test_lookup_tables() -> None:
+    shown = np.linspace(0, 255, 4096).astype(np.uint16)
+    # Eight-bit entries for 4,096 values: the index must not be cut to eight bits as well.
+    assert close(dicom(TWELVE, VOILUTSequence=[table_item(shown, 8)], WindowCenter=1, WindowWidth=2))
+    late = dicom(TWELVE, VOILUTSequence=[table_item(shown[100:], 8, first=100)])
+    assert close(late)
+    swapped = table_item(4095 - np.arange(4096, dtype=np.uint16), 12)
+    assert close(dicom(4095 - TWELVE, ModalityLUTSequence=[swapped], WindowCenter=2048, WindowWidth=4096))
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_phantom_films_are_shown_as_they_were_drawn(bits: int, photometric: str) -> None:
+    assert close(dicom_bytes(FILM, bits=bits, photometric=photometric))  # type: ignore[arg-type]
+
+
+def jpeg2000(stored: npt.NDArray[np.uint16]) -> bytes:
+    return encode(Image.fromarray(stored), "jpeg2000", irreversible=False, no_jp2=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compressed_frames() -> None:
+    window = {"WindowCenter": 32768, "WindowWidth": 65536}
+    sixteen = FILM.astype(np.uint16) * 257
+    frame = jpeg2000(sixteen)
+    assert close(compressed(dataset(sixteen, **window), frame, JPEG2000Lossless))
+    assert reason(compressed(dataset(sixteen, **window), frame[: len(frame) // 2], JPEG2000Lossless)) is Reason.CORRUPT
+    frame = encode(FILM, "jpeg", quality=95)
+    eight = {"WindowCenter": 128, "WindowWidth": 256}
+    assert close(compressed(dataset(FILM, **eight), frame, JPEGBaseline8Bit), tolerance=8)
+    # GDCM would fill the missing half with grey.
+    assert reason(compressed(dataset(FILM, **eight), frame[: len(frame) // 2], JPEGBaseline8Bit)) is Reason.TRUNCATED
+
+
+def test_what_is_not_supported_says_so() -> None:
+    colour = np.stack([FILM] * 3, axis=-1)
+    assert reason(dicom(colour, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)) is (
+        Reason.UNSUPPORTED
+    )
+    assert reason(dicom(FILM, NumberOfFrames=2)) is Reason.UNSUPPORTED
+    unknown = compressed(dataset(FILM), b"\0" * 64, UID("1.2.840.10008.1.2.4.201"))
+    assert reason(unknown) is Reason.UNSUPPORTED
+    twelve_bit = compressed(dataset(TWELVE), b"\xff\xd8\0\0\xff\xd9", JPEGExtended12Bit)
+    assert reason(twelve_bit) is Reason.UNSUPPORTED
+
+
+def test_no_pixels() -> None:
+    assert reason(dicom(FILM, PixelData=None)) is Reason.NO_PIXELS
+    assert reason(dicom(FILM, Rows=0)) is Reason.NO_PIXELS
+    assert reason(dicom(FILM, Rows=None)) is Reason.NO_PIXELS
+
+
+def test_a_file_without_preamble() -> None:
+    file = dataset(FILM, WindowCenter=128, WindowWidth=256)
+    out = BytesIO()
+    bare = Dataset()
+    bare.update({tag: file[tag] for tag in file.keys()})  # noqa: SIM118 (a Dataset iterates over elements)
+    bare.save_as(out, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    data = out.getvalue()
+    assert data[128:132] != b"DICM"
+    assert sniff(data) == "dicom"
+    assert close(data)
+
+
+def test_a_name_in_the_wrong_tag_is_not_taken() -> None:
+    assert read_header(dicom(FILM, ViewPosition="DOE^JANE")).tags.view is None
+
+
+def test_no_patient_value_reaches_warnings_logs_or_errors(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = dataset(FILM)
+    for keyword, text in (("PatientBirthDate", "DOE^JANE is no date"), ("StudyDate", "DOE^JANE"), ("PatientAge", "DOE")):
+        odd.add_new(keyword, "LO", text)
+        odd[keyword].VR = "LO"
+    spoilt = saved(odd).replace(b"LO\x13\x00DOE", b"DA\x13\x00DOE")
+    for data in (spoilt, spoilt[:-200], dicom(FILM, BitsAllocated=13), dicom(FILM, PixelRepresentation=7)):
+        with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.DEBUG):
+            warnings.simplefilter("always")
+            try:
+                decode(data, Preprocessing(size=32))
+            except UnreadableScanError as error:
+                assert error.__cause__ is None  # noqa: PT017 (some of these files are readable)
+                assert error.__suppress_context__ or error.__context__ is None  # noqa: PT017
+        said = [str(warning.message) for warning in caught] + [caplog.text, *capsys.readouterr()]
+        assert not any(secret in text for secret in (*SECRETS, "DOE") for text in said)
+
+
+def test_real_films(real_data: Path) -> None:
+    """Three chest films, two that are no chest, and one whose stream is broken."""
+    tags = {}
+    for path in sorted((real_data / "dicom").glob("*.dcm")):
+        try:
+            scan = decode(path.read_bytes(), Preprocessing())
+        except UnreadableScanError as error:
+            tags[path.stem] = str(error.reason)
+            continue
+        tags[path.stem] = check_tags(scan.tags) or "chest"
+        assert 80 < scan.pixels.mean() < 220
+    assert tags == {
+        "966_broken_j2k": "corrupt",
+        "966_fixed": "chest",
+        "RG1_J2KI": "chest",
+        "RG2_JPLL": "not_chest",
+        "RG3_J2KI": "not_chest",
+        "nih_dx_chest": "chest",
+    }

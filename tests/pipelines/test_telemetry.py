@@ -1,0 +1,73 @@
+"""Metrics as Prometheus reads them from the node's port, and silence where there is no Ray."""
+
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from pipelines import telemetry
+from tests.servers import clean_environment
+
+EXPORT_SECONDS = 60
+"""Ray exports every ten seconds; a busy machine may be late."""
+
+
+def values(port: int, mark: str) -> dict[str, float]:
+    """All exported values whose labels carry the mark, by name and tags of ours."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found: dict[str, float] = {}
+    for line in lines:
+        if line.startswith("ray_rayscan_") and mark in line:
+            tags = re.findall(r'\b(status|model|stage|metric)="([^"]*)"', line)
+            name = line.partition("{")[0] + "".join(f" {value.replace(mark, '')}" for _, value in sorted(tags))
+            found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
+    return found
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_worker_and_the_driver_count_appears_on_the_nodes_port() -> None:
+    import ray
+
+    mark = secrets.token_hex(4)
+
+    @ray.remote(num_cpus=0.1)
+    class Worker:
+        def count(self) -> None:
+            telemetry.count_scans({"scored": 5, "rejected": 2, "failed": 0}, model=mark)
+            telemetry.count_seconds({f"decode{mark}": 1.5})
+            telemetry.count_bytes(1000)
+
+    worker = Worker.remote()
+    ray.get([worker.count.remote(), worker.count.remote()])
+    telemetry.count_trial(f"pruned{mark}")
+    telemetry.set_best_value(0.5, metric=f"auc{mark}")
+    telemetry.set_best_value(0.9, metric=f"auc{mark}")
+
+    expected = {
+        "ray_rayscan_scans_total  scored": 10.0,
+        "ray_rayscan_scans_total  rejected": 4.0,
+        "ray_rayscan_stage_seconds_total decode": 3.0,
+        "ray_rayscan_trials_total pruned": 1.0,
+        "ray_rayscan_best_value auc": 0.9,
+    }
+    (node,) = ray.nodes()
+    gate, end = threading.Event(), time.monotonic() + EXPORT_SECONDS
+    while (seen := values(node["MetricsExportPort"], mark)) != expected and time.monotonic() < end:
+        gate.wait(0.25)
+    assert seen == expected
+    ray.kill(worker)
+
+
+def test_without_ray_nothing_happens_and_ray_is_not_even_imported() -> None:
+    code = (
+        "import sys\nfrom pipelines import telemetry\n"
+        "telemetry.count_scans({'scored': 1}, model='m')\ntelemetry.set_best_value(1.0, metric='auc')\n"
+        "sys.exit('ray' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=True)
