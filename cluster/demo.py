@@ -76,9 +76,10 @@ def run_demo(out: str, *, patients: int = 480, trials: int = 8, time_budget_s: f
             SearchSettings(trials=trials, time_budget_s=time_budget_s, epochs=12, grace_epochs=4, resolutions=(64, 96)),
         )
         judged = evaluate(best, at["dataset"], "test", report=page["evaluation"])
-        first, second = (score(at["night"], best, at["scores"], ScoreSettings(shard_size=32))[-1] for _ in range(2))
-    for subject, name in ((at["study"], "study"), (best, "model"), (at["scores"], "night")):
-        write_report(subject, page[name])
+        first = score(at["night"], best, at["scores"], ScoreSettings(shard_size=32))[-1]
+        for subject, name in ((at["study"], "study"), (best, "model"), (at["scores"], "night")):
+            write_report(subject, page[name])
+        second = score(at["night"], best, at["scores"], ScoreSettings(shard_size=32))[-1]
     _log_answer(at["scores"])
     auc = judged.metrics["auc"]
     me = "rayscan" if shutil.which("rayscan") else sys.argv[0]

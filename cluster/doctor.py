@@ -110,7 +110,7 @@ def examine(uri: str | None = None) -> list[Finding]:
             facts = ray.get(report, timeout=ANSWER_SECONDS)
             skew = _clock_skew(probe)
             storage = ray.get(probe.reach.remote(uri), timeout=ANSWER_SECONDS) if uri else None
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+        except ray.exceptions.RayError as error:
             findings.append(_silent(address, error))
             continue
         findings += judge(address, facts, driver, skew=skew, ray_gpus=int(node["Resources"].get("GPU", 0)))

@@ -32,7 +32,7 @@ _ENVIRONMENT = {
 }
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _KNOCK_SECONDS = 5
-_TOKEN = "copy the token of its head node to ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
+_ADMISSION = "copy the token of its head node to ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
 _NO_CLUSTER = "start one with `ray start --head`, or leave --address out to work on this machine"
 
 
@@ -162,12 +162,12 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
                 **options,
             )
         except ray.exceptions.AuthenticationError as error:
-            raise InputError(f"the Ray cluster at {address} wants its token: {_TOKEN}") from error
+            raise InputError(f"the Ray cluster at {address} wants its token: {_ADMISSION}") from error
         except (ConnectionError, TimeoutError) as error:
             if local:
                 raise RayscanError(f"Ray does not start on this machine: {error}") from error
             raise InputError(  # a token that is missing here or wrong looks to Ray like nobody answering
-                f"no Ray cluster at {address} lets this machine in: if one runs there, {_TOKEN}; if not, {_NO_CLUSTER}"
+                f"no Ray at {address} lets this machine in: if one runs there, {_ADMISSION}; if not, {_NO_CLUSTER}"
             ) from error
         return context.dashboard_url or None
 

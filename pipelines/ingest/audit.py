@@ -123,7 +123,7 @@ def _separation(labels: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) 
 def _verdicts(facts: Mapping[str, Any]) -> list[str]:
     said = []
     for split, labels in facts["splits"].items():
-        if len(labels) == 1:
+        if len(labels) == 1 and split != EXCLUDED:
             said.append(f"{split} holds only {next(iter(labels))}: nothing can be learned or judged on it.")
     if facts["shared_patients"]:
         said.append(f"{facts['shared_patients']} patients have films on two sides: results would be too good.")

@@ -3,17 +3,11 @@
 pydicom is asked to parse the tags of `_TAGS` and no others, so a patient's name is never even in memory. It quotes
 values in its warnings, logs and exceptions; those are silenced, or replaced by a `Reason` and never chained.
 
-Grey levels follow DICOM PS3.4 N.2: modality LUT or rescale, then VOI LUT or window, then inversion of MONOCHROME1,
-so that dense tissue is bright in every film. The chain is computed once for each grey level that can occur and applied
-as a table: an eighth of the time of computing it for each pixel.
-
 A compressed frame goes to one decoder, not to all in turn: the most lenient one would decide which films are readable.
-GDCM ends the whole process on some malformed frames (seen by fuzzing), so it gets only what Pillow cannot read, and
-only after the frame's own header was compared with the file's.
+GDCM gets only what Pillow cannot read, in a child process (`lossless.py`).
 """
 
 import logging
-import math
 import re
 import struct
 import warnings
@@ -21,7 +15,7 @@ import zlib
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from io import BytesIO
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +29,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from models.gate import ScanTags
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
+from pipelines.ingest.lossless import decode_lossless
+from pipelines.ingest.windowing import Stored, shown
 
 MAX_PIXELS: Final = 100_000_000
 """Larger images are refused before they are decoded: no film has them, a decompression bomb does."""
@@ -53,8 +49,6 @@ _PIXEL_TAGS: Final = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLe
 _STORAGE_CLASSES: Final = "1.2.840.10008.5.1.4.1.1."
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")
 _STARTS_OF_FRAME: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})
-_START_OF_SCAN: Final = 0xDA
-_JFIF: Final = 0xE0
 _DECODERS: Final[dict[str, str]] = {
     **dict.fromkeys(uid.UncompressedTransferSyntaxes, ""),
     uid.RLELossless: "pydicom",
@@ -71,8 +65,6 @@ _DECODERS: Final[dict[str, str]] = {
 _CODE: Final = re.compile(r"[\w /.-]{1,32}", re.ASCII)
 """What a code string may look like. A name that ended up in such a tag has carets."""
 _QUIET: Final = re.compile(r"(pydicom|PIL)(\.|$)")
-
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +95,16 @@ def is_bare_dicom(data: bytes) -> bool:
 
 def read_header(data: bytes) -> Header:
     """The header of a DICOM file. Raises `UnreadableScanError`."""
-    return _header(_parse(data, pixels=False))
+    return _header(parse(data, pixels=False))
 
 
 def read_grey(data: bytes) -> tuple[npt.NDArray[np.uint8], Header]:
     """The film as uint8 [height, width], dense tissue bright, and its header. Raises `UnreadableScanError`."""
-    dataset = _parse(data, pixels=True)
+    dataset = parse(data, pixels=True)
     header = _header(dataset)
     try:
         _refuse_unusable(dataset)
-        return _shown(_stored(dataset), dataset), header
+        return shown(_stored(dataset, data), dataset), header
     except NotImplementedError:
         raise UnreadableScanError(Reason.UNSUPPORTED) from None
     except MemoryError:
@@ -130,7 +122,8 @@ def silence() -> None:
         warnings.filterwarnings("ignore", module=_QUIET.pattern)
 
 
-def _parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
+def parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
+    """The tags rayscan may look at. Raises `UnreadableScanError`."""
     silence()
     tags = _TAGS + (_PIXEL_TAGS if pixels else [])
     try:
@@ -198,16 +191,22 @@ def _refuse_unusable(dataset: pydicom.Dataset) -> None:
         raise UnreadableScanError(Reason.TRUNCATED)
 
 
-def _stored(dataset: pydicom.Dataset) -> npt.NDArray[np.integer[Any]]:
+def _stored(dataset: pydicom.Dataset, data: bytes) -> Stored:
     """The stored values [height, width] of the one frame."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in _DECODERS or (syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8):
         raise UnreadableScanError(Reason.UNSUPPORTED)
     if syntax in uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes + uid.JPEG2000TransferSyntaxes:
         _check_frame(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
-    pixels, _ = get_decoder(syntax).as_array(dataset, raw=True, decoding_plugin=_DECODERS[syntax])
+    pixels = decode_lossless(data) if _DECODERS[syntax] == "gdcm" else decode_frame(dataset, _DECODERS[syntax])
     if pixels.shape != (dataset.Rows, dataset.Columns) or pixels.dtype.kind not in "iu":
         raise UnreadableScanError(Reason.UNSUPPORTED)
+    return pixels
+
+
+def decode_frame(dataset: pydicom.Dataset, decoder: str) -> Stored:
+    """The stored values [height, width] by one of pydicom's decoders. Raises any of `MALFORMED`."""
+    pixels, _ = get_decoder(dataset.file_meta.TransferSyntaxUID).as_array(dataset, raw=True, decoding_plugin=decoder)
     return pixels
 
 
@@ -222,90 +221,19 @@ def _check_frame(frame: bytes, dataset: pydicom.Dataset) -> None:
         # libjpeg fills up what is missing with grey and only says so on stderr: the end marker must be there.
         if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
             raise UnreadableScanError(Reason.TRUNCATED)
-        bits, height, width, components = _jpeg_frame_header(frame)
-        if components != 1 or bits > dataset.BitsAllocated:
+        height, width, components = _jpeg_frame_header(frame)
+        if components != 1:
             raise UnreadableScanError(Reason.CORRUPT)
     if (height, width) != (dataset.Rows, dataset.Columns):
         raise UnreadableScanError(Reason.CORRUPT)
 
 
-def _jpeg_frame_header(frame: bytes) -> tuple[int, int, int, int]:
-    """Bits, height, width and number of components, from the start of frame (ITU T.81, B.2.2; T.87, C.2.2).
-
-    Every segment up to the scan must follow on the one before: bytes between them, or a JFIF version there is none of,
-    are a warning to libjpeg, and GDCM ends the process on a warning in a header.
-    """
-    found = None
+def _jpeg_frame_header(frame: bytes) -> tuple[int, int, int]:
+    """Height, width and number of components, from the start of frame (ITU T.81, B.2.2; T.87, C.2.2)."""
     place = 2
     while frame[place] == 0xFF:
-        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4], "big")
-        if marker in _STARTS_OF_FRAME:
-            found = struct.unpack(">BHHB", frame[place + 4 : place + 10])
-        if marker == _START_OF_SCAN and found:
-            return found
-        if marker == _JFIF and frame[place + 4 : place + 9] == b"JFIF\0" and frame[place + 9] != 1:
-            break
-        place += 1 if marker == 0xFF else 2 + length
+        if frame[place + 1] in _STARTS_OF_FRAME:
+            height, width, components = struct.unpack(">HHB", frame[place + 5 : place + 10])
+            return height, width, components
+        place += 1 if frame[place + 1] == 0xFF else 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
     raise UnreadableScanError(Reason.CORRUPT)
-
-
-def _shown(stored: npt.NDArray[np.integer[Any]], dataset: pydicom.Dataset) -> npt.NDArray[np.uint8]:
-    """Stored values as grey levels uint8: the table of all of them, looked up for each pixel."""
-    low, high = int(stored.min()), int(stored.max())
-    if high - low > 0xFFFF:
-        raise UnreadableScanError(Reason.UNSUPPORTED)
-    levels = _presentation(np.arange(low, high + 1, dtype=np.float64), dataset)
-    if not np.isfinite(levels).all():
-        raise UnreadableScanError(Reason.CORRUPT)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        levels = 255.0 - levels
-    table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    index = stored if low == 0 else stored.astype(np.int64) - low
-    return table[index]
-
-
-def _presentation(values: Values, dataset: pydicom.Dataset) -> Values:
-    """Grey levels 0..255 of stored values: the window's ends are black and white; without one, the film's own ends."""
-    if sequence := dataset.get("ModalityLUTSequence"):
-        values, _ = _looked_up(values, sequence[0])
-    elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
-        values = values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    if sequence := dataset.get("VOILUTSequence"):
-        values, bits = _looked_up(values, sequence[0])
-        return values * (255.0 / ((1 << bits) - 1))
-    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
-    if center is not None and width is not None and width >= 1:
-        return 255.0 * _window(values, center, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
-    low, high = float(values.min()), float(values.max())
-    return (values - low) * (255.0 / max(high - low, 1e-6))
-
-
-def _window(values: Values, center: float, width: float, function: str) -> Values:
-    """Share of white, 0 to 1, by DICOM PS3.3 C.11.2.1.2 (linear) and C.11.2.1.3 (sigmoid, linear exact)."""
-    if function == "SIGMOID":
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))
-    if function == "LINEAR_EXACT":
-        return np.clip((values - center) / width + 0.5, 0.0, 1.0)
-    # A window of width 1 is a step.
-    return np.clip((values - (center - 0.5)) / max(width - 1.0, 1e-6) + 0.5, 0.0, 1.0)
-
-
-def _looked_up(values: Values, item: pydicom.Dataset) -> tuple[Values, int]:
-    """Values through a lookup table of DICOM PS3.3 C.11.1.1, and the bits of its entries."""
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    entries = entries or 2**16
-    data = item.LUTData
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, "<u2" if len(data) >= 2 * entries else "u1")
-    table = np.asarray(data, dtype=np.float64)[:entries]
-    place = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
-    return table[place], min(max(bits, 8), 16)
-
-
-def _first(dataset: pydicom.Dataset, name: str) -> float | None:
-    """The first value of a tag that may hold several: the view the technician saw first. None where it is no number."""
-    value = dataset.get(name)
-    if value is None or isinstance(value, str):
-        return None
-    number = float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-    return number if math.isfinite(number) else None

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from secrets import token_hex
 from typing import Any
 
@@ -25,7 +26,7 @@ from models.spec import Decode, Preprocessing
 from pipelines.contracts import LABELS, SPLITS, Reason, dataset_schema
 from pipelines.errors import InputError, ScanError, StorageError
 from pipelines.ingest.catalog import read_catalog
-from pipelines.ingest.dataset import MANIFEST
+from pipelines.ingest.dataset import MANIFEST, read_dataset_info
 from pipelines.ingest.decode import Scan, decode
 from pipelines.ingest.fetch import fetch
 from pipelines.progress import progress
@@ -232,7 +233,10 @@ def _fingerprint(rows: list[tuple[str, str, str]], preprocessing: Preprocessing)
 
 def _commit(store: Store, manifest: dict[str, Any]) -> None:
     """Name the new parts in one put; then remove those of an earlier preparation."""
-    old = json.loads(store.get(MANIFEST)).get("parts", []) if store.exists(MANIFEST) else []
+    try:
+        old = read_dataset_info(store.root).parts
+    except InputError:  # none here, or one of another version of rayscan
+        old = {}
     store.put(MANIFEST, json.dumps(manifest, indent=1).encode())
-    for part in old:
+    for part in chain.from_iterable(old.values()):
         store.delete(part)

@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.servers import clean_environment, free_port
 
 START_SECONDS = 90
+STOP_SECONDS = 8
 BIN = Path(sys.executable).parent
 
 
@@ -69,7 +70,7 @@ def running_head() -> Iterator[Head]:
             mine = processes_below(started.pid)
             started.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                started.wait(20)
+                started.wait(STOP_SECONDS)
             for pid in alive(mine):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

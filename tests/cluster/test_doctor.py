@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.doctor import Facts, Finding, examine, judge
+from cluster.doctor import Facts, Finding, NodeProbe, examine, judge
 
 GIB = 2**30
 HEALTHY = Facts(
@@ -33,13 +33,10 @@ def test_a_healthy_node_with_reach_passes(tmp_path: Path) -> None:
     assert len({finding.node for finding in findings}) == 1
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_a_store_out_of_reach_fails_on_that_node_only_for_storage(tmp_path: Path) -> None:
-    findings = examine(str(tmp_path / "missing"))
-    (storage,) = (finding for finding in findings if finding.check == "storage")
-    assert not storage.ok
-    assert str(tmp_path / "missing") in storage.found
-    assert storage.mend
+def test_a_store_out_of_reach_is_named(tmp_path: Path) -> None:
+    wrong, seconds = NodeProbe().reach(str(tmp_path / "missing"))
+    assert str(tmp_path / "missing") in wrong
+    assert seconds < 5
 
 
 @pytest.mark.parametrize(

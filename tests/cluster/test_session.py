@@ -122,7 +122,12 @@ def test_a_shadowed_package_is_named(tmp_path: Path) -> None:
     (stranger / "__init__.py").write_text("")
     code = "from cluster.session import ray_session\nwith ray_session(): pass"
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("models.errors.InputError: `tuning` is imported from")

@@ -23,7 +23,9 @@ def kaggle(tmp_path: Path) -> Path:
     for i in range(40):
         kind = "bacteria" if i % 2 else "virus"
         for j in range(2):
-            files[f"{'val' if i == 0 else 'train'}/PNEUMONIA/person{i}_{kind}_{2 * i + j}.jpeg"] = _jpeg(2000 + 2 * i + j)
+            files[f"{'val' if i == 0 else 'train'}/PNEUMONIA/person{i}_{kind}_{2 * i + j}.jpeg"] = _jpeg(
+                2000 + 2 * i + j
+            )
     for i in range(5):
         files[f"test/NORMAL/NORMAL2-IM-{i:04d}-0001.jpeg"] = _jpeg(3000 + i)
         files[f"test/PNEUMONIA/person{100 + i}_virus_{i}.jpeg"] = _jpeg(4000 + i)

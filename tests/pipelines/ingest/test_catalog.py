@@ -92,15 +92,19 @@ def test_splits_depend_on_the_seed_and_not_on_the_secret(kaggle: Path, monkeypat
 
 
 def test_a_flat_archive_gets_a_test_split(tmp_path: Path) -> None:
-    archive = write(tmp_path / "archive", {f"{label}/{i}.jpeg": b"x" for label in ("normal", "Pneumonia") for i in range(40)})
-    splits = [row["split"] for row in build_names(archive)]
+    archive = write(
+        tmp_path / "archive", {f"{label}/{i}.jpeg": b"x" for label in ("normal", "Pneumonia") for i in range(40)}
+    )
+    splits = [row["split"] for row in build_all(archive)]
     assert {name: splits.count(name) for name in ("train", "val", "test")} == {"train": 56, "val": 12, "test": 12}
 
 
-def build_names(archive: Path) -> list[dict[str, object]]:
+def build_all(archive: Path) -> list[dict[str, object]]:
+    """The rows where names repeat."""
     out = str(archive.parent / "catalog")
     build_catalog(str(archive), out, CatalogSettings(labels="path"))
-    return read_catalog(out).to_pylist()
+    found: list[dict[str, object]] = read_catalog(out).to_pylist()
+    return found
 
 
 def csv_archive(folder: Path, text: str) -> tuple[Path, str]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, UID
+from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit
 
 from models.gate import ScanTags, check_tags
 from models.spec import Preprocessing
@@ -177,7 +177,11 @@ def test_no_patient_value_reaches_warnings_logs_or_errors(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = dataset(FILM)
-    for keyword, text in (("PatientBirthDate", "DOE^JANE is no date"), ("StudyDate", "DOE^JANE"), ("PatientAge", "DOE")):
+    for keyword, text in (
+        ("PatientBirthDate", "DOE^JANE is no date"),
+        ("StudyDate", "DOE^JANE"),
+        ("PatientAge", "DOE"),
+    ):
         odd.add_new(keyword, "LO", text)
         odd[keyword].VR = "LO"
     spoilt = saved(odd).replace(b"LO\x13\x00DOE", b"DA\x13\x00DOE")
