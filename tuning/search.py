@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import optuna
@@ -29,6 +30,7 @@ from models.errors import InputError
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tuning.ledger import Ledger
+from tuning.scheduler import FamilyScheduler
 from tuning.space import BASELINE, BASELINES, SearchSpace, leaves, space_for
 from tuning.study import (
     BEST,
@@ -63,7 +65,7 @@ class SearchSettings:
     grace_epochs: int = 2
     """No trial is stopped before this epoch."""
     reduction_factor: int = 3
-    """At each rung, the best one of so many goes on (ASHA's eta)."""
+    """At each rung, the best one of so many of its family goes on (ASHA's eta)."""
     families: tuple[str, ...] = ("mlp", "cnn")
     """What to search: `mlp`, `cnn`, names of timm backbones."""
     resolutions: tuple[int, ...] = (64, 96, 128)
@@ -129,7 +131,7 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
         trainable = tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
         config = tune.TuneConfig(
             search_alg=suggestions,
-            scheduler=_scheduler(settings),
+            scheduler=FamilyScheduler(partial(_league, settings)),
             num_samples=wanted,
             max_concurrent_trials=concurrent,
             time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
@@ -169,7 +171,7 @@ def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
     return each, settings.max_concurrent or fitting
 
 
-def _scheduler(settings: SearchSettings) -> ASHAScheduler:
+def _league(settings: SearchSettings) -> ASHAScheduler:
     return ASHAScheduler(
         time_attr=TIME,
         metric=METRIC,

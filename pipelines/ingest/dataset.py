@@ -37,7 +37,7 @@ class DatasetInfo:
     """Side of the square films in pixels."""
     preprocessing: Preprocessing
     fingerprint: str
-    """Hash of scan ids, labels, splits and preprocessing: equal for equal data, wherever it lies."""
+    """Hash of scan ids (URI and etag of each file), labels, splits and preprocessing."""
     counts: Mapping[str, Mapping[str, int]]
     """Split -> label -> films."""
     parts: Mapping[str, tuple[str, ...]]
