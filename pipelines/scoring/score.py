@@ -23,12 +23,13 @@ from models.spec import Preprocessing
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason, Status
-from pipelines.errors import AccessError, BundleError, NotFoundError, ScanError, StorageError
+from pipelines.errors import BundleError, ScanError
 from pipelines.ingest.decode import decode
+from pipelines.ingest.fetch import fetch
 from pipelines.scoring.layout import Layout
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.sink import write_part
-from pipelines.storage import Store, split_uri
+from pipelines.storage import Store
 
 PREFETCH = 48
 """Scans fetched and decoded ahead of the inference; bounds an actor's memory."""
@@ -134,35 +135,22 @@ def score_rows(
 
 def read_film(uri: str, etag: str, preprocessing: Preprocessing) -> Film:
     """Fetch, decode and gate one scan. Whatever is wrong with it, or with its way here, is the film's reason."""
-    started = time.perf_counter()
-    fetched = started
-    size = 0
+    pixels, reason, size = None, None, 0
+    started = fetched = time.perf_counter()
     try:
-        store, key = split_uri(uri)
-        data, version = store.get_version(key)
-        fetched = time.perf_counter()
+        data = fetch(uri, etag)
         size = len(data)
-        if version != etag:
-            return Film(reason=Reason.CHANGED, size=size, fetch_seconds=fetched - started)
+        fetched = time.perf_counter()
         scan = decode(data, preprocessing)
         refusal = check_tags(scan.tags) or check_pixels(scan.pixels)
         reason, pixels = (Reason(refusal), None) if refusal else (None, scan.pixels)
     except ScanError as error:
-        reason, pixels = error.reason, None
-    except NotFoundError:
-        reason, pixels = Reason.VANISHED, None
-    except AccessError:
-        reason, pixels = Reason.ACCESS_DENIED, None
-    except StorageError:
-        reason, pixels = Reason.STORAGE_ERROR, None
+        reason = error.reason
     ended = time.perf_counter()
-    fetch_seconds = (fetched if size else ended) - started
+    if not size:  # the fetch itself failed, or brought nothing
+        fetched = ended
     return Film(
-        pixels=pixels,
-        reason=reason,
-        size=size,
-        fetch_seconds=fetch_seconds,
-        decode_seconds=ended - started - fetch_seconds,
+        pixels=pixels, reason=reason, size=size, fetch_seconds=fetched - started, decode_seconds=ended - fetched
     )
 
 

@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration, operating_points
 from models.evaluation import evaluation_entry
-from models.spec import ModelSpec, Preprocessing
+from models.spec import DISCLAIMER, ModelSpec, Preprocessing
 from models.zoo import build
 from pipelines import contracts
-from models.spec import DISCLAIMER
 from pipelines.storage import Store
 
 HOSTILE = "<script>alert('$x')</script>"

@@ -1,0 +1,164 @@
+"""A night on a real Ray: every scan accounted for, nothing scored twice, a broken-off run taken up again."""
+
+import json
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from models.engine import load_engine
+from pipelines.bundles import fetch_bundle
+from pipelines.errors import IncompleteError, InputError
+from pipelines.ingest.decode import decode
+from pipelines.results.query import ask
+from pipelines.scoring.plan import Plan, read_shard
+from pipelines.scoring.runs import RunRecord, ScoreSettings, reconcile, score
+from pipelines.scoring.sink import part_name, write_part, written_shards
+from pipelines.storage import Store, open_store
+from tests.pipelines.scoring.conftest import BAD, GOOD
+
+SETTINGS = ScoreSettings(shard_size=3)
+TOTAL = GOOD + len(BAD)
+
+
+def plan_behind(out: Store, record: RunRecord) -> Plan:
+    return Plan(**json.loads(out.get(f"runs/{record.run_id}/plan.json")))
+
+
+@pytest.fixture(scope="module")
+def night(
+    tmp_path_factory: pytest.TempPathFactory, bundle: Path, ray_session: None
+) -> tuple[Store, Store, list[RunRecord]]:
+    """Archive, scores and records of one finished run."""
+    from tests.pipelines.scoring.conftest import write_films
+
+    archive = open_store(str(tmp_path_factory.mktemp("night") / "archive"))
+    write_films(archive)
+    out = open_store(str(tmp_path_factory.mktemp("night") / "scores"))
+    return archive, out, score(archive.root, str(bundle), out.root, SETTINGS)
+
+
+def test_every_scan_has_the_row_it_should(night: tuple[Store, Store, list[RunRecord]]) -> None:
+    archive, out, (record,) = night
+    assert record.planned == TOTAL == sum(record.counts.values())
+    rows = {row["uri"]: row for row in ask(out.root, "SELECT * FROM scores").to_pylist()}
+    assert len(rows) == TOTAL
+    for key, outcome in BAD.items():
+        row = rows[archive.uri(key)]
+        assert (row["status"], row["reason"]) == outcome
+        assert row["probability"] is None
+        assert row["prediction"] is None
+    assert sum(row["status"] == "scored" for row in rows.values()) == GOOD
+
+
+def test_probabilities_are_those_of_the_engine(night: tuple[Store, Store, list[RunRecord]], bundle: Path) -> None:
+    archive, out, _ = night
+    model = fetch_bundle(str(bundle))
+    engine = load_engine(model)
+    for row in ask(out.root, "SELECT * FROM scores WHERE status = 'scored'").to_pylist():
+        pixels = decode(archive.get(row["uri"].removeprefix(archive.root + "/")), model.spec.preprocessing).pixels
+        expected = engine(pixels[None])[0]
+        assert row["class_probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert row["probability"] == pytest.approx(1 - expected[0], abs=1e-5)
+        assert row["prediction"] == ("PNEUMONIA" if row["probability"] >= 0.5 else "NORMAL")
+        assert (row["operating_point"], row["model_id"]) == ("balanced", model.model_id)
+
+
+def test_the_record_says_what_was_done(night: tuple[Store, Store, list[RunRecord]]) -> None:
+    _, out, (record,) = night
+    written = json.loads(out.get(f"runs/{record.run_id}/run.json"))
+    assert written["counts"] == dict(record.counts)
+    assert sum(written["reasons"].values()) == len(BAD)
+    assert written["shards"] == -(-TOTAL // 3)
+    assert written["conditional_put"] is True
+    assert written["notice"] == "rayscan assists triage; it is not a diagnosis."
+    assert written["engine"].startswith("torch-eager-fp32")
+
+
+def test_an_unchanged_archive_is_not_scored_again(
+    night: tuple[Store, Store, list[RunRecord]], bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive, out, _ = night
+    with caplog.at_level(logging.INFO, "rayscan"):
+        (record,) = score(archive.root, str(bundle), out.root, SETTINGS)
+    assert (record.planned, record.listed) == (0, TOTAL)
+    assert "nothing new" in caplog.text
+    assert ask(out.root, "SELECT count(*) AS n FROM scores").to_pylist() == [{"n": TOTAL}]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_broken_off_run_is_taken_up_under_its_own_plan(archive: Store, bundle: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "scores"))
+    (first,) = score(archive.root, str(bundle), out.root, SETTINGS)
+    plan = plan_behind(out, first)
+    out.delete(f"runs/{first.run_id}/run.json")
+    for shard in (1, 3):
+        out.delete(part_name(plan, shard))
+    kept = out.head(part_name(plan, 0)).etag
+    archive.put("late.png", archive.get("films/1.png"))
+    with pytest.raises(IncompleteError, match="2 of"):
+        reconcile(out, plan)
+
+    again, new = score(archive.root, str(bundle), out.root, SETTINGS)
+    assert (again.run_id, again.resumed_shards, again.planned) == (first.run_id, plan.shards - 2, TOTAL)
+    assert (new.planned, new.counts["scored"]) == (1, 1)
+    assert out.head(part_name(plan, 0)).etag == kept, "a finished shard is not written again"
+    assert ask(out.root, "SELECT count(*) AS n, count(DISTINCT scan_id) AS ids FROM scores").to_pylist() == [
+        {"n": TOTAL + 1, "ids": TOTAL + 1}
+    ]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_files_that_vanish_or_change_under_a_run_fail_and_are_tried_again(
+    archive: Store, bundle: Path, tmp_path: Path
+) -> None:
+    from pipelines.ingest.catalog import CatalogSettings, build_catalog
+
+    out = open_store(str(tmp_path / "scores"))
+    build_catalog(archive.root, str(tmp_path / "catalog"), CatalogSettings())
+    archive.delete("films/0.jpeg")
+    archive.put("films/1.png", archive.get("films/4.png"))
+    (record,) = score(str(tmp_path / "catalog"), str(bundle), out.root, SETTINGS)
+    assert record.counts["failed"] == 2
+    assert record.reasons["vanished"] == record.reasons["changed"] == 1
+    again = score(archive.root, str(bundle), out.root, SETTINGS)[-1]
+    assert (again.planned, again.counts["scored"]) == (1, 1), "the file as it is now; the vanished one is not listed"
+
+
+def test_a_part_with_other_rows_is_found_out(night: tuple[Store, Store, list[RunRecord]]) -> None:
+    _, out, (record,) = night
+    plan = plan_behind(out, record)
+    name = part_name(plan, 1)
+    whole = out.get(name)
+    try:
+        out.put(name, out.get(part_name(plan, 0)))
+        with pytest.raises(IncompleteError, match="not the 3 scans of its shard"):
+            reconcile(out, plan)
+    finally:
+        out.put(name, whole)
+    assert sum(reconcile(out, plan)[0].values()) == TOTAL
+
+
+def test_the_second_writer_of_a_shard_loses(night: tuple[Store, Store, list[RunRecord]]) -> None:
+    _, out, (record,) = night
+    plan = plan_behind(out, record)
+    before = out.get(part_name(plan, 0))
+    rows: pa.Table = ask(out.root, "SELECT * EXCLUDE (date) FROM scores WHERE shard = 0")
+    assert not write_part(out, plan, 0, rows)
+    assert out.get(part_name(plan, 0)) == before
+    assert read_shard(out, plan.run_id, 0).num_rows == 3
+
+
+def test_half_written_objects_are_not_parts(night: tuple[Store, Store, list[RunRecord]]) -> None:
+    _, out, (record,) = night
+    plan = plan_behind(out, record)
+    orphan = out.path / f"{part_name(plan, 0)}#1"  # what a killed local put leaves
+    orphan.write_bytes(b"half")
+    assert written_shards(out, plan) == set(range(plan.shards))
+    assert ask(out.root, "SELECT count(*) AS n FROM scores").to_pylist() == [{"n": TOTAL}]
+
+
+def test_an_unknown_operating_point_is_refused(archive: Store, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rule_out"):
+        score(archive.root, str(bundle), str(tmp_path / "s"), ScoreSettings(operating_point="rule_in"))
