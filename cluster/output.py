@@ -52,7 +52,7 @@ def _plain(value: Any) -> Any:
 def _lines(block: Any) -> str:
     if not isinstance(block, Mapping):
         return str(block)
-    shown = {name: _short(value) for name, value in block.items() if value is not None}
+    shown = {name: _short(value) for name, value in block.items() if value not in (None, "")}
     width = max((len(name) for name in shown), default=0)
     return "\n".join(
         f"{name.replace('_', ' ') if first else '':<{width}}  {line}"

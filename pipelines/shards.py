@@ -4,9 +4,12 @@ The actor writes what it makes and returns a small summary, so that nothing larg
 that is done is safe, whatever happens to the run.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from pipelines import errors
 
 
 def run_shards(
@@ -22,7 +25,8 @@ def run_shards(
     """Yield the summary of each shard as it ends, in no particular order; Ray is initialised already.
 
     `actor(**settings)` is called with batches of one row, a dict of arrays of one element; `name` and the actor's own
-    name are what the Ray dashboard shows. Keep `settings` small: a restarted actor gets them again.
+    name are what the Ray dashboard shows. Keep `settings` small: a restarted actor gets them again. Summaries are JSON
+    values. A `RayscanError` that ends an actor's call is raised here again, as itself.
     """
     import ray.data  # noqa: PLC0415 (the rooms that use this are read without Ray, too)
 
@@ -31,7 +35,7 @@ def run_shards(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that the bars are off
     dataset = ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
-        actor,
+        _guarded(actor),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=cpus,
@@ -39,7 +43,24 @@ def run_shards(
         fn_constructor_kwargs=dict(settings),
     )
     dataset.set_name(name)
-    yield from dataset.iter_rows()
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise getattr(errors, row["error"])(row["message"])
+        yield json.loads(row["summary"])
+
+
+def _guarded(actor: type) -> type:
+    """The actor with errors of our own as values: Ray keeps only the text of what a worker raises."""
+
+    def call(self: Any, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        try:
+            summary = actor.__call__(self, batch)
+        except errors.RayscanError as error:
+            return {"summary": [""], "error": [type(error).__name__], "message": [str(error)]}
+        return {"summary": [json.dumps({name: values[0] for name, values in summary.items()})], "error": [""],
+                "message": [""]}  # fmt: skip
+
+    return type(actor.__name__, (actor,), {"__call__": call})
 
 
 def cluster_size() -> tuple[int, int]:

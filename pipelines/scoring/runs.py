@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -113,7 +113,8 @@ def score(source: str, bundle_uri: str, out: str, settings: ScoreSettings) -> li
     records = []
     for plan in unfinished_plans(store, bundle.model_id):
         log.info("run %s was left unfinished; taking it up again under its own plan", plan.run_id)
-        records.append(_run(store, plan, conditional))
+        # The same model may lie somewhere else by now.
+        records.append(_run(store, replace(plan, bundle=open_store(bundle_uri).root), conditional))
     log.info("listing %s", source)
     plan = make_plan(
         store,

@@ -5,8 +5,6 @@ run or a writer of a driver that is dead already can only write the same part, o
 conditional put the same name is replaced by the same rows.
 """
 
-from pathlib import PurePosixPath
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,8 +27,8 @@ def part_name(plan: Plan, shard: int) -> str:
 
 def written_shards(store: Store, plan: Plan) -> set[int]:
     """Shards of this plan whose part is there."""
-    names = [PurePosixPath(info.key).stem for chunk in store.list(_folder(plan)) for info in chunk]
-    return {int(name.rpartition("-")[2]) for name in names if name.startswith(f"{plan.run_id}-")}
+    there = {info.key for chunk in store.list(_folder(plan)) for info in chunk}
+    return {shard for shard in range(plan.shards) if part_name(plan, shard) in there}
 
 
 def _folder(plan: Plan) -> str:
