@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import StorageError
+from pipelines.errors import BundleError, StorageError
 from pipelines.shards import cluster_size, run_shards
 
 
@@ -21,6 +21,13 @@ class Square:
         return {"shard": [number], "square": [number**2], "name": [f"shard {number}"]}
 
 
+class Refuses(Square):
+    """Cannot even start, as on a node that does not see the bundle."""
+
+    def __init__(self, refused: int) -> None:
+        raise BundleError(f"bundle {refused}: not on this node")
+
+
 SHARDS = [{"shard": number} for number in range(7)]
 
 
@@ -33,8 +40,14 @@ def test_every_shard_is_done_once() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_error_of_ours_keeps_its_kind_and_its_line() -> None:
-    with pytest.raises(StorageError, match="^s3://bucket/3: the store failed$"):
+    with pytest.raises(StorageError, match=r"^s3://bucket/3: the store failed$"):
         list(run_shards("squares", SHARDS, Square, {"refused": 3}, actors=1))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_actor_that_cannot_start_says_why() -> None:
+    with pytest.raises(BundleError, match="^bundle 3: not on this node$"):
+        list(run_shards("squares", SHARDS, Refuses, {"refused": 3}, actors=1))
 
 
 @pytest.mark.usefixtures("ray_session")
