@@ -45,7 +45,7 @@ class Audit:
     copies: int | None
     """Files whose bytes stand in the archive already; None without --inspect."""
     copies_across: int | None
-    """Groups of copies that lie in more than one split, or have more than one label."""
+    """Groups of copies that lie in more than one of train, val and test, or have more than one label."""
     problems: Mapping[str, int] | None
     """Files that cannot be read, by reason; None without --inspect."""
     shortcuts: Mapping[str, float]
@@ -85,11 +85,16 @@ def audit(catalog: str) -> Audit:
 
 
 def _copies(rows: list[dict[str, Any]]) -> tuple[int, int]:
-    groups: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+    """Copies, and groups of copies on two sides or with two labels. Files that cannot be read, as empty ones, aside."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        if row["content_hash"]:
-            groups[row["content_hash"]].append((row["split"], row["label"]))
-    return sum(len(group) - 1 for group in groups.values()), sum(len(set(group)) > 1 for group in groups.values())
+        if row["content_hash"] and not row["problem"]:
+            groups[row["content_hash"]].append(row)
+    across = sum(
+        len({row["split"] for row in group} - {EXCLUDED, None}) > 1 or len({row["label"] for row in group} - {None}) > 1
+        for group in groups.values()
+    )
+    return sum(len(group) - 1 for group in groups.values()), across
 
 
 def _shortcuts(table: pa.Table) -> dict[str, float]:

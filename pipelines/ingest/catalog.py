@@ -92,6 +92,8 @@ def build_catalog(archive: str, out: str, settings: CatalogSettings) -> CatalogS
     keys = PatientKeys.from_environment() if labelled or settings.inspect else None
     if labelled:
         rows = [row for chunk in listing for row in chunk]
+        if not rows:
+            raise _nothing_in(listing)
         chunks: Iterable[list[Row]] = [_finish(rows, _labels(rows, archive, settings), keys, settings)]
     else:
         chunks = (_finish(chunk, {}, keys, settings) for chunk in listing)
@@ -99,12 +101,16 @@ def build_catalog(archive: str, out: str, settings: CatalogSettings) -> CatalogS
     store = open_store(out)
     parts = list(_write_parts(store, counter.counted(chunks)))
     if counter.scans == 0:
-        raise InputError(f"{listing.store.root}: no scans here ({listing.ignored} other files); check the path")
+        raise _nothing_in(listing)
     summary = CatalogSummary(
         catalog=store.root, ignored=listing.ignored, **counter.totals(labelled=labelled, inspected=settings.inspect)
     )
     _commit(store, {"source": listing.store.root, "settings": asdict(settings), "summary": asdict(summary)}, parts)
     return summary
+
+
+def _nothing_in(listing: Listing) -> InputError:
+    return InputError(f"{listing.store.root}: no scans here ({listing.ignored} other files); check the path")
 
 
 def is_catalog(uri: str) -> bool:
@@ -149,8 +155,10 @@ def _finish(
         if (label := labels.get(row["uri"])) is not None:
             row |= {"label": label.label, "subtype": label.subtype, "site": label.site or row["site"]}
     if settings.inspect:
-        patients = _inspect(rows) | patients
-    if labels:
+        # A CSV knows the patient better than a header does, and a header better than a file name.
+        inspected = _inspect(rows)
+        patients = patients | inspected if settings.labels == "path" else inspected | patients
+    if settings.labels is not None:
         _assign_splits(rows, labels, patients, settings)
     for row in rows:
         if keys and (patient := patients.get(row["uri"])):
@@ -194,7 +202,7 @@ def _assign_splits(
     """
     films = [row for row in rows if row["label"]]
     if not films:
-        raise InputError(f"no label was found by {settings.labels!r}; name folders NORMAL and PNEUMONIA, or give a CSV")
+        raise InputError(f"no label was found by {settings.labels}; name folders NORMAL and PNEUMONIA, or give a CSV")
     unknown = sum(row["uri"] not in patients for row in films)
     if unknown:
         log.warning("%d films tell no patient: each counts as its own; a CSV patient_id or --inspect may help", unknown)

@@ -50,7 +50,9 @@ _STORAGE_CLASSES: Final = "1.2.840.10008.5.1.4.1.1."
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")
 _STARTS_OF_FRAME: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})
 _DECODERS: Final[dict[str, str]] = {
-    **dict.fromkeys(uid.UncompressedTransferSyntaxes, ""),
+    uid.ImplicitVRLittleEndian: "",
+    uid.ExplicitVRLittleEndian: "",
+    uid.ExplicitVRBigEndian: "",
     uid.RLELossless: "pydicom",
     uid.JPEGBaseline8Bit: "pillow",
     uid.JPEGExtended12Bit: "pillow",
@@ -62,6 +64,10 @@ _DECODERS: Final[dict[str, str]] = {
     uid.JPEGLSNearLossless: "gdcm",
 }
 """Transfer syntax -> the decoder of pydicom that reads it; all others are unsupported."""
+_DEFLATED: Final = uid.DeflatedExplicitVRLittleEndian.encode()
+"""Refused before pydicom inflates it, which it does without bounds; films are compressed by frame, not by file."""
+_META_BYTES: Final = 1 << 16
+"""Generous: the group that names the transfer syntax comes first and takes a few hundred bytes."""
 _CODE: Final = re.compile(r"[\w /.-]{1,32}", re.ASCII)
 """What a code string may look like. A name that ended up in such a tag has carets."""
 _QUIET: Final = re.compile(r"(pydicom|PIL)(\.|$)")
@@ -117,6 +123,7 @@ def silence() -> None:
     """Keep pydicom and Pillow from telling anyone what stands in a file. Cheap, and safe to repeat from any thread."""
     settings.reading_validation_mode = IGNORE
     logging.getLogger("pydicom").disabled = True
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # at DEBUG its modules log what EXIF says
     # First in the list, whoever has put a filter there since; warnings.catch_warnings would not be safe with threads.
     if not warnings.filters or warnings.filters[0][3] != _QUIET:
         warnings.filterwarnings("ignore", module=_QUIET.pattern)
@@ -125,6 +132,8 @@ def silence() -> None:
 def parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
     """The tags rayscan may look at. Raises `UnreadableScanError`."""
     silence()
+    if _DEFLATED in data[:_META_BYTES]:
+        raise UnreadableScanError(Reason.UNSUPPORTED)
     tags = _TAGS + (_PIXEL_TAGS if pixels else [])
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=not pixels, specific_tags=list(tags))
@@ -139,6 +148,8 @@ def parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
         raise UnreadableScanError(Reason.TOO_LARGE) from None
     except MALFORMED:
         raise UnreadableScanError(Reason.CORRUPT) from None
+    if kind and len(dataset) == 0:  # pydicom gives up all it has read when a compressed frame does not end
+        raise UnreadableScanError(Reason.TRUNCATED)
     if "Rows" not in dataset or "Columns" not in dataset:
         raise UnreadableScanError(Reason.NO_PIXELS if kind else Reason.CORRUPT)
     return dataset
@@ -174,8 +185,11 @@ def _code(dataset: pydicom.Dataset, name: str) -> str | None:
 
 
 def _day(text: str | None) -> date | None:
+    digits = (text or "").replace(".", "")
+    if len(digits) != 8:  # strptime would read 2024229 as some day, too
+        return None
     try:
-        return datetime.strptime((text or "").replace(".", ""), "%Y%m%d").date()
+        return datetime.strptime(digits, "%Y%m%d").date()
     except ValueError:
         return None
 
@@ -185,7 +199,10 @@ def _refuse_unusable(dataset: pydicom.Dataset) -> None:
         raise UnreadableScanError(Reason.NO_PIXELS)
     if int(dataset.get("NumberOfFrames") or 1) != 1 or dataset.PhotometricInterpretation not in _GREY:
         raise UnreadableScanError(Reason.UNSUPPORTED)
-    if not dataset.file_meta.TransferSyntaxUID.is_compressed and len(dataset.PixelData) < (
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in _DECODERS or (syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8):
+        raise UnreadableScanError(Reason.UNSUPPORTED)
+    if not syntax.is_compressed and len(dataset.PixelData) < (
         int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) // 8
     ):
         raise UnreadableScanError(Reason.TRUNCATED)
@@ -194,8 +211,6 @@ def _refuse_unusable(dataset: pydicom.Dataset) -> None:
 def _stored(dataset: pydicom.Dataset, data: bytes) -> Stored:
     """The stored values [height, width] of the one frame."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in _DECODERS or (syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8):
-        raise UnreadableScanError(Reason.UNSUPPORTED)
     if syntax in uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes + uid.JPEG2000TransferSyntaxes:
         _check_frame(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
     pixels = decode_lossless(data) if _DECODERS[syntax] == "gdcm" else decode_frame(dataset, _DECODERS[syntax])

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -43,21 +43,30 @@ def labels_from_csv(uri: str, archive: str) -> dict[str, Label]:
     Columns `subtype`, `patient_id`, `split` and `site` are read where they are there. A label is NORMAL, PNEUMONIA,
     0 or 1; an empty one leaves the film unlabelled. Raises `InputError` naming the line.
     """
-    rows = csv.DictReader(io.StringIO(_text(uri), newline=""))
-    columns = set(rows.fieldnames or ())
-    if "label" not in columns or not columns & {"path", "uri"}:
-        raise InputError(f"{uri}: needs the columns `path` (or `uri`) and `label`; it has {', '.join(sorted(columns))}")
     store = open_store(archive)
     labels: dict[str, Label] = {}
-    for row in rows:
-        where = f"{uri}, line {rows.line_num}"
+    for line, row in _rows(uri):
+        where = f"{uri}, line {line}"
         film = row.get("uri") or store.uri((row.get("path") or "").lstrip("/"))
         if film == store.root:
             raise InputError(f"{where}: names no film; fill in `path` or `uri`")
         if film in labels:
             raise InputError(f"{where}: this film has a line already; keep one")
-        labels[film] = replace(_label(row, where), line=rows.line_num)
+        labels[film] = replace(_label(row, where), line=line)
     return labels
+
+
+def _rows(uri: str) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """The lines below the header, by number. No message quotes a cell: it may hold a patient's name out of place."""
+    rows = csv.DictReader(io.StringIO(_text(uri), newline=""))
+    try:
+        columns = set(rows.fieldnames or ())
+        if "label" not in columns or not columns & {"path", "uri"}:
+            raise InputError(f"{uri}, line 1: the header needs the columns `path` (or `uri`) and `label`, by commas")
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{uri}, line {rows.line_num}: {error}; is there a quote that does not end?") from error
 
 
 def _text(uri: str) -> str:
@@ -71,10 +80,10 @@ def _label(row: Mapping[str, str | None], where: str) -> Label:
     given = {name: (value or "").strip() or None for name, value in row.items() if isinstance(name, str)}
     text = given.get("label")
     if text is not None and text.lower() not in _SPELLINGS:
-        raise InputError(f"{where}: label {text!r} is none of NORMAL, PNEUMONIA, 0, 1")
+        raise InputError(f"{where}: the label is none of NORMAL, PNEUMONIA, 0, 1")
     split = given.get("split")
     if split is not None and split not in SPLITS:
-        raise InputError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        raise InputError(f"{where}: the split is none of {', '.join(SPLITS)}")
     return Label(
         label=_SPELLINGS[text.lower()] if text else None,
         subtype=given.get("subtype"),

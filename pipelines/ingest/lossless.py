@@ -39,7 +39,10 @@ def decode_lossless(data: bytes) -> Stored:
 
     Raises `UnreadableScanError` (corrupt) when GDCM refuses the frame, crashes on it or takes longer than `DEADLINE`.
     """
-    child = _idle.pop() if _idle else _Child()
+    try:
+        child = _idle.pop()
+    except IndexError:  # asking first would let another thread take the last one in between
+        child = _Child()
     try:
         answer = child.ask(data)
     except (EOFError, BrokenPipeError):

@@ -20,11 +20,16 @@ Values = npt.NDArray[np.float64]
 
 
 def shown(stored: Stored, dataset: pydicom.Dataset) -> npt.NDArray[np.uint8]:
-    """Stored values as grey levels uint8 of the same shape. Raises `UnreadableScanError`."""
+    """Stored values as grey levels uint8 of the same shape.
+
+    Raises `UnreadableScanError`, and `FloatingPointError` where the numbers of the header lead beyond all bounds.
+    """
     low, high = int(stored.min()), int(stored.max())
     if high - low > 0xFFFF:
         raise UnreadableScanError(Reason.UNSUPPORTED)
-    levels = _presentation(np.arange(low, high + 1, dtype=np.float64), dataset)
+    # Raised, since NumPy would else warn, and go on with a film that is all white.
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        levels = _presentation(np.arange(low, high + 1, dtype=np.float64), dataset)
     if not np.isfinite(levels).all():
         raise UnreadableScanError(Reason.CORRUPT)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -38,7 +43,7 @@ def _presentation(values: Values, dataset: pydicom.Dataset) -> Values:
     """Grey levels 0..255 of stored values: the window's ends are black and white; without one, the film's own ends."""
     if sequence := dataset.get("ModalityLUTSequence"):
         values, _ = _looked_up(values, sequence[0])
-    elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
+    elif dataset.get("RescaleSlope") is not None and dataset.get("RescaleIntercept") is not None:
         values = values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     if sequence := dataset.get("VOILUTSequence"):
         values, bits = _looked_up(values, sequence[0])

@@ -1,10 +1,13 @@
 """Archives of a few dozen files, as folders."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.ingest import prepare
 from tests.pipelines.ingest.films import encode, ramp, write
 
 
@@ -33,3 +36,20 @@ def kaggle(tmp_path: Path) -> Path:
     files["test/PNEUMONIA/person1_bacteria_999.jpeg"] = _jpeg(5000)
     junk = {".DS_Store": b"x", "README.md": b"# films", "train/Thumbs.db": b"x", "notes.txt": b"x", "DICOMDIR": b"x"}
     return write(tmp_path / "archive", files | junk)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The actor called here, shard after shard: most of what prepare does needs no Ray, which is slow to start."""
+
+    def run(
+        _: str, shards: Sequence[dict[str, Any]], actor: type, settings: dict[str, Any], *, actors: int
+    ) -> Iterator[dict[str, Any]]:
+        assert actors >= 1
+        worker = actor(**settings)
+        for shard in reversed(shards):
+            answer = worker({name: np.array([value]) for name, value in shard.items()})
+            yield {name: values[0] for name, values in answer.items()}
+
+    monkeypatch.setattr(prepare, "run_shards", run)
+    monkeypatch.setattr(prepare, "cluster_size", lambda: (2, 0))

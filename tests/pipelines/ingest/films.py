@@ -12,6 +12,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+from pipelines.ingest.catalog import CatalogSettings, build_catalog
+
 SECRETS = ("DOE^JANE", "19341231", "ACC-77-XYZ", "MRN-0042")
 """Name, birth date, accession number and patient id in every DICOM file made here."""
 
@@ -79,3 +81,10 @@ def compressed(file: FileDataset, frame: bytes, syntax: UID) -> bytes:
     file.PixelData = encapsulate([frame + bytes(len(frame) % 2)])
     file["PixelData"].VR = "OB"
     return saved(file)
+
+
+def catalogue(archive: Path, **settings: object) -> str:
+    """The catalogue of an archive labelled by its folders, beside it."""
+    out = str(archive.parent / "catalog")
+    build_catalog(str(archive), out, CatalogSettings(labels="path", **settings))  # type: ignore[arg-type]
+    return out

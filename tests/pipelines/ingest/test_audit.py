@@ -1,11 +1,15 @@
 """What spoils a study is found and said in words."""
 
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from models.spec import DISCLAIMER
+from pipelines.contracts import CATALOG, LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.audit import Audit, audit, render_audit
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
@@ -52,6 +56,61 @@ def test_copies_and_broken_files_are_counted(tmp_path: Path) -> None:
     assert found.copies_across >= 1
     assert found.problems == {"empty_file": 1, "unknown_format": 1}
     assert any("2 files cannot be read" in line for line in found.verdicts)
+
+
+def test_empty_files_are_no_copies(tmp_path: Path) -> None:
+    files = {"NORMAL/a.png": b"", "PNEUMONIA/b.png": b"", "NORMAL/c.png": encode(ramp()), "PNEUMONIA/d.png": b"text"}
+    found = examine(write(tmp_path / "archive", files), labels="path", inspect=True)
+    assert (found.copies, found.copies_across) == (0, 0)
+
+
+def made(folder: Path, rows: list[dict[str, object]]) -> Audit:
+    """The audit of a catalogue of these rows."""
+    always = {"etag": "", "size": 1, "modified": datetime(2024, 1, 1, tzinfo=UTC)}
+    table = pa.Table.from_pylist(
+        [always | {"scan_id": f"{i}", "uri": f"{i}"} | row for i, row in enumerate(rows)], schema=CATALOG
+    )
+    pq.write_table(table, folder / "part.parquet")
+    (folder / "catalog.json").write_text('{"parts": ["part.parquet"]}')
+    return audit(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("split", "label", "across"),
+    [
+        ("train", "NORMAL", 0),
+        ("test", "NORMAL", 1),
+        ("train", "PNEUMONIA", 1),
+        # What serves no side and has no label spoils nothing.
+        ("excluded", "NORMAL", 0),
+        (None, None, 0),
+    ],
+)
+def test_copies_across(tmp_path: Path, split: str | None, label: str | None, across: int) -> None:
+    first = {"content_hash": "same", "split": "train", "label": "NORMAL"}
+    found = made(tmp_path, [first, {"content_hash": "same", "split": split, "label": label}])
+    assert (found.copies, found.copies_across) == (1, across)
+    assert any("identical files" in line for line in found.verdicts) == bool(across)
+
+
+def test_a_patient_on_two_sides_is_named(tmp_path: Path) -> None:
+    splits = ("train", "val", "excluded", None)
+    found = made(
+        tmp_path,
+        [
+            {"label": LABELS[i % 2], "split": splits[i // 2], "patient_key": patient}
+            for i, patient in enumerate("abacdbcd")
+        ],
+    )
+    assert (found.patients, found.shared_patients) == (4, 1)
+    assert "1 patients have films on two sides: results would be too good." in found.verdicts
+
+
+def test_a_side_of_one_class_is_named(kaggle: Path) -> None:
+    for path in (kaggle / "test/NORMAL").iterdir():
+        path.unlink()
+    found = examine(kaggle, labels="path", inspect=True)
+    assert found.verdicts == ("test holds only PNEUMONIA: nothing can be learned or judged on it.",)
 
 
 def test_without_inspect_it_says_what_it_did_not_see(kaggle: Path) -> None:

@@ -1,5 +1,6 @@
 """What a catalogue says of an archive, on local disk and on a real S3 server."""
 
+import json
 from collections import defaultdict
 from datetime import date
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from pipelines.contracts import CATALOG, EXCLUDED, scan_id
 from pipelines.errors import InputError, NotFoundError
+from pipelines.ingest import catalog as room
+from pipelines.ingest import listing
 from pipelines.ingest.catalog import CatalogSettings, build_catalog, is_catalog, read_catalog
-from pipelines.ingest.listing import list_archive
 from pipelines.ingest.patients import SECRET_VARIABLE
 from pipelines.storage import open_store
 from tests.pipelines.ingest.films import SECRETS, dicom, encode, ramp, write
@@ -46,15 +48,6 @@ def test_a_listing_without_labels(kaggle: Path) -> None:
     for row in table.to_pylist():
         assert row["scan_id"] == scan_id(row["uri"], info[row["uri"]].etag)
         assert row["size"] == info[row["uri"]].size
-
-
-def test_candidates_are_told_by_what_they_are_not(tmp_path: Path) -> None:
-    names = ["1.2.840.113619.2.5", "IMG0001", "film.dcm", "film.PNG", "sub dir/größe 1.jpg"]
-    never = [".hidden/film.jpeg", "a.csv", "b.JSON", "DICOMDIR", "thumbs.db", "c.parquet"]
-    write(tmp_path, dict.fromkeys([*names, *never], b"x"))
-    (table,) = list_archive(open_store(str(tmp_path)))
-    found = {row["uri"].removeprefix(f"file://{tmp_path}/"): row["format"] for row in table.to_pylist()}
-    assert found == dict(zip(names, [None, None, "dicom", "png", "jpeg"], strict=True))
 
 
 def test_labels_and_splits_from_kaggles_folders(kaggle: Path) -> None:
@@ -139,24 +132,28 @@ def test_a_csv_by_uri(tmp_path: Path) -> None:
     assert build(archive, labels=labels)["a.dcm"]["label"] == "PNEUMONIA"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("path,label\na.dcm,1\nz.dcm,0\n", r"line 3: .*/z\.dcm is not in the archive"),
-        ("path,label\na.dcm,2\n", "line 2: label '2' is none of"),
-        ("path,label,split\na.dcm,1,holdout\n", "line 2: split 'holdout' is none of"),
-        ("path,label\na.dcm,1\na.dcm,0\n", "line 3: this film has a line already"),
-        ("path,label\n,1\n", "line 2: names no film"),
-        ("file,label\na.dcm,1\n", "needs the columns `path`"),
-        ("path,finding\na.dcm,1\n", "needs the columns `path`"),
-        ("", "needs the columns `path`"),
-    ],
-)
-def test_a_wrong_csv_is_refused_by_its_line(tmp_path: Path, text: str, message: str) -> None:
-    archive, labels = csv_archive(tmp_path, text)
-    with pytest.raises(InputError, match=message) as caught:
+def test_a_csv_line_without_a_file_is_named(tmp_path: Path) -> None:
+    archive, labels = csv_archive(tmp_path, "path,label\na.dcm,1\nz.dcm,0\ny.dcm,0\n")
+    with pytest.raises(InputError, match=r"labels\.csv, line 3: .*/z\.dcm is not in the archive \(2 such lines\)"):
         build(archive, labels=labels)
-    assert "labels.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["path,label\n", "path,label\na.dcm,\n"], ids=["no lines", "no label"])
+def test_a_csv_without_labels_is_refused(tmp_path: Path, text: str) -> None:
+    archive, labels = csv_archive(tmp_path, text)
+    with pytest.raises(InputError, match="no label was found"):
+        build(archive, labels=labels)
+
+
+def test_raw_patient_ids_of_a_csv_are_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    archive, labels = csv_archive(tmp_path, "path,label,patient_id\na.dcm,1,SECRET-4711\nb.dcm,0,\n")
+    found = build(archive, labels=labels)
+    assert found["a.dcm"]["patient_key"]
+    assert found["b.dcm"]["patient_key"] is None
+    written = b"".join(path.read_bytes() for path in (tmp_path / "catalog").iterdir())
+    assert b"SECRET-4711" not in written
+    assert b"4711" not in caplog.text.encode()
+    assert "1 films tell no patient" in caplog.text
 
 
 def test_inspect_reads_every_file(tmp_path: Path) -> None:
@@ -198,6 +195,41 @@ def test_patients_of_dicom_headers_split_together(tmp_path: Path) -> None:
     assert all(len(side) == 1 for side in sides.values())
 
 
+def test_a_header_knows_the_patient_better_than_a_file_name(tmp_path: Path) -> None:
+    # Viewers export every patient's films under the same names: series and number, not patient and film.
+    files = {f"{label}/{p}/IM-000{i}-0001.dcm": dicom(np.full((8, 8), 9 * i + p, np.uint8), PatientID=f"{label}{p}")
+             for label in ("NORMAL", "PNEUMONIA") for p in range(4) for i in range(2)}  # fmt: skip
+    archive = write(tmp_path / "archive", files)
+    build_catalog(str(archive), str(tmp_path / "catalog"), CatalogSettings(labels="path", inspect=True))
+    keys = defaultdict(set)
+    for row in read_catalog(str(tmp_path / "catalog")).to_pylist():
+        keys[row["uri"].rpartition("/")[0]].add(row["patient_key"])
+    assert all(len(found) == 1 for found in keys.values())
+    assert len(set.union(*keys.values())) == 8
+
+
+def test_a_csv_knows_the_patient_better_than_a_header(tmp_path: Path) -> None:
+    archive = write(tmp_path / "archive", {f"{i}.dcm": dicom(FILM, PatientID=f"header{i}") for i in range(3)})
+    (tmp_path / "labels.csv").write_text("path,label,patient_id\n0.dcm,1,one\n1.dcm,1,one\n2.dcm,0,\n")
+    found = build(archive, labels=str(tmp_path / "labels.csv"), inspect=True)
+    keys = [found[f"{i}.dcm"]["patient_key"] for i in range(3)]
+    assert keys[0] == keys[1] != keys[2] is not None
+
+
+@pytest.mark.parametrize("labels", [None, "path"])
+def test_a_catalogue_of_several_parts(kaggle: Path, monkeypatch: pytest.MonkeyPatch, labels: str | None) -> None:
+    monkeypatch.setattr(room, "ROWS_PER_PART", 40)
+    monkeypatch.setattr(listing, "ROWS_PER_CHUNK", 10)
+    found = build(kaggle, labels=labels)
+    parts = sorted(path.name for path in (kaggle.parent / "catalog").glob("*.parquet"))
+    # Labelled rows are finished together, and so come as one part.
+    assert len(parts) == 1 if labels else len(parts) > 1
+    assert json.loads((kaggle.parent / "catalog/catalog.json").read_text())["parts"] == parts
+    assert len(found) == 151
+    build(kaggle)
+    assert not set(parts) & {path.name for path in (kaggle.parent / "catalog").glob("*.parquet")}
+
+
 def test_a_catalogue_is_replaced_whole(kaggle: Path) -> None:
     build(kaggle, labels="path")
     build(kaggle)
@@ -221,6 +253,9 @@ def test_unusable_archives(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty", {"readme.txt": b"x"})
     with pytest.raises(InputError, match="no scans here"):
         build_catalog(str(empty), out, CatalogSettings())
+    with pytest.raises(InputError, match="no scans here"):
+        build_catalog(str(empty), out, CatalogSettings(labels="path"))
+    assert not list(Path(tmp_path).glob("out/*")), "a refused archive leaves no part behind"
     bare = write(tmp_path / "bare", {"a.jpeg": b"x"})
     with pytest.raises(InputError, match="no label was found"):
         build_catalog(str(bare), out, CatalogSettings(labels="path"))

@@ -1,15 +1,18 @@
 """Whatever the bytes: pixels of the right shape, or a reason."""
 
+import logging
 import struct
 import warnings
 import zlib
 from contextlib import suppress
+from io import BytesIO
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless
 
 from models.gate import check_pixels
 from models.spec import Preprocessing
@@ -17,7 +20,7 @@ from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
 from pipelines.ingest.decode import decode, read_header, sniff
 from pipelines.phantom import broken_files
-from tests.pipelines.ingest.films import dicom, encode, ramp
+from tests.pipelines.ingest.films import SECRETS, compressed, dataset, dicom, encode, ramp
 
 FILM = ramp()
 SMALL = Preprocessing(size=32)
@@ -47,6 +50,13 @@ def test_each_format_gives_the_same_film(kind: str) -> None:
     assert np.abs(scan.pixels - expected()).mean() < 1.5
     assert (scan.header.format, scan.header.width, scan.header.height) == (kind, 96, 80)
     assert read_header(VALID[kind]) == scan.header
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 30, "progressive": True}], ids=str)
+def test_the_exact_path_is_pillows(options: dict[str, int]) -> None:
+    data = encode(np.random.default_rng(0).integers(0, 256, (333, 421), dtype=np.uint8), "jpeg", **options)
+    wanted = np.asarray(Image.open(BytesIO(data)).resize((64, 64), Image.Resampling.BILINEAR))
+    assert (decode(data, Preprocessing(size=64, decode="exact")).pixels == wanted).all()
 
 
 def test_the_dct_path_is_close_to_the_exact_one() -> None:
@@ -96,6 +106,43 @@ def test_a_cut_stream_is_truncated(kind: str, share: float) -> None:
 
 def test_a_cut_dicom_is_truncated() -> None:
     assert reason(VALID["dicom"][:-500]) is Reason.TRUNCATED
+    frame = encode(Image.fromarray(FILM), "jpeg2000", irreversible=False, no_jp2=True)
+    data = compressed(dataset(FILM, WindowCenter=128, WindowWidth=256), frame, JPEG2000Lossless)
+    assert {reason(data[:-cut]) for cut in (9, 100, len(frame) // 2, len(frame) - 20)} == {Reason.TRUNCATED}
+
+
+def test_a_spoilt_stream_is_corrupt() -> None:
+    jpeg = VALID["jpeg"]
+    tables = jpeg.index(b"\xff\xc4")
+    assert reason(jpeg[:tables] + b"\xff\xc4\0\x03\0" + jpeg[tables + 5 :]) is Reason.CORRUPT
+    png = VALID["png"]
+    stream = png.index(b"IDAT")
+    assert reason(png[: stream + 6] + b"\xff\xff\xff" + png[stream + 9 :]) is Reason.CORRUPT
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(FILM > 127),
+        Image.fromarray(FILM // 16).convert("P"),
+    ],
+    ids=["one bit", "few colours"],
+)
+def test_png_of_few_bits(image: Image.Image) -> None:
+    wanted = image.convert("L").resize((32, 32), Image.Resampling.BILINEAR)
+    bits = {"bits": 4} if image.mode == "P" else {}
+    assert (decode(encode(image, **bits), SMALL).pixels == np.asarray(wanted)).all()
+
+
+def test_what_is_transparent_is_black() -> None:
+    grey = Image.fromarray(FILM)
+    clear = Image.merge(
+        "LA",
+        (grey, Image.fromarray(np.where(np.arange(96) < 48, 255, 0).astype(np.uint8).repeat(80).reshape(96, 80).T)),
+    )
+    pixels = decode(encode(clear), SMALL).pixels
+    assert (pixels[:, 18:] == 0).all()
+    assert np.abs(pixels[:, :14] - expected()[:, :14]).mean() < 1.5
 
 
 def test_no_area() -> None:
@@ -120,6 +167,10 @@ def test_a_decompression_bomb_is_refused_by_its_header_without_a_warning() -> No
         for width, height in ((10_001, 10_000), (50_000, 50_000), (2**31 - 1, 2)):
             assert reason(png_claiming(width, height)) is Reason.TOO_LARGE
         assert reason(dicom(FILM, Rows=60_000, Columns=60_000)) is Reason.TOO_LARGE
+        jpeg = bytearray(VALID["jpeg"])
+        frame = jpeg.index(b"\xff\xc0")
+        jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
+        assert reason(bytes(jpeg)) is Reason.TOO_LARGE
         assert read_header(png_claiming(10_000, 9_999)).width == 10_000
 
 
@@ -158,7 +209,10 @@ def test_any_bytes(magic: bytes, data: bytes) -> None:
 @given(share=st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
 def test_any_truncation(kind: str, share: float) -> None:
-    must_decode_or_give_a_reason(VALID[kind][: int(len(VALID[kind]) * share)])
+    """A file cut off gives the whole film or none: half a film could hide the disease."""
+    with suppress(UnreadableScanError):
+        pixels = decode(VALID[kind][: int(len(VALID[kind]) * share)], SMALL).pixels
+        assert (pixels == decode(VALID[kind], SMALL).pixels).all()
 
 
 @pytest.mark.parametrize("kind", VALID)
@@ -169,3 +223,27 @@ def test_any_corrupt_byte(kind: str, place: float, head: bool, value: int) -> No
     # Half of the examples hit the first 1,200 bytes, where the structure is.
     data[int(place * (min(1200, len(data)) if head else len(data)))] = value
     must_decode_or_give_a_reason(bytes(data))
+
+
+def exif() -> Image.Exif:
+    """What a digitiser may write into a JPEG or PNG."""
+    tags = Image.Exif()
+    tags[0x010E], tags[0x013B] = SECRETS[0], SECRETS[3]  # image description, artist
+    return tags
+
+
+@pytest.mark.parametrize(
+    "data",
+    [encode(FILM, "jpeg", exif=exif()), encode(FILM, "jpeg", comment=SECRETS[0]), encode(FILM, exif=exif())],
+    ids=["jpeg exif", "jpeg comment", "png exif"],
+)
+def test_no_patient_value_of_a_picture_is_told(
+    data: bytes, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert any(secret.encode() in data for secret in SECRETS)
+    with caplog.at_level(logging.DEBUG):
+        for cut in (len(data), len(data) // 2, 60, 30):
+            with suppress(UnreadableScanError):
+                decode(data[:cut], SMALL)
+    said = caplog.text + "".join(capfd.readouterr())
+    assert not any(secret in said for secret in SECRETS)

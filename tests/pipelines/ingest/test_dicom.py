@@ -1,6 +1,8 @@
 """DICOM: the grey levels a radiologist would be shown, and nobody's name anywhere."""
 
 import logging
+import traceback
+import tracemalloc
 import warnings
 from datetime import date
 from io import BytesIO
@@ -9,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit
 
 from models.gate import ScanTags, check_tags
 from models.spec import Preprocessing
@@ -24,6 +28,7 @@ from tests.pipelines.ingest.films import SECRETS, compressed, dataset, dicom, en
 
 FILM = ramp()
 TWELVE = FILM.astype(np.uint16) * 16
+FEW = dicom(FILM[:16, :16], WindowCenter=128, WindowWidth=256)
 
 
 def grey(data: bytes) -> npt.NDArray[np.int16]:
@@ -82,6 +87,40 @@ def test_rescale_comes_before_the_window() -> None:
     assert close(data)
     signed = (TWELVE.astype(np.int32) - 2048).astype(np.int16)
     assert close(dicom(signed, WindowCenter=0, WindowWidth=4096))
+
+
+@pytest.mark.parametrize("empty", [["RescaleSlope"], ["RescaleSlope", "RescaleIntercept"], ["WindowWidth"]])
+def test_an_empty_tag_is_no_tag(empty: list[str]) -> None:
+    file = dataset(TWELVE, RescaleSlope=1, RescaleIntercept=0, WindowCenter=2048, WindowWidth=4096)
+    bare = dataset(TWELVE, WindowCenter=2048, WindowWidth=4096)
+    for name in empty:
+        setattr(file, name, "")
+        bare.pop(name, None)
+    assert (grey(saved(file)) == grey(saved(bare))).all()
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleSlope": "1e308", "RescaleIntercept": 0},
+        {"RescaleSlope": "1e308", "RescaleIntercept": 0, "WindowCenter": 10, "WindowWidth": 5},
+        {"RescaleSlope": "nan", "RescaleIntercept": 0},
+        {"RescaleSlope": "inf", "RescaleIntercept": "-inf"},
+        {"WindowCenter": "-1e308", "WindowWidth": "1", "VOILUTFunction": "SIGMOID"},
+    ],
+    ids=str,
+)
+def test_numbers_beyond_all_bounds_are_corrupt(tags: dict[str, str | int]) -> None:
+    assert reason(dicom(TWELVE, **tags)) is Reason.CORRUPT
+    table = table_item(np.arange(4096, dtype=np.uint16), 12)
+    if "RescaleSlope" in tags:
+        assert reason(dicom(TWELVE, VOILUTSequence=[table], **tags)) is Reason.CORRUPT
+
+
+def test_bits_above_the_stored_ones_do_not_count() -> None:
+    # Old films keep overlays there.
+    tags = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2048, "WindowWidth": 4096}
+    assert close(dicom(TWELVE | 0xA000, **tags))
 
 
 def test_monochrome1_is_inverted() -> None:
@@ -147,8 +186,28 @@ def test_what_is_not_supported_says_so() -> None:
     assert reason(dicom(FILM, NumberOfFrames=2)) is Reason.UNSUPPORTED
     unknown = compressed(dataset(FILM), b"\0" * 64, UID("1.2.840.10008.1.2.4.201"))
     assert reason(unknown) is Reason.UNSUPPORTED
+    private = dataset(FILM)
+    private.file_meta.TransferSyntaxUID = UID("1.2.840.113619.5.2")
+    out = BytesIO()
+    private.save_as(out, implicit_vr=True, little_endian=True)
+    assert reason(out.getvalue()) is Reason.UNSUPPORTED
     twelve_bit = compressed(dataset(TWELVE), b"\xff\xd8\0\0\xff\xd9", JPEGExtended12Bit)
     assert reason(twelve_bit) is Reason.UNSUPPORTED
+
+
+def test_a_deflated_file_is_refused_before_it_is_inflated() -> None:
+    bomb = dataset(FILM, PixelData=bytes(1 << 26))
+    bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data = saved(bomb)
+    assert len(data) < 1 << 17
+    tracemalloc.start()
+    try:
+        assert reason(data) is Reason.UNSUPPORTED
+        with pytest.raises(UnreadableScanError, match="unsupported"):
+            read_header(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_pixels() -> None:
@@ -171,6 +230,44 @@ def test_a_file_without_preamble() -> None:
 
 def test_a_name_in_the_wrong_tag_is_not_taken() -> None:
     assert read_header(dicom(FILM, ViewPosition="DOE^JANE")).tags.view is None
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("20240229", date(2024, 2, 29)),
+        ("2024.02.29", date(2024, 2, 29)),
+        ("2024229", None),
+        ("20230229", None),
+        ("202402", None),
+        ("", None),
+        ("20240228-20240229", None),
+    ],
+)
+def test_study_dates(text: str, day: date | None) -> None:
+    assert read_header(dicom(FILM, StudyDate=text)).study_date == day
+
+
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_patient_value_is_told_whatever_is_spoilt(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], place: float, value: int, cut: bool
+) -> None:
+    data = bytearray(FEW)
+    where = int(place * len(data))
+    data[where] = value
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            decode(bytes(data[:where] if cut else data), Preprocessing(size=16))
+        except UnreadableScanError:
+            said = traceback.format_exc()
+        else:
+            said = ""
+    said += caplog.text + "".join(capfd.readouterr()) + "".join(str(warning.message) for warning in caught)
+    assert not any(secret in said for secret in (*SECRETS, "JANE", "MRN", "ACC-"))
+    assert not caught
 
 
 def test_no_patient_value_reaches_warnings_logs_or_errors(

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
+from pipelines.ingest import lossless
 from pipelines.ingest.dicom import read_grey
 from tests.pipelines.ingest.films import dicom, ramp
 
@@ -74,3 +75,19 @@ def _outcome(data: bytes) -> str:
         return "film" if (read_grey(data)[0] == read_grey(plain(8))[0]).all() else "garbage"
     except UnreadableScanError as error:
         return error.reason
+
+
+def test_two_threads_that_want_the_last_idle_child_both_get_one(
+    compress: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class JustTaken(list[object]):
+        """Another thread took the last one after this one had looked."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    idle = JustTaken()
+    monkeypatch.setattr(lossless, "_idle", idle)
+    assert _outcome(compress(plain(8), "--jpeg")) == "film"
+    (child,) = idle
+    child.close()  # type: ignore[attr-defined]

@@ -16,6 +16,8 @@ from pipelines.ingest.patients import SECRET_VARIABLE, PatientKeys, kermany_pati
         ("person1_virus_6.jpeg", "person1_virus", "virus"),
         ("person447_virus_921_1.jpeg", "person447_virus", "virus"),
         ("IM-0115-0001.jpeg", "IM-0115", None),
+        ("IM-0115-0001-0002.jpeg", "IM-0115", None),
+        ("person1_virus_6_1.jpeg", "person1_virus", "virus"),
         ("IM-0429-0001-0002.jpeg", "IM-0429", None),
         ("NORMAL2-IM-0666-0001.jpeg", "NORMAL2-IM-0666", None),
         ("NORMAL2-IM-0666-0001-0002.jpeg", "NORMAL2-IM-0666", None),

@@ -2,9 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,33 +16,10 @@ from pipelines.ingest.catalog import CatalogSettings, build_catalog, read_catalo
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.ingest.decode import decode
 from pipelines.ingest.prepare import DatasetSummary, PrepareSettings, prepare
-from tests.pipelines.ingest.films import write
+from tests.pipelines.ingest.films import catalogue, write
 from tests.servers import S3Server
 
 SMALL = PrepareSettings(size=32)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The actor called here, shard after shard: most of what prepare does needs no Ray, which is slow to start."""
-
-    def run(
-        _: str, shards: Sequence[dict[str, Any]], actor: type, settings: dict[str, Any], *, actors: int
-    ) -> Iterator[dict[str, Any]]:
-        assert actors >= 1
-        worker = actor(**settings)
-        for shard in reversed(shards):
-            answer = worker({name: np.array([value]) for name, value in shard.items()})
-            yield {name: values[0] for name, values in answer.items()}
-
-    monkeypatch.setattr(room, "run_shards", run)
-    monkeypatch.setattr(room, "cluster_size", lambda: (2, 0))
-
-
-def catalogue(archive: Path, **settings: object) -> str:
-    out = str(archive.parent / "catalog")
-    build_catalog(str(archive), out, CatalogSettings(labels="path", **settings))  # type: ignore[arg-type]
-    return out
 
 
 @pytest.fixture
@@ -133,36 +108,6 @@ def test_what_cannot_be_prepared(kaggle: Path, tmp_path: Path) -> None:
         prepare(str(tmp_path / "bare"), str(tmp_path / "out"), SMALL)
     with pytest.raises(InputError, match="size 5000"):
         prepare(str(tmp_path / "bare"), str(tmp_path / "out"), PrepareSettings(size=5000))
-
-
-@pytest.mark.usefixtures("in_process")
-def test_what_cannot_be_loaded(kaggle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "dataset"
-    with pytest.raises(InputError, match="no data set here"):
-        load_films(str(out), "train")
-    prepare(catalogue(kaggle, val_fraction=0.0), str(out), SMALL)
-    with pytest.raises(InputError, match=r"no films in split 'val'; it has train, test"):
-        load_films(str(out), "val")
-    with pytest.raises(InputError, match="no films in split 'holdout'"):
-        load_films(str(out), "holdout")
-    next(out.glob("*.parquet")).write_bytes(b"not parquet")
-    with pytest.raises(InputError, match="not a readable part"):
-        _ = load_films(str(out), "train"), load_films(str(out), "test")
-
-
-@pytest.mark.usefixtures("in_process")
-def test_films_without_a_patient_are_their_own(kaggle: Path, tmp_path: Path) -> None:
-    files = sorted(kaggle.rglob("*.jpeg"))
-    archive = write(
-        tmp_path / "flat",
-        {
-            f"{'NORMAL' if 'IM-' in path.name else 'PNEUMONIA'}/{i}.jpeg": path.read_bytes()
-            for i, path in enumerate(files)
-        },
-    )
-    prepare(catalogue(archive), str(tmp_path / "dataset"), SMALL)
-    films = load_films(str(tmp_path / "dataset"), "train")
-    assert (films.patients == films.scan_ids).all()
 
 
 @pytest.mark.usefixtures("in_process")

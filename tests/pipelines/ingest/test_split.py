@@ -36,13 +36,30 @@ def test_the_order_of_the_listing_does_not_matter(some: list[Film], seed: int, s
     assert dict(zip((patient for patient, _ in shuffled), split(shuffled, seed), strict=True)) == places
 
 
+@given(films, kept, st.integers(), st.randoms())
+def test_permuted_films_get_permuted_splits(some: list[Film], given_all: list[str | None], seed: int, shuffler) -> None:  # type: ignore[no-untyped-def]
+    order = list(range(len(some)))
+    shuffler.shuffle(order)
+
+    def assign(places: list[int]) -> list[str]:
+        return assign_splits(
+            patients=[some[i][0] for i in places],
+            strata=[some[i][1] for i in places],
+            kept=[given_all[i] for i in places],
+            fractions=FRACTIONS,
+            seed=seed,
+        )
+
+    straight = assign(list(range(len(some))))
+    assert assign(order) == [straight[i] for i in order]
+
+
 @given(films, st.integers())
 def test_shares_are_off_by_one_patient_at_most(some: list[Film], seed: int) -> None:
     one_stratum = [(patient, "all") for patient, _ in some]
     largest = max(Counter(patient for patient, _ in some).values(), default=0)
     found = Counter(split(one_stratum, seed))
-    for name, share in FRACTIONS.items():
-        assert share * len(some) - 2 * largest <= found[name] <= share * len(some) + largest
+    assert all(abs(found[name] - share * len(some)) <= largest + 1e-9 for name, share in FRACTIONS.items())
 
 
 def test_each_stratum_keeps_its_shares() -> None:
