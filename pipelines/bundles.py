@@ -18,10 +18,13 @@ from pipelines.errors import BundleError, NotFoundError
 from pipelines.storage import Store, open_store
 
 
-def cache_folder() -> Path:
-    """Where remote bundles and scores are kept: RAYSCAN_CACHE, or `~/.cache/rayscan`. Readable by its owner only."""
-    folder = Path(os.environ.get("RAYSCAN_CACHE") or "~/.cache/rayscan").expanduser()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def cache_folder(kind: str) -> Path:
+    """Where remote `bundles` or `scores` are kept, in RAYSCAN_CACHE or `~/.cache/rayscan`; made for its owner only."""
+    cache = Path(os.environ.get("RAYSCAN_CACHE") or "~/.cache/rayscan").expanduser()
+    folder = cache / kind
+    # The folder itself, too: RAYSCAN_CACHE may be a scratch folder that everyone can read.
+    for made in (cache, folder):
+        made.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
@@ -41,7 +44,7 @@ def fetch_bundle(uri: str) -> Bundle:
     store = open_store(uri)
     if store.is_local:
         return load_bundle(store.path)
-    kept = cache_folder() / "bundles" / _model_id(store)
+    kept = cache_folder("bundles") / _model_id(store)
     if not kept.exists():
         _download(store, kept)
     return load_bundle(kept)
@@ -76,13 +79,14 @@ def _model_id(store: Store) -> str:
 
 def _download(store: Store, folder: Path) -> None:
     """Fetch to one side and rename, so that two processes of one node never see half a bundle."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     side = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         for name in (*FILES, MANIFEST):
             (side / name).write_bytes(store.get(name))
         load_bundle(side)
         side.rename(folder)
+    except NotFoundError as error:
+        raise BundleError(f"{error}; {store.root} is not a whole bundle") from error
     except OSError:
         # Another process of this node was first; its copy is verified as ours was.
         if not folder.exists():

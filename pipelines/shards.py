@@ -26,7 +26,7 @@ def run_shards(
 
     `actor(**settings)` is called with batches of one row, a dict of arrays of one element; `name` and the actor's own
     name are what the Ray dashboard shows. Keep `settings` small: a restarted actor gets them again. Summaries are JSON
-    values. A `RayscanError` that ends an actor's call is raised here again, as itself.
+    values. A `RayscanError` that ends an actor's start or call is raised here again, as itself.
     """
     import ray.data  # noqa: PLC0415 (the rooms that use this are read without Ray, too)
 
@@ -52,20 +52,40 @@ def run_shards(
 def _guarded(actor: type) -> type:
     """The actor with errors of our own as values: Ray keeps only the text of what a worker raises."""
 
+    def start(self: Any, **settings: Any) -> None:
+        self.actor = self.refusal = None
+        try:
+            self.actor = actor(**settings)
+        except errors.RayscanError as error:
+            self.refusal = error
+
     def call(self: Any, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         try:
-            summary = actor.__call__(self, batch)
+            if self.refusal:
+                raise self.refusal
+            summary = self.actor(batch)
         except errors.RayscanError as error:
             return {"summary": [""], "error": [type(error).__name__], "message": [str(error)]}
         return {"summary": [json.dumps({name: values[0] for name, values in summary.items()})], "error": [""],
                 "message": [""]}  # fmt: skip
 
-    return type(actor.__name__, (actor,), {"__call__": call})
+    return type(actor.__name__, (), {"__init__": start, "__call__": call})
 
 
 def cluster_size() -> tuple[int, int]:
-    """CPUs and GPUs of the cluster as it is now, at least one CPU."""
+    """CPUs and GPUs of the cluster as it is now, as `usable` counts them."""
     import ray  # noqa: PLC0415
 
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+    return usable([node["Resources"] for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
+
+
+def usable(nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
+    """CPUs and GPUs that actors can hold, of nodes with these Ray resources; at least one CPU.
+
+    An actor lives on one node. With GPUs, only CPUs beside them count, as many for each as the poorest node has: an
+    actor that asked for its share of a large CPU-only head node would fit nowhere, and Ray would wait for ever.
+    """
+    beside = [(node.get("CPU", 0), int(node["GPU"])) for node in nodes if node.get("GPU", 0) >= 1]
+    gpus = sum(gpu for _, gpu in beside)
+    cpus = gpus * min(int(cpu // gpu) for cpu, gpu in beside) if beside else sum(int(n.get("CPU", 0)) for n in nodes)
+    return max(1, cpus), gpus

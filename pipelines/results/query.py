@@ -95,7 +95,7 @@ def local_parts(store: Store, objects: Iterable[ObjectInfo]) -> list[Path]:
     parts = [info for info in objects if is_part(info.key)]
     if store.is_local:
         return [store.path / info.key for info in parts]
-    mirror = cache_folder() / "scores" / blake2b(store.root.encode(), digest_size=8).hexdigest()
+    mirror = cache_folder("scores") / blake2b(store.root.encode(), digest_size=8).hexdigest()
     with ThreadPoolExecutor(FETCH_THREADS) as threads:
         return list(threads.map(lambda info: _mirrored(store, info, mirror), parts))
 
@@ -106,18 +106,20 @@ def is_part(key: str) -> bool:
 
 
 def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path]) -> None:
-    """Create the view `scores` over these parts; with none, an empty one."""
+    """Create the view `scores` over these parts; with none, an empty one. Raises `InputError` for a spoilt part."""
     if not parts:
         connection.register("no_scores", SCORES.empty_table())
         connection.execute("CREATE VIEW scores AS SELECT * FROM no_scores")
         return
     columns = ", ".join(SCORES.names)
     files = ", ".join("'" + _unglobbed(part).replace("'", "''") + "'" for part in parts)
-    connection.execute(
-        # Not DuckDB's own hive partitioning: it takes a folder above the scores, site=north, for a column of theirs.
-        f"CREATE VIEW scores AS SELECT {columns}, CAST(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE)"  # noqa: S608 (quoted above)
-        f" AS date FROM read_parquet([{files}], hive_partitioning = false, filename = true)"
-    )
+    # Not DuckDB's own hive partitioning: it takes a folder above the scores, site=north, for a column of theirs.
+    date = "CAST(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE) AS date"
+    parquet = f"read_parquet([{files}], hive_partitioning = false, filename = true)"
+    try:
+        connection.execute(f"CREATE VIEW scores AS SELECT {columns}, {date} FROM {parquet}")  # noqa: S608 (quoted above)
+    except duckdb.Error as error:
+        raise InputError(f"the scores cannot be read: {str(error).partition(chr(10))[0]}") from error
 
 
 def _unglobbed(path: Path) -> str:

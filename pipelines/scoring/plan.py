@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PLAN
+from pipelines.errors import InputError
 from pipelines.ingest.catalog import is_catalog, read_catalog
 from pipelines.ingest.listing import list_archive
 from pipelines.results.query import create_scores_view, local_parts
@@ -59,16 +60,18 @@ class Plan:
 
 
 def make_plan(store: Store, *, source: str, bundle: str, model_id: str, operating_point: str, shard_size: int) -> Plan:
-    """Plan a new run and write it. Raises `NotFoundError` when the source is absent."""
+    """Plan a new run and write it. Raises `NotFoundError` when the source is absent, `InputError` when it is empty."""
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%SZ}-{token_hex(3)}"
     with duckdb.connect() as connection:
         listed = _load_listing(connection, _listing(source))
+        if not listed:  # an S3 prefix with a typo lists nothing, too: that night must not pass for a quiet one
+            raise InputError(f"{open_store(source).root}: no scans here; check the path")
         _load_done(connection, store, model_id)
         stale = (
             connection.sql(
-                "SELECT listing.*, ((row_number() OVER (ORDER BY uri)) - 1) // ? AS shard FROM listing"
-                " ANTI JOIN done USING (scan_id) ORDER BY uri",
+                "SELECT listing.*, ((row_number() OVER (ORDER BY uri, scan_id)) - 1) // ? AS shard FROM listing"
+                " ANTI JOIN done USING (scan_id) ORDER BY uri, scan_id",
                 params=[shard_size],
             )
             .to_arrow_table()

@@ -181,13 +181,19 @@ def _work(store: Store, plan: Plan, todo: list[int], layout: Layout) -> _Work:
             cpus=layout.cpus_per_actor,
             gpus=layout.gpus_per_actor,
         )
-        with progress(f"score {plan.run_id}", plan.planned) as advance:
+        with progress(f"score {plan.run_id}", _scans(store, plan, todo)) as advance:
             for summary in summaries:
                 for name in totals:
                     totals[name] += summary[name]
                 engine = summary["engine"]
                 advance(summary["scans"])
     return _Work(totals=totals, engine=engine, seconds=time.perf_counter() - started)
+
+
+def _scans(store: Store, plan: Plan, shards: list[int]) -> int:
+    """How many scans these shards hold; all of a plan's are as large as the first, but for the last."""
+    size = read_shard(store, plan.run_id, 0).num_rows
+    return sum(min(size, plan.planned - shard * size) for shard in shards)
 
 
 def reconcile(store: Store, plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
@@ -210,12 +216,16 @@ def reconcile(store: Store, plan: Plan) -> tuple[dict[str, int], dict[str, int]]
 
 
 def _checked_part(store: Store, plan: Plan, shard: int) -> pa.Table:
-    data = pa.BufferReader(store.get(part_name(plan, shard)))
-    part = pq.read_table(data, columns=["scan_id", "status", "reason"])
+    name = part_name(plan, shard)
+    mend = "move it away and run the same command again"
+    try:
+        part = pq.read_table(pa.BufferReader(store.get(name)), columns=["scan_id", "status", "reason"])
+    except pa.ArrowException as error:
+        raise IncompleteError(f"{store.uri(name)} is not a readable part; {mend}") from error
     planned = read_shard(store, plan.run_id, shard)
     if sorted(part["scan_id"].to_pylist()) != sorted(planned["scan_id"].to_pylist()):
         raise IncompleteError(
-            f"{store.uri(part_name(plan, shard))} holds {part.num_rows} rows that are not the {planned.num_rows} scans"
-            " of its shard; move it away and run the same command again"
+            f"{store.uri(name)} holds {part.num_rows} rows that are not the {planned.num_rows} scans of its shard;"
+            f" {mend}"
         )
     return part

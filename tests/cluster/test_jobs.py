@@ -75,7 +75,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> No
         if line == "at work\n":
             break
     client.send_signal(signal.SIGINT)
-    _, said = client.communicate(timeout=30)
+    _, said = client.communicate(timeout=120)
     assert client.returncode == 130
     assert re.search(r"goes on.*`rayscan logs rayscan-probe-.*`rayscan stop rayscan-probe-", said)
 

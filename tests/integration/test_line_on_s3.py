@@ -37,7 +37,15 @@ def test_the_whole_line_on_a_bucket(rayscan_command: str, s3: S3Server) -> None:
     assert sum(first["counts"].values()) == delivered
     assert first["counts"]["failed"] == 0
     assert not first["conditional_put"], "rclone has none, and the run must say so"
-    again = rayscan(*scoring)[-1]
+
+    # As if the driver had been killed: no record, and one part never written.
+    scores = open_store(f"{bucket}/scores")
+    (part, *_) = [info.key for chunk in scores.list("scores") for info in chunk]
+    scores.delete(part)
+    scores.delete(f"runs/{first['run_id']}/run.json")
+    resumed, again = rayscan(*scoring)
+    assert (resumed["run_id"], resumed["resumed_shards"]) == (first["run_id"], first["shards"] - 1)
+    assert resumed["counts"] == first["counts"]
     assert again["planned"] == 0
 
     rows = rayscan("query", f"{bucket}/scores", "SELECT uri, status, reason, probability FROM scores")

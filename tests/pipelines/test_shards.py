@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import BundleError, StorageError
-from pipelines.shards import cluster_size, run_shards
+from pipelines.shards import cluster_size, run_shards, usable
 
 
 class Square:
@@ -46,10 +46,20 @@ def test_an_error_of_ours_keeps_its_kind_and_its_line() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_actor_that_cannot_start_says_why() -> None:
-    with pytest.raises(BundleError, match="^bundle 3: not on this node$"):
+    with pytest.raises(BundleError, match=r"^bundle 3: not on this node$"):
         list(run_shards("squares", SHARDS, Refuses, {"refused": 3}, actors=1))
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_size_of_the_cluster_is_rays() -> None:
     assert cluster_size() == (4, 0)
+
+
+def test_cpus_count_where_an_actor_fits() -> None:
+    head, odd, small, large = {"CPU": 16.0}, {"CPU": 0.5}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 32.0, "GPU": 2.0}
+    assert usable([]) == (1, 0)
+    assert usable([head, odd, odd]) == (16, 0)
+    assert usable([small]) == (8, 1)
+    assert usable([head, small, small]) == (16, 2), "8 for each GPU; the head's are not beside one"
+    assert usable([small, large]) == (24, 3), "as many for each GPU as the poorest node has"
+    assert usable([{"GPU": 1.0}]) == (1, 1)

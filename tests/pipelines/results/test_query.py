@@ -147,3 +147,12 @@ def test_folders_above_the_scores_are_no_columns(tmp_path: Path, place: str) -> 
     write_run(store, "night1", [{"uri": "a", "status": "scored", "site": "north"}], hours=0)
     (row,) = ask(store.root, "SELECT site, status, model_id, date FROM scores").to_pylist()
     assert row == {"site": "north", "status": "scored", "model_id": MODEL, "date": START.date()}
+
+
+def test_a_spoilt_part_is_named(tmp_path: Path) -> None:
+    store = fill(open_store(str(tmp_path)))
+    for chunk in store.list("scores"):
+        for info in chunk:
+            store.put(info.key, store.get(info.key)[:-20])
+    with pytest.raises(InputError, match=r"the scores cannot be read: .*night\d-00000\.parquet"):
+        ask(store.root)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models.bundle import save_bundle
 from models.calibration import Calibration
@@ -30,6 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained cnn of 32 pixels: any probabilities will do here, as long as they are its own."""
     folder = tmp_path_factory.mktemp("bundles") / "cnn"
     spec = small_spec()
+    torch.manual_seed(3)
     calibration = Calibration(temperature=1.5, operating_points={"balanced": 0.5, "rule_out": 0.1})
     save_bundle(
         folder, spec=spec, state_dict=build(spec).state_dict(), calibration=calibration, evaluation={}, lineage={}

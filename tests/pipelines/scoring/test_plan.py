@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts import SCORES
-from pipelines.errors import NotFoundError
+from pipelines.errors import InputError, NotFoundError
+from pipelines.ingest.listing import list_archive
 from pipelines.scoring import plan as planning
 from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.sink import write_part
@@ -112,6 +114,27 @@ def test_a_missing_archive_is_named(stores: tuple[Store, Store], tmp_path: Path)
         plan_of(stores[0], open_store(str(tmp_path / "nowhere")))
 
 
+def test_an_archive_without_scans_is_named(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    out, source = stores[0], open_store(str(tmp_path / "empty"))
+    source.put("README.txt", b"the films have moved")
+    with pytest.raises(InputError, match="empty: no scans here"):
+        plan_of(out, source)
+    assert unfinished_plans(out, MODEL) == []
+
+
+def test_a_scan_that_a_catalogue_names_twice_is_planned_once(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    out, source = stores
+    catalog = open_store(str(tmp_path / "catalog"))
+    (table,) = list_archive(source)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables([table, table.slice(1, 3), table]), sink)
+    catalog.put("x-00000.parquet", sink.getvalue().to_pybytes())
+    catalog.put("catalog.json", b'{"parts": ["x-00000.parquet"]}')
+    plan = plan_of(out, catalog)
+    assert (plan.listed, plan.planned, plan.source) == (5, 5, catalog.root)
+    assert planned(out, plan) == [["a", "b"], ["c", "d"], ["e"]]
+
+
 def test_shards_spread_over_several_plan_files(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "SHARDS_PER_FILE", 2)
     out, source = stores
@@ -124,7 +147,7 @@ names = st.sets(st.text("abcdefgh", min_size=1, max_size=3), max_size=12)
 
 
 @settings(max_examples=25, deadline=None)
-@given(before=names, after=names, failing=names, shard_size=st.integers(1, 5))
+@given(before=names.filter(bool), after=names, failing=names, shard_size=st.integers(1, 5))
 def test_a_plan_is_the_listing_minus_what_is_done(
     before: set[str], after: set[str], failing: set[str], shard_size: int
 ) -> None:

@@ -2,14 +2,16 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from models.engine import load_engine
+from pipelines import progress
 from pipelines.bundles import fetch_bundle
-from pipelines.errors import IncompleteError, InputError
+from pipelines.errors import IncompleteError, InputError, NotFoundError
 from pipelines.ingest.decode import decode
 from pipelines.results.query import ask
 from pipelines.scoring.plan import Plan, read_shard
@@ -17,9 +19,11 @@ from pipelines.scoring.runs import RunRecord, ScoreSettings, reconcile, score
 from pipelines.scoring.sink import part_name, write_part, written_shards
 from pipelines.storage import Store, open_store
 from tests.pipelines.scoring.conftest import BAD, GOOD
+from tests.servers import S3Server
 
 SETTINGS = ScoreSettings(shard_size=3)
 TOTAL = GOOD + len(BAD)
+ONE_SHARD = ScoreSettings(shard_size=TOTAL)  # one actor to start, where it does not matter how many there are
 
 
 def plan_behind(out: Store, record: RunRecord) -> Plan:
@@ -88,25 +92,51 @@ def test_an_unchanged_archive_is_not_scored_again(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_broken_off_run_is_taken_up_under_its_own_plan(archive: Store, bundle: Path, tmp_path: Path) -> None:
-    out = open_store(str(tmp_path / "scores"))
-    (first,) = score(archive.root, str(bundle), out.root, SETTINGS)
+def test_a_broken_off_run_is_taken_up_under_its_own_plan(
+    archive: Store, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
+    out, six_a_shard = open_store(str(tmp_path / "scores")), ScoreSettings(shard_size=6)
+    (first,) = score(archive.root, str(bundle), out.root, six_a_shard)
     plan = plan_behind(out, first)
     out.delete(f"runs/{first.run_id}/run.json")
-    for shard in (1, 3):
+    for shard in (1, 2):
         out.delete(part_name(plan, shard))
     kept = out.head(part_name(plan, 0)).etag
     archive.put("late.png", archive.get("films/1.png"))
     with pytest.raises(IncompleteError, match="2 of"):
         reconcile(out, plan)
 
-    again, new = score(archive.root, str(bundle), out.root, SETTINGS)
+    with caplog.at_level(logging.INFO, "rayscan"):
+        again, new = score(archive.root, str(bundle), out.root, six_a_shard)
+    assert f"score {first.run_id}: 10 of 10 scans" in caplog.text, "what this attempt has to do, not the whole run"
     assert (again.run_id, again.resumed_shards, again.planned) == (first.run_id, plan.shards - 2, TOTAL)
     assert (new.planned, new.counts["scored"]) == (1, 1)
     assert out.head(part_name(plan, 0)).etag == kept, "a finished shard is not written again"
     assert ask(out.root, "SELECT count(*) AS n, count(DISTINCT scan_id) AS ids FROM scores").to_pylist() == [
         {"n": TOTAL + 1, "ids": TOTAL + 1}
     ]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_that_lacks_only_its_record_gets_it(archive: Store, bundle: Path, tmp_path: Path) -> None:
+    out, moved = open_store(str(tmp_path / "scores")), tmp_path / "moved"
+    (first,) = score(archive.root, str(bundle), out.root, ONE_SHARD)
+    out.delete(f"runs/{first.run_id}/run.json")
+    shutil.copytree(bundle, moved)
+    again, new = score(archive.root, str(moved), out.root, ONE_SHARD)
+    assert (again.run_id, again.counts, again.resumed_shards) == (first.run_id, first.counts, first.shards)
+    assert (again.bundle, new.planned) == (f"file://{moved}", 0)
+
+
+def test_a_store_without_conditional_put_is_told_first(
+    bundle: Path, s3: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    # That it doubles nothing stands in tests/integration/test_line_on_s3.py.
+    out = s3.bucket()
+    with caplog.at_level(logging.WARNING, "rayscan"), pytest.raises(NotFoundError, match="nowhere"):
+        score("s3://nowhere", str(bundle), out, SETTINGS)
+    assert caplog.messages == [f"{out} has no conditional put: parts are written by plain puts of fixed names"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -119,10 +149,10 @@ def test_files_that_vanish_or_change_under_a_run_fail_and_are_tried_again(
     build_catalog(archive.root, str(tmp_path / "catalog"), CatalogSettings())
     archive.delete("films/0.jpeg")
     archive.put("films/1.png", archive.get("films/4.png"))
-    (record,) = score(str(tmp_path / "catalog"), str(bundle), out.root, SETTINGS)
+    (record,) = score(str(tmp_path / "catalog"), str(bundle), out.root, ONE_SHARD)
     assert record.counts["failed"] == 2
     assert record.reasons["vanished"] == record.reasons["changed"] == 1
-    again = score(archive.root, str(bundle), out.root, SETTINGS)[-1]
+    again = score(archive.root, str(bundle), out.root, ONE_SHARD)[-1]
     assert (again.planned, again.counts["scored"]) == (1, 1), "the file as it is now; the vanished one is not listed"
 
 
@@ -138,6 +168,19 @@ def test_a_part_with_other_rows_is_found_out(night: tuple[Store, Store, list[Run
     finally:
         out.put(name, whole)
     assert sum(reconcile(out, plan)[0].values()) == TOTAL
+
+
+def test_a_part_that_is_no_parquet_is_named(night: tuple[Store, Store, list[RunRecord]]) -> None:
+    _, out, (record,) = night
+    plan = plan_behind(out, record)
+    name = part_name(plan, 1)
+    whole = out.get(name)
+    try:
+        out.put(name, whole[:-20])
+        with pytest.raises(IncompleteError, match=rf"{name} .*move it away and run the same command again"):
+            reconcile(out, plan)
+    finally:
+        out.put(name, whole)
 
 
 def test_the_second_writer_of_a_shard_loses(night: tuple[Store, Store, list[RunRecord]]) -> None:

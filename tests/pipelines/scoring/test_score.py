@@ -1,0 +1,257 @@
+"""From the bytes of a scan to its row, without Ray. The oracle is the slow way: decode, engine, one film at a time."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+
+from models.bundle import Bundle, load_bundle
+from models.calibration import Calibration
+from models.engine import Engine, load_engine
+from pipelines.contracts import PLAN, SCORES, STATUS_OF_REASON, Reason, Status
+from pipelines.errors import BundleError
+from pipelines.ingest.decode import decode
+from pipelines.ingest.listing import list_archive
+from pipelines.phantom import broken_files, dicom_bytes, encode
+from pipelines.scoring.layout import choose_layout
+from pipelines.scoring.plan import Plan, make_plan, read_shard
+from pipelines.scoring.score import Film, ScoreShard, Verdict, read_film, score_rows, to_scores
+from pipelines.scoring.sink import part_name
+from pipelines.storage import Store, open_store
+from tests.pipelines.scoring.conftest import BAD, GOOD
+from tests.servers import S3Server
+
+TOTAL = GOOD + len(BAD)
+PIXELS = np.random.default_rng(6).integers(0, 255, (40, 48), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Bundle:
+    return load_bundle(bundle)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Bundle) -> Engine:
+    return load_engine(model, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def listed(store: Store) -> pa.Table:
+    """The archive as rows of a plan, in the order of their names."""
+    (table,) = list_archive(store)
+    return table.append_column("shard", pa.array([0] * table.num_rows, pa.int32())).select(PLAN.names).sort_by("uri")
+
+
+@pytest.fixture
+def plan(archive: Store, bundle: Path, model: Bundle, tmp_path: Path) -> Plan:
+    return make_plan(
+        open_store(str(tmp_path / "scores")),
+        source=archive.root,
+        bundle=str(bundle),
+        model_id=model.model_id,
+        operating_point="balanced",
+        shard_size=10,
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 4, GOOD, 64])
+def test_every_film_gets_its_own_probability(
+    archive: Store, model: Bundle, engine: Engine, threads: ThreadPoolExecutor, batch: int
+) -> None:
+    rows = listed(archive)
+    films, verdicts, _ = score_rows(rows, model.spec.preprocessing, engine, threads, batch)
+    assert len(films) == len(verdicts) == TOTAL
+    assert all(film.pixels is None for film in films), "the pixels of a shard are not kept"
+    for uri, size, film, verdict in zip(
+        rows["uri"].to_pylist(), rows["size"].to_pylist(), films, verdicts, strict=True
+    ):
+        key = uri.removeprefix(f"{archive.root}/")
+        assert film.size == size
+        assert (verdict.status, verdict.reason) == BAD.get(key, ("scored", None))
+        if key in BAD:
+            assert verdict.classes is None
+        else:
+            pixels = decode(archive.get(key), model.spec.preprocessing).pixels
+            np.testing.assert_allclose(verdict.classes, engine(pixels[None])[0], atol=1e-6)
+    given = {tuple(verdict.classes) for verdict in verdicts if verdict.classes is not None}
+    assert len(given) == GOOD, "films that score alike could be swapped unseen"
+
+
+def test_more_scans_than_are_fetched_ahead_stay_in_order(
+    model: Bundle, engine: Engine, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    store, rng = open_store(str(tmp_path)), np.random.default_rng(8)
+    films = {f"{n:03d}.png": rng.integers(0, 255, (32, 32), dtype=np.uint8) for n in range(120)}
+    for name, pixels in films.items():
+        store.put(name, encode(pixels, "png"))
+    _, verdicts, _ = score_rows(listed(store), model.spec.preprocessing, engine, threads, 8)
+    expected = engine(np.stack(list(films.values())))
+    np.testing.assert_allclose([v.classes for v in verdicts], expected, atol=1e-6)
+
+
+def test_no_scans_are_no_rows(archive: Store, model: Bundle, engine: Engine, threads: ThreadPoolExecutor) -> None:
+    assert score_rows(listed(archive)[:0], model.spec.preprocessing, engine, threads, 8) == ([], [], 0.0)
+
+
+class TestReasons:
+    """Each reason of the closed list, from a scan that deserves it."""
+
+    @staticmethod
+    def _corrupt_png() -> bytes:
+        data = bytearray(encode(PIXELS, "png"))
+        data[len(data) // 2] ^= 0xFF
+        return bytes(data)
+
+    @staticmethod
+    def _huge_png() -> bytes:
+        data = encode(PIXELS, "png")
+        header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
+        return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+    @staticmethod
+    def _two_frames() -> bytes:
+        dataset = pydicom.dcmread(BytesIO(dicom_bytes(PIXELS)))
+        dataset.NumberOfFrames = 2
+        dataset.PixelData *= 2
+        out = BytesIO()
+        dataset.save_as(out)
+        return out.getvalue()
+
+    @pytest.fixture
+    def scans(self, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Reason, tuple[str, str]]:
+        """Reason -> URI and etag of a scan."""
+        store, damaged = open_store(str(tmp_path)), broken_files(2)
+        good = dicom_bytes(PIXELS)
+        contents = {
+            Reason.EMPTY_FILE: b"",
+            Reason.UNKNOWN_FORMAT: damaged["text_renamed.jpeg"],
+            Reason.TRUNCATED: damaged["truncated.jpeg"],
+            Reason.CORRUPT: self._corrupt_png(),
+            Reason.NO_PIXELS: damaged["zero_size.png"],
+            Reason.TOO_LARGE: self._huge_png(),
+            Reason.UNSUPPORTED: self._two_frames(),
+            Reason.NOT_XRAY: dicom_bytes(PIXELS, modality="CT"),
+            Reason.NOT_CHEST: dicom_bytes(PIXELS, body_part="HIP"),
+            Reason.NOT_FRONTAL: dicom_bytes(PIXELS, view="LL"),
+            Reason.BLANK: damaged["blank.png"],
+            Reason.VANISHED: good,
+            Reason.CHANGED: good,
+            Reason.STORAGE_ERROR: good,
+        }
+        scans = {}
+        for reason, data in contents.items():
+            key = f"{reason.value}/scan"
+            store.put(key, data)
+            scans[reason] = (store.uri(key), store.head(key).etag)
+        store.delete("vanished/scan")
+        store.put("changed/scan", dicom_bytes(255 - PIXELS))
+        store.delete("storage_error/scan")
+        (tmp_path / "storage_error").rmdir()
+        (tmp_path / "storage_error").write_text("a file where the path has a folder")
+        remote = open_store(s3.bucket())
+        remote.put("scan", good)
+        scans[Reason.ACCESS_DENIED] = (remote.uri("scan"), remote.head("scan").etag)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        return scans
+
+    def test_each_reason_is_told(self, scans: dict[Reason, tuple[str, str]], model: Bundle) -> None:
+        assert set(scans) == set(Reason)
+        films = {reason: read_film(*scan, model.spec.preprocessing) for reason, scan in scans.items()}
+        assert {reason: film.reason for reason, film in films.items()} == {reason: reason for reason in Reason}
+        assert all(film.pixels is None for film in films.values())
+        assert all(film.fetch_seconds >= 0 and film.decode_seconds >= 0 for film in films.values())
+
+    def test_each_becomes_a_row(
+        self, scans: dict[Reason, tuple[str, str]], model: Bundle, engine: Engine, threads: ThreadPoolExecutor
+    ) -> None:
+        rows = pa.Table.from_pylist([{"uri": uri, "etag": etag} for uri, etag in scans.values()])
+        _, verdicts, seconds = score_rows(rows, model.spec.preprocessing, engine, threads, 4)
+        assert verdicts == [Verdict(STATUS_OF_REASON[reason], reason, None) for reason in scans]
+        assert seconds == 0
+
+
+def test_a_part_holds_the_plan_and_the_verdicts(plan: Plan, archive: Store, model: Bundle, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "scores"))
+    actor = ScoreShard(out.root, plan, choose_layout(1, 0, plan.shards))
+    (summary, other) = ({k: v[0] for k, v in actor({"shard": np.array([n])}).items()} for n in (0, 1))
+    assert (summary["shard"], summary["scans"], other["scans"]) == (0, 10, TOTAL - 10)
+    assert summary["bytes"] + other["bytes"] == plan.bytes
+    assert summary["engine"] == "torch-eager-fp32-cpu"
+
+    planned = read_shard(out, plan.run_id, 1)
+    part = pq.read_table(pa.BufferReader(out.get(part_name(plan, 1))))
+    assert part.schema == SCORES
+    assert part.select(["scan_id", "uri", "etag", "shard"]) == planned.select(["scan_id", "uri", "etag", "shard"])
+    assert set(part["run_id"].to_pylist()) == {plan.run_id}
+    assert set(part["model_id"].to_pylist()) == {model.model_id}
+    for row in part.to_pylist():
+        scored = row["status"] == "scored"
+        assert scored == (row["reason"] is None)
+        for name in ("probability", "class_probabilities", "prediction", "operating_point"):
+            assert scored == (row[name] is not None)
+
+
+def test_an_actor_refuses_another_model(plan: Plan, tmp_path: Path, archive: Store) -> None:
+    stranger = Plan(**{**vars(plan), "model_id": "0" * 16})
+    with pytest.raises(BundleError, match=r"holds model [0-9a-f]{16}, the plan is for 0{16}"):
+        ScoreShard(str(tmp_path / "scores"), stranger, choose_layout(1, 0, 1))
+
+
+def test_the_decision_is_at_the_plans_operating_point(plan: Plan, archive: Store) -> None:
+    calibration = Calibration(temperature=1.0, operating_points={"balanced": 0.5, "rule_out": 0.25})
+    rows = listed(archive)[:4]
+    at = [np.array([1 - p, p], dtype=np.float32) for p in (0.2, 0.25, 0.5)]
+    verdicts = [Verdict(Status.SCORED, None, classes) for classes in at]
+    verdicts.append(Verdict(Status.REJECTED, Reason.BLANK, None))
+
+    def decided(point: str) -> list[str | None]:
+        table = to_scores(rows, verdicts, Plan(**{**vars(plan), "operating_point": point}), 0, calibration)
+        assert table["operating_point"].to_pylist() == [point] * 3 + [None]
+        answer: list[str | None] = table["prediction"].to_pylist()
+        return answer
+
+    assert decided("balanced") == ["NORMAL", "NORMAL", "PNEUMONIA", None]
+    assert decided("rule_out") == ["NORMAL", "PNEUMONIA", "PNEUMONIA", None]
+
+
+def test_with_more_classes_the_probability_is_that_of_any_disease(plan: Plan, archive: Store) -> None:
+    calibration = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
+    verdicts = [Verdict(Status.SCORED, None, np.array([0.4, 0.35, 0.25], dtype=np.float32))]
+    (row,) = to_scores(listed(archive)[:1], verdicts, plan, 0, calibration).to_pylist()
+    assert row["probability"] == pytest.approx(0.6)
+    assert row["class_probabilities"] == pytest.approx([0.4, 0.35, 0.25])
+    assert row["prediction"] == "PNEUMONIA"
+
+
+def test_what_the_catalogue_knows_goes_into_the_row(plan: Plan) -> None:
+    known = {"site": "north", "patient_key": "5e" * 32, "study_date": date(2026, 1, 1)}
+    row = {"scan_id": "s", "uri": "u", "etag": "e", "size": 1, "shard": 3, **known}
+    calibration = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
+    verdicts = [Verdict(Status.FAILED, Reason.VANISHED, None)]
+    (score,) = to_scores(pa.Table.from_pylist([row], schema=PLAN), verdicts, plan, 3, calibration).to_pylist()
+    assert known.items() <= score.items()
+    assert (score["shard"], score["status"], score["reason"]) == (3, "failed", "vanished")
+
+
+def test_a_film_keeps_no_text_of_its_header(archive: Store, model: Bundle) -> None:
+    film = read_film(archive.uri("hip.dcm"), archive.head("hip.dcm").etag, model.spec.preprocessing)
+    assert film == Film(
+        reason=Reason.NOT_CHEST,
+        size=film.size,
+        fetch_seconds=film.fetch_seconds,
+        decode_seconds=film.decode_seconds,
+    )
