@@ -17,10 +17,11 @@ from tests.cluster.ray_head import BIN, Head, environment, wait_for
 from tests.servers import free_port
 
 SUBMIT = """
-import sys
+import signal, sys
 from cluster.jobs import submit
 from cluster.output import set_up_logging
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell passes SIGINT on ignored
 set_up_logging()
 try:
     sys.exit(submit(["probe"], sys.argv[1], command=sys.argv[2:]))
