@@ -56,6 +56,7 @@ class Ledger(Callback):
         """The trial raised, or its process died."""
         # `trial.get_pickled_error` looks where this file is copied only later
         path = trial.pickled_error_file
+        # Written by this session's own Ray into its private temporary folder; nothing of a study is ever unpickled.
         error = cloudpickle.loads(Path(path).read_bytes()) if path else None
         self._enter(trial, "failed", error=brief(error))
 
