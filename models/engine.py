@@ -4,7 +4,7 @@ Today there is eager torch in float32, the reference every faster engine must ag
 """
 
 import logging
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,17 @@ from models.errors import InputError
 log = logging.getLogger("rayscan")
 
 
+class Inference(NamedTuple):
+    """What an engine says about N films."""
+
+    probabilities: npt.NDArray[np.float32]
+    """Calibrated, [N, C], in the order of the bundle's classes."""
+    distance: npt.NDArray[np.float32]
+    """How far each film lies from the training films in feature space, [N]; NaN where the bundle cannot tell."""
+
+
 class Engine(Protocol):
-    """Grey levels uint8 [N, H, W] -> calibrated class probabilities float32 [N, C], in the order of the classes.
+    """Grey levels uint8 [N, H, W] -> what the model says about them.
 
     The caller chooses N; 8 is fastest on a CPU's caches, hundreds on a GPU.
     """
@@ -28,7 +37,7 @@ class Engine(Protocol):
         """Engine, precision and device; recorded with the scores because precision moves probabilities."""
         ...
 
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Inference:
         """Score a batch; arrays may be read-only."""
         ...
 
@@ -43,16 +52,16 @@ class EagerEngine:
         self._classifier = bundle.classifier().to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Inference:
         """Score a batch."""
         if pixels.dtype != np.uint8 or pixels.ndim != 3:
             raise InputError(f"an engine takes uint8 films [N, H, W], not {pixels.dtype} {list(pixels.shape)}")
         if len(pixels) == 0:
-            return np.empty((0, self._classes), dtype=np.float32)
+            return Inference(np.empty((0, self._classes), dtype=np.float32), np.empty(0, dtype=np.float32))
         # torch cannot hold read-only memory; the copy is of one batch
         films = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
         probability: npt.NDArray[np.float32] = self._classifier(films.to(self._device)).cpu().numpy()
-        return probability
+        return Inference(probability, np.full(len(pixels), np.nan, dtype=np.float32))
 
 
 def choose_device(name: str | None = None) -> torch.device:

@@ -33,6 +33,9 @@ class Reason(StrEnum):
     NO_PIXELS = "no_pixels"
     TOO_LARGE = "too_large"
     UNSUPPORTED = "unsupported"
+    CRASHED = "crashed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
     # rejected
     NOT_XRAY = "not_xray"
     NOT_CHEST = "not_chest"
@@ -43,6 +46,7 @@ class Reason(StrEnum):
     CHANGED = "changed"
     ACCESS_DENIED = "access_denied"
     STORAGE_ERROR = "storage_error"
+    WORKER_LOST = "worker_lost"
 
 
 STATUS_OF_REASON: dict[Reason, Status] = {
@@ -53,6 +57,9 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.NO_PIXELS: Status.UNREADABLE,
     Reason.TOO_LARGE: Status.UNREADABLE,
     Reason.UNSUPPORTED: Status.UNREADABLE,
+    Reason.CRASHED: Status.UNREADABLE,
+    Reason.TIMED_OUT: Status.UNREADABLE,
+    Reason.OUT_OF_MEMORY: Status.UNREADABLE,
     Reason.NOT_XRAY: Status.REJECTED,
     Reason.NOT_CHEST: Status.REJECTED,
     Reason.NOT_FRONTAL: Status.REJECTED,
@@ -61,6 +68,7 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.CHANGED: Status.FAILED,
     Reason.ACCESS_DENIED: Status.FAILED,
     Reason.STORAGE_ERROR: Status.FAILED,
+    Reason.WORKER_LOST: Status.FAILED,
 }
 
 LABELS = ("NORMAL", "PNEUMONIA")
@@ -147,7 +155,9 @@ SCORES = pa.schema(
         pa.field("class_probabilities", pa.list_(pa.float32())),  # in the order of the bundle's classes
         pa.field("prediction", pa.string()),  # one of LABELS, at `operating_point`
         pa.field("operating_point", pa.string()),
-        pa.field("ood_score", pa.float32()),
+        pa.field("ood_score", pa.float32()),  # distance from the training films in feature space
+        pa.field("grey_mean", pa.float32()),  # grey levels of the decoded film, 0 to 255: what drift is judged by
+        pa.field("grey_spread", pa.float32()),
         pa.field("model_id", pa.string(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),

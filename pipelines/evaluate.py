@@ -48,7 +48,7 @@ def evaluate(bundle_uri: str, dataset: str, split: str, *, report: str | None = 
     probability = np.empty(len(films), dtype=np.float32)
     with progress(f"evaluate on {split}", len(films), "films") as advance:
         for start in range(0, len(films), BATCH):
-            classes = engine(films.pixels[start : start + BATCH])
+            classes = engine(films.pixels[start : start + BATCH]).probabilities
             probability[start : start + BATCH] = 1.0 - classes[:, 0]
             advance(len(classes))
     entry = evaluation_entry(

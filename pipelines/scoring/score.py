@@ -4,6 +4,7 @@ Every scan of the shard becomes a row. What is wrong with one scan is a reason i
 stops the shard; an exception that does go up is a fault of rayscan or of the whole store.
 """
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from models.calibration import Calibration
 from models.engine import Engine, load_engine
+from models.fingerprint import grey_statistics
 from models.gate import check_pixels, check_tags
 from models.spec import Preprocessing
 from pipelines import telemetry
@@ -44,6 +46,8 @@ class Film:
 
     pixels: npt.NDArray[np.uint8] | None = None
     reason: Reason | None = None
+    grey: tuple[float, float] | None = None
+    """Mean and standard deviation of the grey levels, of a film that decoded."""
     size: int = 0
     """Bytes fetched."""
     fetch_seconds: float = 0.0
@@ -58,6 +62,10 @@ class Verdict:
     reason: Reason | None
     classes: npt.NDArray[np.float32] | None
     """Calibrated class probabilities, in the order of the bundle's classes."""
+    distance: float | None = None
+    """From the training films in feature space."""
+    grey: tuple[float, float] | None = None
+    """Mean and standard deviation of the grey levels."""
 
 
 class ScoreShard:
@@ -108,15 +116,16 @@ def score_rows(
     Returns what became of each scan, twice: its film (without pixels) and its verdict; and the seconds of inference.
     """
     films: list[Film] = []
-    classes: list[npt.NDArray[np.float32] | None] = []
+    results: dict[int, tuple[npt.NDArray[np.float32], float]] = {}
     waiting: list[tuple[int, npt.NDArray[np.uint8]]] = []
     infer_seconds = 0.0
 
     def infer() -> None:
         nonlocal infer_seconds
         started = time.perf_counter()
-        for (index, _), result in zip(waiting, engine(np.stack([pixels for _, pixels in waiting])), strict=True):
-            classes[index] = result
+        classes, distance = engine(np.stack([pixels for _, pixels in waiting]))
+        for at, (index, _) in enumerate(waiting):
+            results[index] = classes[at], float(distance[at])
         waiting.clear()
         infer_seconds += time.perf_counter() - started
 
@@ -125,23 +134,23 @@ def score_rows(
         if film.pixels is not None:
             waiting.append((len(films), film.pixels))
         films.append(replace(film, pixels=None))
-        classes.append(None)
         if len(waiting) == batch:
             infer()
     if waiting:
         infer()
-    return films, [_verdict(film, result) for film, result in zip(films, classes, strict=True)], infer_seconds
+    return films, [_verdict(film, *results.get(n, (None, None))) for n, film in enumerate(films)], infer_seconds
 
 
 def read_film(uri: str, etag: str, preprocessing: Preprocessing) -> Film:
     """Fetch, decode and gate one scan. Whatever is wrong with it, or with its way here, is the film's reason."""
-    pixels, reason, size = None, None, 0
+    pixels, grey, reason, size = None, None, None, 0
     started = fetched = time.perf_counter()
     try:
         data = fetch(uri, etag)
         size = len(data)
         fetched = time.perf_counter()
         scan = decode(data, preprocessing)
+        grey = grey_statistics(scan.pixels)
         refusal = check_tags(scan.tags) or check_pixels(scan.pixels)
         reason, pixels = (Reason(refusal), None) if refusal else (None, scan.pixels)
     except ScanError as error:
@@ -150,7 +159,12 @@ def read_film(uri: str, etag: str, preprocessing: Preprocessing) -> Film:
     if not size:  # the fetch itself failed, or brought nothing
         fetched = ended
     return Film(
-        pixels=pixels, reason=reason, size=size, fetch_seconds=fetched - started, decode_seconds=ended - fetched
+        pixels=pixels,
+        reason=reason,
+        grey=grey,
+        size=size,
+        fetch_seconds=fetched - started,
+        decode_seconds=ended - fetched,
     )
 
 
@@ -168,7 +182,9 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
         "class_probabilities": [None if v.classes is None else v.classes.tolist() for v in verdicts],
         "prediction": [None if p is None else LABELS[p >= threshold] for p in probabilities],
         "operating_point": [None if p is None else plan.operating_point for p in probabilities],
-        "ood_score": [None] * n,
+        "ood_score": [v.distance for v in verdicts],
+        "grey_mean": [v.grey and v.grey[0] for v in verdicts],
+        "grey_spread": [v.grey and v.grey[1] for v in verdicts],
         "model_id": [plan.model_id] * n,
         "run_id": [plan.run_id] * n,
         "shard": [shard] * n,
@@ -177,9 +193,10 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
     return pa.table(columns).cast(SCORES)
 
 
-def _verdict(film: Film, classes: npt.NDArray[np.float32] | None) -> Verdict:
+def _verdict(film: Film, classes: npt.NDArray[np.float32] | None, distance: float | None) -> Verdict:
     status = Status.SCORED if film.reason is None else STATUS_OF_REASON[film.reason]
-    return Verdict(status, film.reason, classes)
+    known = None if distance is None or math.isnan(distance) else distance
+    return Verdict(status, film.reason, classes, known, film.grey)
 
 
 def _ahead(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -25,7 +25,7 @@ def test_scoring_an_archive_equals_the_engine_on_prepared_films(phantom_archive:
     score(at["catalog"], at["bundle"], at["scores"], ScoreSettings(shard_size=50))
 
     films = load_films(at["dataset"], "val")
-    expected = 1.0 - load_engine(fetch_bundle(at["bundle"]))(films.pixels)[:, 0]
+    expected = 1.0 - load_engine(fetch_bundle(at["bundle"]))(films.pixels).probabilities[:, 0]
     rows = ask(at["scores"], "SELECT scan_id, probability FROM latest").to_pylist()
     scored = {row["scan_id"]: row["probability"] for row in rows}
     assert len(films) > 10

@@ -59,20 +59,20 @@ def test_saved_and_loaded_model_gives_the_same_probabilities_bit_for_bit(tmp_pat
         expected = classifier(films).numpy()
     engine = load_engine(bundle, device="cpu")
     assert engine.name == "torch-eager-fp32-cpu"
-    found = engine(FILMS.pixels)
+    found = engine(FILMS.pixels).probabilities
     assert found.dtype == np.float32
     assert (found == expected).all()
-    assert (load_engine(load_bundle(bundle.folder), device="cpu")(FILMS.pixels) == expected).all()
+    assert (load_engine(load_bundle(bundle.folder), device="cpu")(FILMS.pixels).probabilities == expected).all()
 
 
 def test_engine_takes_read_only_empty_and_larger_films_and_refuses_others(tmp_path: Path) -> None:
     engine = load_engine(save(tmp_path / "b"), device="cpu")
-    expected = engine(FILMS.pixels)
+    expected = engine(FILMS.pixels).probabilities
     view = FILMS.pixels.view()
     view.flags.writeable = False
-    assert (engine(view) == expected).all()
-    assert engine(FILMS.pixels[:0]).shape == (0, 2)
-    assert engine(blob_films(3, size=48).pixels).shape == (3, 2)
+    assert (engine(view).probabilities == expected).all()
+    assert engine(FILMS.pixels[:0]).probabilities.shape == (0, 2)
+    assert engine(blob_films(3, size=48).pixels).probabilities.shape == (3, 2)
     with pytest.raises(InputError, match="uint8 films"):
         engine(FILMS.pixels.astype(np.float32))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="device 'cuda:99' is not on this machine"):

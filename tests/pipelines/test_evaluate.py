@@ -87,7 +87,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def probabilities(bundle: Bundle, films: Films) -> np.ndarray:
     """One film at a time, as no one would do it."""
     engine = load_engine(bundle)
-    return np.array([1.0 - engine(film[None])[0, 0] for film in films.pixels])
+    return np.array([1.0 - engine(film[None]).probabilities[0, 0] for film in films.pixels])
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

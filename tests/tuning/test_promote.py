@@ -26,7 +26,7 @@ def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) 
     bundle = promote(fitted, TRAIN, VAL, INFO, out, lineage={"trial": 7})
 
     assert load_bundle(Path(out)).model_id == bundle.model_id
-    probability = load_engine(bundle, device="cpu")(VAL.pixels)[:, 1]
+    probability = load_engine(bundle, device="cpu")(VAL.pixels).probabilities[:, 1]
     metrics = bundle.evaluation["val"]["metrics"]
     called = probability >= bundle.calibration.threshold
     assert metrics["tp"] == int((called & (VAL.labels == 1)).sum())

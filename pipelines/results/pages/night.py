@@ -31,6 +31,9 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.NO_PIXELS: "A DICOM object without a picture, such as a report. Nothing to do.",
     Reason.TOO_LARGE: "More pixels than a chest film has. Check the file; export it again at its ordinary size.",
     Reason.UNSUPPORTED: "A compression or pixel layout rayscan cannot decode. Export it as plain DICOM, JPEG or PNG.",
+    Reason.CRASHED: "Decoding it ends the decoder. Export it again at its source, and report the file.",
+    Reason.TIMED_OUT: "Decoding it does not end. Export the scan again at its source.",
+    Reason.OUT_OF_MEMORY: "Decoding it takes more memory than a worker has. Check the file; export it again.",
     Reason.NOT_XRAY: "Its header names another modality than X-ray. Nothing to do in a mixed archive.",
     Reason.NOT_CHEST: "Its header names another part of the body. Nothing to do in a mixed archive.",
     Reason.NOT_FRONTAL: "A lateral or oblique view; the model knows frontal films only. Nothing to do.",
@@ -39,6 +42,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.CHANGED: "It changed between listing and reading. The next run scores the new version.",
     Reason.ACCESS_DENIED: "The store refused to hand it out. Give the scoring role read access, then run again.",
     Reason.STORAGE_ERROR: "The store failed even after retries. Run again; if it stays, ask who runs the store.",
+    Reason.WORKER_LOST: "Its worker died again and again, with no scan to blame. Look at its memory; run again.",
 }
 """What a person does about each reason."""
 

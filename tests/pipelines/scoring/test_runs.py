@@ -62,7 +62,7 @@ def test_probabilities_are_those_of_the_engine(night: tuple[Store, Store, list[R
     engine = load_engine(model)
     for row in ask(out.root, "SELECT * FROM scores WHERE status = 'scored'").to_pylist():
         pixels = decode(archive.get(row["uri"].removeprefix(archive.root + "/")), model.spec.preprocessing).pixels
-        expected = engine(pixels[None])[0]
+        expected = engine(pixels[None]).probabilities[0]
         assert row["class_probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
         assert row["probability"] == pytest.approx(1 - expected[0], abs=1e-5)
         assert row["prediction"] == ("PNEUMONIA" if row["probability"] >= 0.5 else "NORMAL")
