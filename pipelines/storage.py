@@ -11,7 +11,7 @@ pauses; after that a `StorageError` goes up.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -144,6 +144,24 @@ class Store:
             return self.create(key, b"") and not self.create(key, b"")
         finally:
             self.delete(key)
+
+    def clock(self) -> datetime:
+        """The time by the store's own clock, told by an object written just now; UTC, in whole seconds on S3."""
+        key = f".rayscan-clock-{secrets.token_hex(8)}"
+        try:
+            self.put(key, b"")
+            return self.head(key).modified
+        finally:
+            self.delete(key)
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Remove many objects, as many a request as the store takes; absent ones are no error."""
+        with _translated(self.root):
+            try:
+                obstore.delete(self._backend, list(keys))
+            except FileNotFoundError:
+                for key in keys:
+                    self.delete(key)
 
     def delete(self, key: str) -> None:
         """Remove one object; an absent one is no error."""

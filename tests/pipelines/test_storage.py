@@ -70,6 +70,18 @@ class TestContract:
         assert (head.size, head.etag) == (info.size, info.etag)
         assert abs(head.modified - info.modified) < timedelta(seconds=1), "HEAD tells whole seconds"
 
+    def test_its_clock_is_that_of_its_objects(self, store: Store) -> None:
+        store.put("a", b"")
+        assert abs((store.clock() - store.head("a").modified).total_seconds()) <= 5
+        assert keys(store) == ["a"]
+
+    def test_many_are_deleted_at_once(self, store: Store) -> None:
+        for number in range(30):
+            store.put(f"folder/{number}", b"")
+        store.delete_all([f"folder/{number}" for number in range(25)] + ["never/there"])
+        assert len(keys(store)) == 5
+        store.delete_all([])
+
     def test_etag_changes_with_content(self, store: Store) -> None:
         store.put("k", b"one")
         before = store.head("k").etag

@@ -1,0 +1,129 @@
+"""A decoder in a child process, for bytes that may crash it, hang it or make it eat memory: that costs one film.
+
+Parent and child talk by length-prefixed messages on the child's standard input and output, one request at a time; a
+round trip adds 0.02 ms. The child watches itself: a request that takes longer than the deadline ends it, even where C
+code holds the interpreter, and so does the end of its input. None outlives its parent by more than a deadline.
+"""
+
+import atexit
+import faulthandler
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import IO, Final
+
+from pipelines.contracts import Reason
+from pipelines.errors import UnreadableScanError
+
+_LENGTH: Final = struct.Struct(">Q")
+
+
+class DecoderChild:
+    """A running `python -m MODULE`, whose `main` calls `serve`."""
+
+    def __init__(self, module: str, *arguments: str, deadline: float, memory: int) -> None:
+        """Start it: `deadline` in seconds for one request, `memory` in bytes of address space."""
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        self._deadline = deadline
+        self._process = subprocess.Popen(  # noqa: S603 (this very Python, a module of our own)
+            [sys.executable, "-P", "-m", module, str(deadline), str(memory), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders talk of every fault there
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+        )
+        atexit.register(self.close)
+
+    def ask(self, data: bytes) -> bytes:
+        """The child's answer. Raises `UnreadableScanError` (crashed, timed_out, out_of_memory) when that ends it."""
+        assert self._process.stdin
+        assert self._process.stdout
+        started = time.monotonic()
+        try:
+            _send(self._process.stdin, data)
+            return _receive(self._process.stdout)
+        except (EOFError, BrokenPipeError):
+            raise UnreadableScanError(self._cause(time.monotonic() - started)) from None
+
+    def close(self) -> None:
+        """End it."""
+        atexit.unregister(self.close)
+        self._process.kill()
+        try:
+            self._process.communicate()
+        except BrokenPipeError:
+            self._process.wait()
+
+    def _cause(self, seconds: float) -> Reason:
+        code = self._process.wait()
+        self.close()
+        if code == -signal.SIGKILL:  # nobody else kills it: the machine ran out of memory
+            return Reason.OUT_OF_MEMORY
+        return Reason.TIMED_OUT if code == 1 and seconds >= self._deadline else Reason.CRASHED
+
+
+class DecoderChildren:
+    """Children of one kind, as many as threads ask at a time. Safe to use from several threads."""
+
+    def __init__(self, module: str, *arguments: str, deadline: float, memory: int) -> None:
+        self._start = lambda: DecoderChild(module, *arguments, deadline=deadline, memory=memory)
+        self.idle: list[DecoderChild] = []
+
+    def ask(self, data: bytes) -> bytes:
+        """An idle child's answer, or a new one's; raises as `DecoderChild.ask`."""
+        try:
+            child = self.idle.pop()
+        except IndexError:  # asking first would let another thread take the last one in between
+            child = self._start()
+        answer = child.ask(data)
+        self.idle.append(child)
+        return answer
+
+    def close(self) -> None:
+        """End those that are idle."""
+        while self.idle:
+            self.idle.pop().close()
+
+
+def serve(answer: Callable[[bytes, Sequence[str]], bytes]) -> None:
+    """The child's main: limit this process, then answer requests until the input ends.
+
+    `answer` gets the request and the arguments the child was started with. Decoders that print get nowhere: standard
+    output is the answers' alone.
+    """
+    import resource  # noqa: PLC0415 (only the child limits itself)
+
+    deadline, memory, *arguments = sys.argv[1:]
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            data = _receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        faulthandler.dump_traceback_later(float(deadline), exit=True)
+        _send(answers, answer(data, arguments))
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _send(stream: IO[bytes], data: bytes) -> None:
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes:
+    """The next message. Raises `EOFError` when the other side is gone."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data

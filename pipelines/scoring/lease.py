@@ -1,0 +1,191 @@
+"""One driver at a time for the scores of one model: a lease of numbered generations.
+
+    leases/model=<model_id>/00000007.json     create-only; the highest number is the lease as it stands
+
+To acquire, renew or release is to create the next number, so of two that try, one wins. A holder renews every
+RENEW_SECONDS; a lease not renewed for TTL_SECONDS is free. No clock of a machine enters: its age is told by the store's
+own clock.
+
+The lease saves work, it does not keep the scores right: that is what create-only parts of fixed names are for, and a
+driver that returns after its lease was taken can only write the same parts or lose. On a store without conditional put
+two drivers that start within the same second may both believe they hold it.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final
+
+from pipelines.errors import AccessError, IncompleteError, NotFoundError, StorageError
+from pipelines.storage import Store
+
+log = logging.getLogger("rayscan")
+
+TTL_SECONDS: Final = 60.0
+RENEW_SECONDS: Final = 15.0
+POLL_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Generation:
+    """One state of the lease."""
+
+    number: int
+    owner: str
+    """Random; empty once released."""
+    process: str | None
+    """Where the owner runs, so that its death is seen at once on the same machine."""
+    age: float
+    """Seconds since it was written, by the store's clock."""
+
+
+class Lease:
+    """A lease that this process holds, or held."""
+
+    def __init__(self, store: Store, folder: str, owner: str, number: int) -> None:
+        self._store, self._folder, self._owner, self._number = store, folder, owner, number
+        self._lost = threading.Event()
+        self._released = threading.Event()
+        self._renewed = time.monotonic()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise `IncompleteError` when the lease is no longer ours: another driver goes on with the work."""
+        if self._lost.is_set() or time.monotonic() - self._renewed > TTL_SECONDS:
+            raise IncompleteError(
+                f"{self._store.root}: another run has taken over, because this one did not renew its lease for"
+                f" {TTL_SECONDS:.0f} s; it goes on with what is left"
+            )
+
+    def release(self) -> None:
+        """Let the next one in."""
+        self._released.set()
+        self._thread.join()
+        if not self._lost.is_set():
+            _create(self._store, self._folder, self._number + 1, owner="", process=None)
+            self._store.delete(_key(self._folder, self._number))
+
+    def _renew(self) -> None:
+        while not self._released.wait(RENEW_SECONDS):
+            asked = time.monotonic()
+            try:
+                if not _take(self._store, self._folder, self._number + 1, self._owner):
+                    self._lost.set()
+                    return
+                self._store.delete(_key(self._folder, self._number))
+            except (StorageError, AccessError) as error:
+                # Tried again at the next turn; `check` gives up when it has not worked for a whole TTL.
+                log.warning("the lease could not be renewed: %s", error)
+                continue
+            self._number += 1
+            self._renewed = asked
+
+
+@contextmanager
+def held_lease(store: Store, model_id: str, *, wait: float = 0.0) -> Iterator[Lease]:
+    """Hold the lease of a model's scores in the block; the holder's life is watched for up to one TTL.
+
+    A holder that is dead is found out and its lease taken; one that is alive is waited for up to `wait` seconds more.
+    Raises `IncompleteError` when it still holds the lease then.
+    """
+    lease = _acquire(store, f"leases/model={model_id}", wait)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _acquire(store: Store, folder: str, wait: float) -> Lease:
+    owner, pause, started = token_hex(8), threading.Event(), time.monotonic()
+    first: int | None = None
+    while True:
+        newest = _newest(store, folder)
+        if newest is None or _is_free(newest):
+            number = newest.number + 1 if newest else 1
+            if _take(store, folder, number, owner):
+                if newest:
+                    store.delete(_key(folder, newest.number))
+                return Lease(store, folder, owner, number)
+            continue
+        if first is None:
+            first = newest.number
+            log.info("another run holds the lease on %s; looking whether it is alive", store.root)
+        if newest.number != first and time.monotonic() - started >= wait:
+            raise IncompleteError(
+                f"{store.root}: another run with this model is at work here; wait for its end, or give --wait"
+            )
+        pause.wait(POLL_SECONDS)
+
+
+def _is_free(generation: _Generation) -> bool:
+    return not generation.owner or generation.age > TTL_SECONDS or _is_dead(generation.process)
+
+
+def _take(store: Store, folder: str, number: int, owner: str) -> bool:
+    """Create a generation; whether it is ours and the newest. One that came too late is taken back.
+
+    Looking first matters where `create` overwrites: a driver back from the dead must not take its lease back.
+    """
+    newest = _newest(store, folder)
+    if newest is not None and newest.number >= number:
+        return False
+    if not _create(store, folder, number, owner=owner, process=_process()):
+        return False
+    newest = _newest(store, folder)
+    if newest is not None and newest.number == number:
+        return newest.owner == owner
+    store.delete(_key(folder, number))
+    return False
+
+
+def _create(store: Store, folder: str, number: int, *, owner: str, process: str | None) -> bool:
+    return store.create(_key(folder, number), json.dumps({"owner": owner, "process": process}).encode())
+
+
+def _newest(store: Store, folder: str) -> _Generation | None:
+    infos = [info for chunk in store.list(folder) for info in chunk]
+    if not infos:
+        return None
+    info = max(infos, key=lambda info: info.key)
+    try:
+        told: dict[str, Any] = json.loads(store.get(info.key))
+    except NotFoundError:  # renewed since it was listed
+        return _newest(store, folder)
+    age = (store.clock() - info.modified).total_seconds()
+    return _Generation(number=int(Path(info.key).stem), owner=told["owner"], process=told["process"], age=age)
+
+
+def _key(folder: str, number: int) -> str:
+    return f"{folder}/{number:08d}.json"
+
+
+def _process() -> str | None:
+    """Machine, process and start of this one, where Linux tells; None elsewhere."""
+    return _named(os.getpid())
+
+
+def _named(pid: int) -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = Path("/proc/self/ns/pid").readlink().name
+        # Field 22 of proc(5) stat, counted behind the name in brackets: when the process started.
+        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+    return f"{boot} {space} {pid} {start}"
+
+
+def _is_dead(process: str | None) -> bool:
+    """Whether this process surely ran on this machine and no longer does."""
+    here = _process()
+    if process is None or here is None or process.split()[:2] != here.split()[:2]:
+        return False
+    return _named(int(process.split()[2])) != process
