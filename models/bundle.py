@@ -1,10 +1,11 @@
 """The immutable model: a folder whose every byte stands behind one identity.
 
     bundle.json          format, specification, lineage, SHA-256 of the other files, model_id
-    weights.safetensors  never pickle: loading a model must not run code
+    weights.safetensors  of the network and its familiarity; never pickle: loading a model must not run code
     calibration.json     temperature and locked operating points
     evaluation.json      how it did on the validation films
     card.html            the same for people
+    graph.xml, graph.bin the whole model as an OpenVINO graph in float32; absent where OpenVINO cannot take it
 
 model_id is a hash of bundle.json, which holds the hashes of the rest: change a byte anywhere and either the identity or
 a hash no longer fits, and loading refuses. Other files may lie beside (a ledger of later evaluations); they are not the
@@ -16,28 +17,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Final
 
 from models.calibration import Calibration
-from models.card import render_card
-from models.classifier import ScanClassifier
 from models.errors import BundleError, InputError
-from models.preprocess import Preprocess
 from models.spec import ModelSpec
-from models.zoo import build
 
-FORMAT: Final = 1
+if TYPE_CHECKING:  # scoring by OpenVINO reads bundles without torch, which takes two seconds to import
+    from torch import Tensor, nn
+
+    from models.classifier import ScanClassifier
+    from models.familiarity import Familiarity
+
+FORMAT: Final = 2
+"""1 had no familiarity and no graph, and its `dct` films were decoded at twice their size."""
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.safetensors"
 CALIBRATION: Final = "calibration.json"
 EVALUATION: Final = "evaluation.json"
 CARD: Final = "card.html"
+FAMILIARITY: Final = "familiarity."
+"""Begins the names of those tensors among the weights that are not the network's."""
 FILES: Final = (WEIGHTS, CALIBRATION, EVALUATION, CARD)
-"""Everything but the manifest, which is written last: a folder without it is no bundle."""
+"""Everything every bundle has but the manifest, which is written last: a folder without it is no bundle."""
+GRAPH: Final = ("graph.xml", "graph.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,50 +54,87 @@ class Bundle:
     evaluation: Mapping[str, Any]
     lineage: Mapping[str, Any]
     hashes: Mapping[str, str]
-    """SHA-256 of each of `FILES`."""
+    """SHA-256 of each of its files but the manifest."""
 
-    def network(self) -> nn.Module:
+    def graph(self) -> tuple[bytes, bytes] | None:
+        """XML and weights of the OpenVINO graph; None without one. Raises `BundleError`."""
+        if GRAPH[0] not in self.hashes:
+            return None
+        xml, weights = (_read(self.folder, name, self.hashes[name]) for name in GRAPH)
+        return xml, weights
+
+    def network(self) -> "nn.Module":
         """The network with its weights, in evaluation mode. Raises `BundleError`."""
+        return self._modules()[0]
+
+    def classifier(self) -> "ScanClassifier":
+        """Preprocessing, network, temperature and familiarity as one module, in evaluation mode."""
+        from models.classifier import ScanClassifier  # noqa: PLC0415 (see above)
+        from models.preprocess import Preprocess  # noqa: PLC0415
+
+        network, familiarity = self._modules()
+        classifier = ScanClassifier(
+            Preprocess(self.spec.preprocessing),
+            network,
+            temperature=self.calibration.temperature,
+            familiarity=familiarity,
+        )
+        return classifier.eval()
+
+    def _modules(self) -> "tuple[nn.Module, Familiarity | None]":
+        import safetensors.torch  # noqa: PLC0415 (see above)
+
+        from models.familiarity import Familiarity  # noqa: PLC0415
+        from models.zoo import build  # noqa: PLC0415
+
         data = _read(self.folder, WEIGHTS, self.hashes[WEIGHTS])
         network = build(self.spec)
         try:
-            network.load_state_dict(safetensors.torch.load(data))
-        except (SafetensorError, RuntimeError) as error:
+            tensors = safetensors.torch.load(data)
+            known = {n.removeprefix(FAMILIARITY): tensors.pop(n) for n in list(tensors) if n.startswith(FAMILIARITY)}
+            network.load_state_dict(tensors)
+            familiarity = Familiarity.from_state(known) if known else None
+        except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise BundleError(
                 f"{self.folder / WEIGHTS} does not fit the {self.spec.name} network of this version of rayscan: {error}"
             ) from error
-        return network.eval()
-
-    def classifier(self) -> ScanClassifier:
-        """Preprocessing, network and temperature as one module, in evaluation mode."""
-        classifier = ScanClassifier(
-            Preprocess(self.spec.preprocessing), self.network(), temperature=self.calibration.temperature
-        )
-        return classifier.eval()
+        return network.eval(), familiarity
 
 
 def save_bundle(
     folder: Path,
     *,
     spec: ModelSpec,
-    state_dict: Mapping[str, Tensor],
+    state_dict: "Mapping[str, Tensor]",
     calibration: Calibration,
     evaluation: Mapping[str, Any],
     lineage: Mapping[str, Any],
+    familiarity: "Familiarity | None" = None,
+    graph: tuple[bytes, bytes] | None = None,
 ) -> Bundle:
     """Write a bundle into a folder, made when absent. `evaluation` and `lineage` hold plain JSON values.
 
+    `graph` are the XML and weights that `models.export.export_graph` gives.
     Raises `InputError` when a bundle is there already: bundles do not change.
     """
+    import safetensors.torch  # noqa: PLC0415 (see above)
+
+    from models.card import render_card  # noqa: PLC0415
+
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} holds a bundle already, and bundles do not change; choose another folder")
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
+    tensors = dict(state_dict)
+    if familiarity is not None:
+        tensors |= {f"{FAMILIARITY}{name}": tensor for name, tensor in familiarity.state_dict().items()}
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     contents = {
         WEIGHTS: safetensors.torch.save(weights),
         CALIBRATION: _json(calibration.to_json()),
         EVALUATION: _json(evaluation),
         CARD: render_card(spec, calibration, evaluation, lineage).encode(),
     }
+    if graph is not None:
+        contents |= dict(zip(GRAPH, graph, strict=True))
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = {"format": FORMAT, "spec": spec.to_json(), "lineage": dict(lineage), "files": hashes}
     contents[MANIFEST] = _json({**manifest, "model_id": _identity(manifest)})
@@ -117,9 +157,9 @@ def load_bundle(folder: Path) -> Bundle:
     if model_id != _identity(manifest):
         raise BundleError(f"{path} was changed after it was made; fetch the bundle again")
     hashes = manifest.get("files", {})
-    if not isinstance(hashes, dict) or set(hashes) != set(FILES):
+    if not isinstance(hashes, dict) or set(hashes) not in ({*FILES}, {*FILES, *GRAPH}):
         raise BundleError(f"{path} does not name the files of a bundle: {', '.join(FILES)}")
-    contents = {name: _read(folder, name, hashes[name]) for name in FILES}
+    contents = {name: _read(folder, name, digest) for name, digest in hashes.items()}
     try:
         spec = ModelSpec.from_json(manifest["spec"])
         calibration = Calibration.from_json(_parse(folder / CALIBRATION, contents[CALIBRATION]))
@@ -134,6 +174,12 @@ def load_bundle(folder: Path) -> Bundle:
         lineage=manifest.get("lineage", {}),
         hashes=hashes,
     )
+
+
+def files_of(manifest: bytes) -> list[str]:
+    """Names of the files a manifest claims, among those that bundles have; `load_bundle` says whether it is right."""
+    claimed = json.loads(manifest).get("files", {})
+    return [name for name in (*FILES, *GRAPH) if name in claimed or name in FILES]
 
 
 def _read(folder: Path, name: str, sha256: str | None) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import InputError
+from models.errors import InputError, RayscanError
 from models.metrics import Labels, Scores
 
 DEFAULT_POINT: Final = "balanced"
@@ -62,6 +62,22 @@ class Calibration:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a calibration of this version of rayscan: {error}") from error
+
+
+def called_positive(probability: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
+    """Whether probabilities of disease, of any shape, reach a threshold; compared in float32, in which engines answer.
+
+    The one rule of evaluation and scoring: in float64 a threshold between two float32 could part them.
+    Raises `RayscanError` for a probability that is no number: it must not pass as a film without disease.
+    """
+    values = np.asarray(probability, dtype=np.float32)
+    if np.isnan(values).any():
+        raise RayscanError(
+            f"the model gave no number as the probability of {int(np.isnan(values).sum())} of {values.size} films;"
+            " its weights or its engine are broken"
+        )
+    called: npt.NDArray[np.bool_] = values >= np.float32(threshold)
+    return called
 
 
 def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Labels) -> float:

@@ -50,6 +50,26 @@ Expected calibration error {{ "%.4f" | format(entry.metrics.ece) }} (15 bins of 
 {% for name, group in entry.subtypes.items() -%}
 <tr><td>{{ name }}</td><td>{{ group.n }}</td><td>{{ interval(group.sensitivity) }}</td></tr>
 {% endfor %}</table>{% endif %}
+{% if entry.engines is defined %}
+<h4>Engines</h4>
+<p>What runs this model faster than torch in 32 bits, compared with it on validation films: how far probabilities move,
+and how many films change sides at an operating point. An engine is used only where it is allowed.</p>
+<table><tr><th>Engine</th><th>Films</th><th>Mean move</th><th>Largest move</th><th>Change sides</th>
+<th>AUC change</th><th>Allowed</th></tr>
+{% for name, at in entry.engines.items() -%}
+<tr><td>{{ name }} ({{ at.version }})</td><td>{{ at.films }}</td>
+{%- if at.mean_dp is none %}<td colspan="4">not measured</td>{% else -%}
+<td>{{ "%.2g" | format(at.mean_dp) }}</td><td>{{ "%.2g" | format(at.max_dp) }}</td>
+<td>{% for point, flips in at.flips.items() %}{{ point }} {{ flips.films }}{{ ", " if not loop.last }}{% endfor %}</td>
+<td>{{ "%+.4f" | format(at.auc_change) }}</td>{% endif %}
+<td>{{ "yes" if at.allowed else "no: " ~ at.reasons | join("; ") }}</td></tr>
+{% endfor %}</table>{% endif %}
+{% if entry.fingerprint is defined %}<p>{% if entry.fingerprint.ood_score -%}
+Each score comes with its film's distance from the training films in the network's features: about 1 is ordinary, and
+of these validation films half lie below {{ "%.2f" | format(entry.fingerprint.ood_score.percentiles[50]) }} and 99 in
+100 below {{ "%.2f" | format(entry.fingerprint.ood_score.percentiles[99]) }}.
+{%- else %}This network has no features by which to tell films unlike the training films.{% endif %}
+Drift is judged against {{ entry.fingerprint.films }} validation films.</p>{% endif %}
 {% endfor %}
 <p>Brackets hold 95 % intervals (DeLong for AUC, Wilson for shares).</p>
 

@@ -106,13 +106,22 @@ class CNN(nn.Module):
         hidden = [nn.Linear(features, settings.head), nn.ReLU(inplace=True)] if settings.head else []
         self.head = nn.Sequential(nn.Dropout(settings.dropout), *hidden, nn.Linear(settings.head or features, classes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees, [N, D]."""
         maps = self.stages(self.stem(x))
         pooled = []
         if self.pooling in {"avg", "both"}:
             pooled.append(maps.mean(dim=(2, 3)))
         if self.pooling in {"max", "both"}:
             pooled.append(maps.amax(dim=(2, 3)))
-        logits: Tensor = self.head(torch.cat(pooled, dim=1))
+        features: Tensor = self.head[:-1](torch.cat(pooled, dim=1))
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of features."""
+        logits: Tensor = self.head[-1](features)
         return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.classify(self.features(x))

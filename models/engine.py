@@ -1,94 +1,263 @@
-"""What runs a bundle on films: one interface, so that callers do not know which engine they got.
+"""Which engine runs a bundle on a machine: the fastest of those whose agreement with float32 torch stands.
 
-Today there is eager torch in float32, the reference every faster engine must agree with.
+A faster engine may round otherwise, and bfloat16 does: probabilities move, films near an operating point change sides.
+So an engine is offered only where promotion compared it with eager torch in float32 on the validation films and found
+it close enough (`models/agreement.py`); in bfloat16 only in the very version that was compared.
 """
 
+import copy
 import logging
-from typing import NamedTuple, Protocol
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from models.allocator import keep_memory
 from models.bundle import Bundle
 from models.errors import InputError
+from models.inference import Engine, EngineError, Inference
+from models.machine import PRECISIONS, EngineKind, Machine, Precision, choose_device, this_machine
+from models.openvino_engine import OpenVINOEngine, read_graph
+
+if TYPE_CHECKING:
+    from models.classifier import ScanClassifier
+
+__all__ = ["ChosenEngine", "Engine", "EngineChoice", "EngineError", "Inference", "load_engine"]
+
+CPU_BATCH: Final = 8
+GPU_BATCH: Final = 64
+ROUNDING: Final = 1e-4
+"""How far the probabilities of two engines in float32 may differ: their sums run in another order."""
+PROBE_SECONDS: Final = 0.5
+PROBE_ROUNDS: Final = 12
+"""What ends the timing, after one warm-up of each engine; each is timed at least once."""
+WORTH_CHANGING: Final = 1.2
+"""How many times faster an engine must be than one preferred to it. Timings on a busy machine scatter; without this,
+actors of one run would choose differently and one table would hold probabilities of several precisions."""
 
 log = logging.getLogger("rayscan")
 
 
-class Inference(NamedTuple):
-    """What an engine says about N films."""
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """Which engine was taken, and why; recorded with the scores."""
 
-    probabilities: npt.NDArray[np.float32]
-    """Calibrated, [N, C], in the order of the bundle's classes."""
-    distance: npt.NDArray[np.float32]
-    """How far each film lies from the training films in feature space, [N]; NaN where the bundle cannot tell."""
+    name: str
+    engine: str
+    precision: str
+    device: str
+    """Of torch, as in `cuda:0`."""
+    version: str
+    """Library and version."""
+    reason: str
+    """One line for the person who reads the run."""
+    films_per_second: Mapping[str, float]
+    """Of each engine that was timed, by name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "films_per_second": dict(self.films_per_second)}
 
 
-class Engine(Protocol):
-    """Grey levels uint8 [N, H, W] -> what the model says about them.
+@dataclass(frozen=True, kw_only=True)
+class ChosenEngine:
+    """An engine with the reason it was taken for."""
 
-    The caller chooses N; 8 is fastest on a CPU's caches, hundreds on a GPU.
-    """
+    choice: EngineChoice
+    engine: Engine
 
     @property
     def name(self) -> str:
-        """Engine, precision and device; recorded with the scores because precision moves probabilities."""
-        ...
+        """Engine, precision and device."""
+        return self.choice.name
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Inference:
-        """Score a batch; arrays may be read-only."""
-        ...
+        """Score a batch uint8 [N, H, W]; see `Engine`."""
+        return self.engine(pixels)
 
 
-class EagerEngine:
-    """Torch, operation by operation, in float32."""
+class EngineBuilder:
+    """Builds the engines of one classifier of C classes on one machine.
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
-        self.name = f"torch-eager-fp32-{device.type}"
-        self._device = device
-        self._classes = len(bundle.spec.classes)
-        self._classifier = bundle.classifier().to(device).to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Inference:
-        """Score a batch."""
-        if pixels.dtype != np.uint8 or pixels.ndim != 3:
-            raise InputError(f"an engine takes uint8 films [N, H, W], not {pixels.dtype} {list(pixels.shape)}")
-        if len(pixels) == 0:
-            return Inference(np.empty((0, self._classes), dtype=np.float32), np.empty(0, dtype=np.float32))
-        # torch cannot hold read-only memory; the copy is of one batch
-        films = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-        probability: npt.NDArray[np.float32] = self._classifier(films.to(self._device)).cpu().numpy()
-        return Inference(probability, np.full(len(pixels), np.nan, dtype=np.float32))
-
-
-def choose_device(name: str | None = None) -> torch.device:
-    """The named torch device, else a GPU when there is one, else the CPU.
-
-    Raises `InputError` for a device that is not on this machine.
+    `classifier` is called when torch is needed; `graph` are the XML and weights of its exported graph, if it has one.
+    OpenVINO takes `threads`.
     """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}; choose cpu, cuda or cuda:N") from error
-    if device.type not in {"cpu", "cuda"}:
-        raise InputError(f"device {name!r} is not supported; choose cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r} is not on this machine; choose cpu or one of its GPUs")
-    return device
+
+    def __init__(
+        self,
+        classifier: "Callable[[], ScanClassifier]",
+        graph: tuple[bytes, bytes] | None,
+        machine: Machine,
+        *,
+        size: int,
+        classes: int,
+        batch: int,
+        threads: int = 1,
+    ) -> None:
+        self.machine = machine
+        self.batch = batch
+        self._classifier = classifier
+        self._graph = graph
+        self._size = size
+        self._classes = classes
+        self._threads = threads
+
+    def build(self, kind: EngineKind) -> Engine:
+        """One engine. Raises `EngineError` where it cannot run this network."""
+        if kind.engine != "openvino":
+            from models.torch_engine import TorchEngine  # noqa: PLC0415 (two seconds that OpenVINO does without)
+
+            classifier = copy.deepcopy(self._classifier())
+            return TorchEngine(classifier, kind, self.machine.device, classes=self._classes, batch=self.batch)
+        if self._graph is None:
+            raise EngineError("the bundle holds no graph for OpenVINO")
+        return OpenVINOEngine(
+            read_graph(*self._graph),
+            kind,
+            size=self._size,
+            classes=self._classes,
+            batch=self.batch,
+            threads=self._threads,
+        )
 
 
-def load_engine(bundle: Bundle, *, device: str | None = None, threads: int | None = None) -> Engine:
-    """The fastest engine for this machine. `threads` sets torch's for the whole process; None leaves them."""
-    chosen = choose_device(device)
-    if chosen.type == "cpu":
+def load_engine(
+    bundle: Bundle,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    precision: Precision | None = None,
+    batch: int | None = None,
+    machine: Machine | None = None,
+) -> ChosenEngine:
+    """The fastest engine that may run this bundle on this machine, found by timing those allowed for a moment.
+
+    `device` is `cpu`, `cuda` or `cuda:N`; None takes a GPU when there is one. `threads` sets torch's for the whole
+    process, and OpenVINO's; None leaves torch's and gives OpenVINO all cores. `precision` "fp32" takes engines in
+    float32 only, "bf16" those in bfloat16 only, None whatever is allowed. `batch` is the number of films an engine of
+    fixed batch runs at once (8 on a CPU, 64 on a GPU). `machine` replaces what was found out about this one.
+    Raises `InputError` when no engine of that precision may run the bundle here.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
+    machine = machine or this_machine(device if device == "cpu" else str(choose_device(device)))
+    if not machine.has_gpu:
         keep_memory()
-        if threads is not None:
-            torch.set_num_threads(threads)
-    engine = EagerEngine(bundle, chosen)
-    log.info("model %s runs on %s", bundle.model_id, engine.name)
-    return engine
+    batch = batch or (GPU_BATCH if machine.has_gpu else CPU_BATCH)
+    offers, refused = offered(bundle.evaluation, machine, precision)
+    builder = EngineBuilder(
+        lambda: _on_threads(bundle, threads),
+        bundle.graph(),
+        machine,
+        size=bundle.spec.preprocessing.size,
+        classes=len(bundle.spec.classes),
+        batch=batch,
+        threads=threads or os.cpu_count() or 1,
+    )
+    engines: dict[EngineKind, Engine] = {}
+    for kind in offers:
+        try:
+            engines[kind] = builder.build(kind)
+        except EngineError as error:
+            refused[kind.name] = str(error)
+    if not engines:
+        raise InputError(
+            f"model {bundle.model_id} has no engine{f' in {precision}' if precision else ''} for this machine:"
+            f" {_told(refused)}; leave the precision open"
+        )
+    rates = _films_per_second(engines, probe_films(batch, bundle.spec.preprocessing.film_size))
+    kind, why = fastest(list(engines), rates)
+    choice = EngineChoice(
+        name=kind.name,
+        engine=kind.engine,
+        precision=kind.precision,
+        device=machine.device,
+        version=machine.version(kind),
+        reason=f"{why}; not offered: {_told(refused)}" if refused else why,
+        films_per_second={name: round(rate, 1) for name, rate in rates.items()},
+    )
+    log.info("model %s runs on %s: %s", bundle.model_id, choice.name, choice.reason)
+    return ChosenEngine(choice=choice, engine=engines[kind])
+
+
+def _on_threads(bundle: Bundle, threads: int | None) -> "ScanClassifier":
+    import torch  # noqa: PLC0415 (see above)
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return bundle.classifier()
+
+
+def offered(
+    evaluation: Mapping[str, Any], machine: Machine, precision: str | None
+) -> tuple[list[EngineKind], dict[str, str]]:
+    """The engines a bundle's evaluation allows on a machine, preferred first; and why the others are not, by name."""
+    agreements = evaluation.get("val", {}).get("engines", {})
+    offers: list[EngineKind] = []
+    refused: dict[str, str] = {}
+    for kind in machine.kinds():
+        if precision not in {None, kind.precision}:
+            continue
+        why = _refusal(kind, agreements.get(kind.name), machine)
+        if why:
+            refused[kind.name] = why
+        elif kind.engine == "openvino" or machine.has_gpu or not offers:  # torch on a CPU: see Machine.kinds
+            offers.append(kind)
+    return offers, refused
+
+
+def fastest(kinds: Sequence[EngineKind], films_per_second: Mapping[str, float]) -> tuple[EngineKind, str]:
+    """The one to take of engines in order of preference, and why: the first that none is clearly faster than."""
+    best = max(films_per_second[kind.name] for kind in kinds)
+    taken = next(kind for kind in kinds if films_per_second[kind.name] * WORTH_CHANGING >= best)
+    if len(kinds) == 1:
+        return taken, "the only engine allowed here"
+    clause = "the fastest" if films_per_second[taken.name] == best else "preferred, about as fast as the fastest"
+    return taken, f"{clause} of {len(kinds)} allowed here"
+
+
+def probe_films(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Made-up films uint8 [count, size, size], always the same: soft blots under grain, so that they differ."""
+    rng = np.random.default_rng(0)
+    blots = rng.integers(0, 200, (count, 8, 8))
+    at = np.arange(size) * 8 // size
+    return (blots[:, at][:, :, at] + rng.integers(0, 56, (count, size, size))).astype(np.uint8)
+
+
+def _refusal(kind: EngineKind, agreement: Mapping[str, Any] | None, machine: Machine) -> str | None:
+    """Why an engine may not run a bundle with this entry of agreements; None when it may."""
+    if (kind.engine, kind.precision) == ("torch-eager", "fp32"):
+        return None
+    if agreement is None:
+        return "never compared with float32 torch on this model's validation films"
+    if not agreement["allowed"]:
+        return "; ".join(agreement["reasons"])
+    if kind.precision == "fp32":
+        return None if agreement["max_dp"] <= ROUNDING else f"moves probabilities by {agreement['max_dp']:.2g}"
+    if agreement["version"] != machine.version(kind):
+        return f"compared with float32 in {agreement['version']}, here is {machine.version(kind)}"
+    return None
+
+
+def _films_per_second(engines: Mapping[EngineKind, Engine], films: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """The rate of each engine, from its quickest of several turns taken in rounds, so that all see the same machine."""
+    for engine in engines.values():
+        engine(films)
+    quickest = dict.fromkeys(engines, float("inf"))
+    until = time.perf_counter() + PROBE_SECONDS
+    for _ in range(PROBE_ROUNDS):
+        for kind, engine in engines.items():
+            started = time.perf_counter()
+            engine(films)
+            quickest[kind] = min(quickest[kind], time.perf_counter() - started)
+        if time.perf_counter() >= until:
+            break
+    return {kind.name: len(films) / seconds for kind, seconds in quickest.items()}
+
+
+def _told(refused: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} ({why})" for name, why in refused.items()) or "none exists"

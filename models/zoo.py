@@ -80,10 +80,19 @@ class MLP(nn.Module):
             inputs = settings.width
         self.layers = nn.Sequential(*layers, nn.Linear(inputs, classes))
 
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees, [N, D]."""
+        features: Tensor = self.layers[:-1](functional.adaptive_avg_pool2d(x, self.side).flatten(1))
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of features."""
+        logits: Tensor = self.layers[-1](features)
+        return logits
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
-        logits: Tensor = self.layers(functional.adaptive_avg_pool2d(x, self.side).flatten(1))
-        return logits
+        return self.classify(self.features(x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +139,35 @@ def build(spec: ModelSpec) -> nn.Module:
             _configure(settings, spec.name, spec.parameters), size=spec.preprocessing.size, classes=len(spec.classes)
         )
     return _backbone(spec)
+
+
+def features(network: nn.Module, x: Tensor) -> Tensor:
+    """What the classifier of a network sees of its input [N, 1, S, S]: [N, D] or [N, D, 1, 1]."""
+    if isinstance(network, (CNN, MLP)):
+        return network.features(x)
+    found: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
+    return found
+
+
+def classify(network: nn.Module, found: Tensor) -> Tensor:
+    """The logits [N, C] of `features`."""
+    if isinstance(network, (CNN, MLP)):
+        return network.classify(found)
+    logits: Tensor = network.get_classifier()(found)  # type: ignore[operator]
+    return logits
+
+
+@torch.inference_mode()
+def has_features(network: nn.Module, x: Tensor) -> bool:
+    """Whether `classify` of `features` is the network itself, tried on an input [N, 1, S, S] in evaluation mode.
+
+    It is not for `majority`, nor for the few timm backbones that do more between the two, or have two classifiers.
+    """
+    try:
+        apart = classify(network, features(network, x))
+    except (AttributeError, TypeError):
+        return False
+    return torch.allclose(apart, network(x), rtol=1e-4, atol=1e-5)
 
 
 def _backbone(spec: ModelSpec) -> nn.Module:

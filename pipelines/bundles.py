@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from models.bundle import FILES, MANIFEST, Bundle, load_bundle
+from models.bundle import MANIFEST, Bundle, files_of, load_bundle
 from pipelines.errors import BundleError, NotFoundError
 from pipelines.storage import Store, open_store
 
@@ -30,9 +30,9 @@ def cache_folder(kind: str) -> Path:
 
 def publish_bundle(folder: Path, uri: str) -> None:
     """Copy a saved bundle to its URI, the manifest last: a half-copied bundle never loads."""
-    load_bundle(folder)
+    bundle = load_bundle(folder)
     store = open_store(uri)
-    for name in (*FILES, MANIFEST):
+    for name in (*bundle.hashes, MANIFEST):
         store.put(name, (folder / name).read_bytes())
 
 
@@ -81,7 +81,9 @@ def _download(store: Store, folder: Path) -> None:
     """Fetch to one side and rename, so that two processes of one node never see half a bundle."""
     side = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        for name in (*FILES, MANIFEST):
+        manifest = store.get(MANIFEST)
+        (side / MANIFEST).write_bytes(manifest)
+        for name in files_of(manifest):
             (side / name).write_bytes(store.get(name))
         load_bundle(side)
         side.rename(folder)

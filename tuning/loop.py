@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from models.allocator import keep_memory
 from models.augment import Augment
 from models.classifier import ScanClassifier
-from models.engine import choose_device
 from models.errors import InputError, RayscanError
 from models.films import Films
 from models.losses import class_weights, cross_entropy, focal
+from models.machine import choose_device
 from models.metrics import auc
 from models.preprocess import Preprocess, resize_films
 from models.spec import ModelSpec

@@ -1,26 +1,47 @@
-"""From a trained model to a published bundle: calibrate, lock operating points, evaluate, save, publish.
+"""From a trained model to a published bundle: calibrate, lock operating points, evaluate, compare engines, publish.
 
-All on the validation films; a test split is touched only by `rayscan evaluate`, which records that it was.
+All on the validation films, but for the familiarity, which describes the training films. A test split is touched only
+by `rayscan evaluate`, which records that it was.
 """
 
+import copy
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
+from models.agreement import choose_films, measure
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration, fit_temperature, operating_points
+from models.classifier import ScanClassifier
+from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder
 from models.evaluation import evaluation_entry
+from models.export import export_graph
+from models.familiarity import Familiarity, fit_familiarity
 from models.films import Films
+from models.fingerprint import fingerprint
+from models.inference import EngineError
+from models.machine import choose_device, this_machine
+from models.preprocess import Preprocess
 from models.spec import ModelSpec
+from models.zoo import build, has_features
 from pipelines.bundles import fetch_bundle, publish_bundle
 from pipelines.ingest.dataset import DatasetInfo
 from tuning.loop import Fitted
+
+FAMILIAR_FILMS: Final = 2000
+"""Training films the familiarity is fitted to at most."""
+BATCH: Final = 64
+
+log = logging.getLogger("rayscan")
 
 
 def promote(
@@ -38,6 +59,11 @@ def promote(
     entry = evaluation_entry(
         split="val", labels=val.labels, probability=probability, subtypes=val.subtypes, calibration=calibration
     )
+    device = choose_device(fitted.settings.device)
+    classifier = _classifier(fitted, temperature)
+    classifier.familiarity = _familiarity(classifier, train, device)
+    graph = _graph(classifier)
+    entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),
         "seed": fitted.settings.seed,
@@ -57,9 +83,68 @@ def promote(
             calibration=calibration,
             evaluation={"val": entry},
             lineage={**recorded, **lineage},
+            familiarity=classifier.familiarity,
+            graph=graph,
         )
         publish_bundle(Path(folder), out)
     return fetch_bundle(out)
+
+
+def _classifier(fitted: Fitted, temperature: float) -> ScanClassifier:
+    network = build(fitted.spec)
+    network.load_state_dict(dict(fitted.state_dict))
+    return ScanClassifier(Preprocess(fitted.spec.preprocessing), network, temperature=temperature).eval()
+
+
+@torch.inference_mode()
+def _familiarity(classifier: ScanClassifier, train: Films, device: torch.device) -> Familiarity | None:
+    """Fitted to training films chosen by a fixed seed; None for a network without features of its own."""
+    on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
+    pixels = train.pixels[choose_films(train.labels, FAMILIAR_FILMS)]
+    batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+    if not has_features(on_device.network, on_device.preprocess(batches[0][:2].to(device))):
+        log.info("this network has no features to tell unfamiliar films by: its scores will have no ood_score")
+        return None
+    return fit_familiarity(torch.cat([on_device.features(films.to(device)).cpu() for films in batches]))
+
+
+def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:
+    try:
+        return export_graph(classifier)
+    except EngineError as error:
+        log.warning("on a CPU this model will score by torch, several times slower: %s", error)
+        return None
+
+
+def _engines(
+    classifier: ScanClassifier,
+    graph: tuple[bytes, bytes] | None,
+    val: Films,
+    calibration: Calibration,
+    device: torch.device,
+    *,
+    classes: int,
+) -> dict[str, dict[str, Any]]:
+    """The entries `engines` (agreement with float32 torch) and `fingerprint`, from the same validation films.
+
+    A model promoted on a GPU is compared on that machine's CPU, too, so that both may score with it.
+    """
+    chosen = choose_films(val.labels)
+    pixels, labels = val.pixels[chosen], val.labels[chosen]
+    agreements: dict[str, Any] = {}
+    for machine in [this_machine(place) for place in dict.fromkeys(["cpu", str(device)])]:
+        builder = EngineBuilder(
+            lambda: classifier,
+            graph,
+            machine,
+            size=classifier.preprocess.size,
+            classes=classes,
+            batch=GPU_BATCH if machine.has_gpu else CPU_BATCH,
+        )
+        reference, measured = measure(builder, pixels, labels, calibration)
+        agreements |= {name: agreement.to_json() for name, agreement in measured.items()}
+    probability: npt.NDArray[np.float32] = 1 - reference.probabilities[:, 0]
+    return {"engines": agreements, "fingerprint": fingerprint(pixels, probability, reference.distance)}
 
 
 def _counts(spec: ModelSpec, films: Films) -> dict[str, Any]:

@@ -22,12 +22,12 @@ def test_scoring_an_archive_equals_the_engine_on_prepared_films(phantom_archive:
     prepare(at["catalog"], at["dataset"], PrepareSettings(size=64))
     # A network smaller than the films: scoring must decode as `prepare` did before it shrinks.
     train(at["dataset"], at["bundle"], "cnn", TrainSettings(epochs=1), size=32)
-    score(at["catalog"], at["bundle"], at["scores"], ScoreSettings(shard_size=50))
+    score(at["catalog"], at["bundle"], at["scores"], ScoreSettings(shard_size=50, precision="fp32"))
 
     films = load_films(at["dataset"], "val")
-    expected = 1.0 - load_engine(fetch_bundle(at["bundle"]))(films.pixels).probabilities[:, 0]
+    expected = 1.0 - load_engine(fetch_bundle(at["bundle"]), precision="fp32")(films.pixels).probabilities[:, 0]
     rows = ask(at["scores"], "SELECT scan_id, probability FROM latest").to_pylist()
     scored = {row["scan_id"]: row["probability"] for row in rows}
     assert len(films) > 10
-    # The same arithmetic in batches of another size: float32 rounding, nothing more.
-    assert [scored[str(scan)] for scan in films.scan_ids] == pytest.approx(expected.tolist(), abs=1e-5)
+    # The same arithmetic in batches of another size, maybe by another engine: float32 rounding, nothing more.
+    assert [scored[str(scan)] for scan in films.scan_ids] == pytest.approx(expected.tolist(), abs=1e-4)

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import FILES, MANIFEST, Bundle, load_bundle, save_bundle
+from models.bundle import FILES, MANIFEST, Bundle, _identity, load_bundle, save_bundle
 from models.calibration import Calibration
 from models.classifier import ScanClassifier
-from models.engine import choose_device, load_engine
-from models.errors import BundleError, InputError
+from models.engine import load_engine
+from models.errors import BundleError, InputError, RayscanError
 from models.evaluation import evaluation_entry
+from models.familiarity import fit_familiarity
+from models.fingerprint import fingerprint
+from models.machine import Machine
 from models.preprocess import Preprocess
 from models.spec import DISCLAIMER
 from models.zoo import build
@@ -20,6 +23,7 @@ from tests.models.synthetic import blob_films, small_spec
 
 CALIBRATION = Calibration(temperature=1.5, operating_points={"rule_out": 0.2, "balanced": 0.4, "rule_in": 0.6})
 FILMS = blob_films(16)
+EAGER_ONLY = Machine(device="cpu", native_bf16=False, openvino=None, torch="2")
 LINEAGE = {
     "dataset_fingerprint": "abc",
     "counts": {"train": {"films": 16, "patients": 16, "classes": {"NORMAL": 8, "PNEUMONIA": 8}}},
@@ -57,28 +61,36 @@ def test_saved_and_loaded_model_gives_the_same_probabilities_bit_for_bit(tmp_pat
     films = torch.from_numpy(FILMS.pixels)
     with torch.inference_mode():
         expected = classifier(films).numpy()
-    engine = load_engine(bundle, device="cpu")
-    assert engine.name == "torch-eager-fp32-cpu"
-    found = engine(FILMS.pixels).probabilities
-    assert found.dtype == np.float32
-    assert (found == expected).all()
-    assert (load_engine(load_bundle(bundle.folder), device="cpu")(FILMS.pixels).probabilities == expected).all()
+    for again in (bundle, load_bundle(bundle.folder)):
+        engine = load_engine(again, machine=EAGER_ONLY)
+        assert engine.name == "torch-eager-fp32-cpu"
+        found = engine(FILMS.pixels)
+        assert found.probabilities.dtype == np.float32
+        assert (found.probabilities == expected).all()
+        assert np.isnan(found.distance).all(), "nothing was fitted"
 
 
-def test_engine_takes_read_only_empty_and_larger_films_and_refuses_others(tmp_path: Path) -> None:
-    engine = load_engine(save(tmp_path / "b"), device="cpu")
-    expected = engine(FILMS.pixels).probabilities
-    view = FILMS.pixels.view()
-    view.flags.writeable = False
-    assert (engine(view).probabilities == expected).all()
-    assert engine(FILMS.pixels[:0]).probabilities.shape == (0, 2)
-    assert engine(blob_films(3, size=48).pixels).probabilities.shape == (3, 2)
-    with pytest.raises(InputError, match="uint8 films"):
-        engine(FILMS.pixels.astype(np.float32))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="device 'cuda:99' is not on this machine"):
-        choose_device("cuda:99")
-    with pytest.raises(InputError, match="unknown device"):
-        choose_device("gpu")
+def test_familiarity_lies_among_the_weights_and_comes_back(tmp_path: Path) -> None:
+    spread = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    familiarity = fit_familiarity(spread)
+    bundle = save(tmp_path / "b", familiarity=familiarity)
+    kept = bundle.classifier().familiarity
+    assert familiarity is not None
+    assert kept is not None
+    assert torch.equal(kept(spread), familiarity(spread))
+    assert set(bundle.network().state_dict()) == set(network().state_dict())
+    assert bundle.model_id != save(tmp_path / "without").model_id
+
+
+def test_bundles_of_another_format_are_refused(tmp_path: Path) -> None:
+    """Format 1 decoded its films at another scale: scored by this version it would be another model."""
+    bundle = save(tmp_path / "b")
+    path = bundle.folder / MANIFEST
+    manifest = {**json.loads(path.read_text()), "format": 1}
+    del manifest["model_id"]
+    path.write_text(json.dumps({**manifest, "model_id": _identity(manifest)}))
+    with pytest.raises(BundleError, match=r"format 1, this rayscan reads 2; install the version that made it"):
+        load_bundle(bundle.folder)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -172,3 +184,48 @@ def test_card_is_honest_and_escapes(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in card
     for words in ("Intended use", "Limits", "rule_out", "bacteria", "<td>16</td>"):
         assert words in card
+
+
+def test_card_tells_the_engines_and_what_unfamiliar_is(tmp_path: Path) -> None:
+    measured = {"films": 16, "version": "openvino 1", "mean_dp": 0.001, "max_dp": 0.02, "auc_change": -0.0001}
+    flips = {"rule_out": {"films": 3, "share": 0.19, "farthest": 0.2}}
+    engines = {
+        "openvino-bf16-cpu": {**measured, "flips": flips, "allowed": False, "reasons": ["3 of 16 <films> change"]},
+        "openvino-fp32-cpu": {**measured, "flips": {}, "allowed": True, "reasons": []},
+        "torch-compile-bf16-cuda": {
+            "films": 16,
+            "version": "torch 2",
+            "mean_dp": None,
+            "max_dp": None,
+            "auc_change": None,
+            "flips": {},
+            "allowed": False,
+            "reasons": ["cannot run"],
+        },
+    }
+    distance = np.linspace(0.5, 1.5, 16, dtype=np.float32)
+    for known, words in ((distance, "99 in 100 below 1.49"), (distance * np.nan, "no features by which to tell")):
+        entry = save(tmp_path / words).evaluation["val"] | {
+            "engines": engines,
+            "fingerprint": fingerprint(FILMS.pixels, distance / 2, known),
+        }
+        bundle = save(tmp_path / f"card {words}", evaluation={"val": entry})
+        card = " ".join((bundle.folder / "card.html").read_text().split())
+        assert words in card
+        assert "no: 3 of 16 &lt;films&gt; change" in card
+        assert "rule_out 3" in card
+        assert "<td>yes</td>" in card
+        assert "not measured" in card
+
+
+def test_an_evaluation_of_what_is_no_number_is_refused() -> None:
+    probability = np.linspace(0, 1, 16, dtype=np.float32)
+    probability[5] = np.nan
+    with pytest.raises(RayscanError, match="no number as the probability of 1 of 16 films"):
+        evaluation_entry(
+            split="val",
+            labels=FILMS.labels,
+            probability=probability,
+            subtypes=FILMS.subtypes,
+            calibration=CALIBRATION,
+        )

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from models.calibration import TEMPERATURES, Calibration, fit_temperature, operating_points
-from models.errors import InputError
+from models.calibration import TEMPERATURES, Calibration, called_positive, fit_temperature, operating_points
+from models.errors import InputError, RayscanError
+from models.metrics import confusion
 
 
 def nll(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], temperature: float) -> float:
@@ -93,3 +94,29 @@ def test_probabilities_are_the_softmax_of_scaled_logits() -> None:
     probability = calibration.probabilities(np.array([[0, 2], [500, -500]], dtype=np.float32))
     assert probability.dtype == np.float32
     assert probability[:, 1] == pytest.approx([1 / (1 + np.exp(-1)), 0])
+
+
+@given(
+    arrays.arrays(np.float32, st.integers(1, 20), elements=st.floats(0, 1, width=32)),
+    st.floats(0, 1),
+    st.integers(-2, 2),
+)
+def test_evaluation_and_scoring_decide_alike(
+    probability: npt.NDArray[np.float32], threshold: float, steps: int
+) -> None:
+    """Whatever the width they come in, and however close the threshold lies to a film."""
+    close = float(probability[0]) + steps * 1e-9
+    for at in (threshold, close):
+        called = called_positive(probability, at)
+        assert (called == called_positive(probability.astype(np.float64), at)).all()
+        assert [bool(called_positive(float(p), at)) for p in probability] == called.tolist()
+        labels = np.ones(len(probability), dtype=np.int64)
+        assert confusion(labels, probability, at)[0] == int(called.sum())
+
+
+def test_what_is_no_number_is_not_called_negative() -> None:
+    with pytest.raises(RayscanError, match="probability of 2 of 3 films"):
+        called_positive(np.array([0.5, np.nan, np.nan], dtype=np.float32), 0.5)
+    with pytest.raises(RayscanError):
+        called_positive(float("nan"), 0.5)
+    assert called_positive(np.empty(0), 0.5).shape == (0,)

@@ -4,7 +4,7 @@ import torch
 from models.errors import InputError
 from models.losses import cross_entropy
 from models.spec import ModelSpec, Scalar
-from models.zoo import build, known_models
+from models.zoo import build, classify, features, has_features, known_models
 from tests.models.synthetic import small_spec
 
 FILMS = torch.randn(4, 1, 32, 32)
@@ -84,3 +84,40 @@ def test_wide_spread_of_cnn_shapes_survives_a_backward_pass() -> None:
         strided = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1)]
         assert strided
         assert all(module.stride == (1, 1) for module in strided)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("cnn", 32),
+        ("mlp", 32),
+        ("resnet18", 32),
+        ("densenet121", 32),
+        ("mobilenetv3_large_100", 32),
+        ("mobilenetv2_050", 32),
+        ("efficientnet_b0", 32),
+        ("convnext_tiny", 32),
+        ("vit_small_patch16_224", 32),
+        ("legacy_xception", 64),
+    ],
+)
+def test_classifier_of_features_is_the_network(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    network = build(small_spec(name, size)).eval()
+    films = torch.randn(2, 1, size, size)
+    with torch.inference_mode():
+        found = features(network, films)
+        torch.testing.assert_close(classify(network, found), network(films))
+    assert found.flatten(1).shape[1] > 2
+    assert has_features(network, films)
+
+
+@pytest.mark.parametrize("name", ["majority", "deit_tiny_distilled_patch16_224"])
+def test_networks_without_one_classifier_have_no_features(name: str) -> None:
+    assert not has_features(build(small_spec(name)).eval(), FILMS)
+
+
+def test_hidden_layers_before_the_classes_are_part_of_the_features() -> None:
+    network = build(small_spec("cnn", depth=2, width=8, head=24)).eval()
+    assert features(network, FILMS).shape == (4, 24)
+    assert has_features(network, FILMS)

@@ -51,6 +51,11 @@ def write_dataset(store: Store, preprocessing: Preprocessing) -> None:
     store.put("dataset.json", json.dumps(info).encode())
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     store = open_store(str(tmp_path_factory.mktemp("dataset")))

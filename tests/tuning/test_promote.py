@@ -6,6 +6,7 @@ import torch
 
 from models.bundle import load_bundle
 from models.engine import load_engine
+from models.machine import this_machine
 from models.metrics import auc
 from models.spec import Preprocessing
 from pipelines.ingest.dataset import DatasetInfo
@@ -26,7 +27,9 @@ def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) 
     bundle = promote(fitted, TRAIN, VAL, INFO, out, lineage={"trial": 7})
 
     assert load_bundle(Path(out)).model_id == bundle.model_id
-    probability = load_engine(bundle, device="cpu")(VAL.pixels).probabilities[:, 1]
+    engine = load_engine(bundle, device="cpu", precision="fp32")
+    probability, distance = engine(VAL.pixels)
+    probability = probability[:, 1]
     metrics = bundle.evaluation["val"]["metrics"]
     called = probability >= bundle.calibration.threshold
     assert metrics["tp"] == int((called & (VAL.labels == 1)).sum())
@@ -37,6 +40,24 @@ def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) 
     assert points["rule_out"]["sensitivity"]["value"] >= 0.98
     assert points["rule_in"]["specificity"]["value"] >= 0.98
     assert bundle.evaluation["val"]["subtypes"]["virus"]["n"] == metrics["positives"] / 2
+
+    measured = bundle.evaluation["val"]["engines"]
+    machine = this_machine("cpu")
+    assert set(measured) == {kind.name for kind in machine.kinds()} - {"torch-eager-fp32-cpu"}
+    assert measured["openvino-fp32-cpu"]["allowed"]
+    assert measured["openvino-fp32-cpu"]["max_dp"] <= 1e-4
+    assert measured["openvino-fp32-cpu"]["films"] == len(VAL)
+    drift = bundle.evaluation["val"]["fingerprint"]
+    assert drift["films"] == len(VAL)
+    assert drift["probability"]["percentiles"][50] == pytest.approx(np.median(probability), abs=1e-3)
+    if model == "majority":
+        assert drift["ood_score"] is None
+        assert np.isnan(distance).all()
+    else:
+        assert drift["ood_score"]["percentiles"][50] == pytest.approx(np.median(distance), rel=1e-3)
+        assert 0.3 < np.median(distance) < 3, "films like the training films lie about 1 away"
+    card = (bundle.folder / "card.html").read_text()
+    assert "openvino-fp32-cpu" in card
 
     lineage = bundle.lineage
     assert lineage["trial"] == 7

@@ -1,0 +1,149 @@
+"""How closely every engine of a machine agrees with eager torch in float32, measured once, when a model is promoted.
+
+AUC does not tell: quantised to eight bits, 4 % of the films of one model changed sides with its AUC unchanged. So what
+counts are the films that change sides, at each operating point, and how far from it the reference had put them.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from models.calibration import Calibration, called_positive
+from models.engine import EngineBuilder
+from models.inference import Engine, EngineError, Inference
+from models.metrics import Labels, auc
+
+FILMS: Final = 1000
+"""Validation films compared at most: enough to see 1 % of flips, in seconds for a small model."""
+MOST_FLIPS: Final = 0.01
+"""Share of the films that may change sides at an operating point."""
+FARTHEST_FLIP: Final = 0.1
+"""How far from the operating point the reference probability of such a film may lie."""
+MOST_AUC_CHANGE: Final = 0.001
+
+log = logging.getLogger("rayscan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Films an engine calls otherwise than the reference, at one operating point."""
+
+    films: int
+    share: float
+    farthest: float
+    """Largest distance of their reference probabilities from the operating point; 0 when there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How an engine compares with eager torch in float32 on the same films."""
+
+    version: str
+    """Library and version of the engine."""
+    films: int = 0
+    mean_dp: float | None = None
+    """Mean difference of the probability of disease, without sign; None when it gave none."""
+    max_dp: float | None = None
+    auc_change: float | None = None
+    flips: Mapping[str, Flips] = field(default_factory=dict)
+    mean_distance_change: float | None = None
+    """Of the feature distance, relative; None where the model has none."""
+    reasons: tuple[str, ...] = ()
+    """Why it is not allowed; empty when it is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, with `allowed`."""
+        return {**asdict(self), "reasons": list(self.reasons), "allowed": not self.reasons}
+
+
+def choose_films(labels: Labels, most: int = FILMS) -> npt.NDArray[np.int64]:
+    """Rising indices of at most about `most` films, by a fixed seed, of each class in proportion and at least one."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(0)
+    chosen = []
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        chosen.append(rng.permutation(own)[: max(1, round(most * len(own) / len(labels)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def compare(
+    reference: Inference, found: Inference, labels: Labels, operating_points: Mapping[str, float], *, version: str
+) -> Agreement:
+    """Agreement of two inferences of the same films with class indices [N], judged by the rules of this module."""
+    before, after = (1 - inference.probabilities[:, 0] for inference in (reference, found))
+    broken = int((~np.isfinite(after)).sum())
+    if broken:
+        return Agreement(version=version, films=len(labels), reasons=(f"gives no probability for {broken} films",))
+    difference = np.abs(after.astype(np.float64) - before)
+    flips = {name: _flips(before, after, threshold) for name, threshold in operating_points.items()}
+    auc_change = auc(labels, after) - auc(labels, before)
+    reasons = [
+        f"{at.films} of {len(labels)} films change sides at {name}, the farthest {at.farthest:.3f} away from it"
+        for name, at in flips.items()
+        if at.share > MOST_FLIPS or at.farthest > FARTHEST_FLIP
+    ]
+    if abs(auc_change) > MOST_AUC_CHANGE:
+        reasons.append(f"AUC changes by {auc_change:+.4f}")
+    known = np.isfinite(reference.distance) & np.isfinite(found.distance) & (reference.distance > 0)
+    moved = np.abs(found.distance[known] / reference.distance[known] - 1)
+    return Agreement(
+        version=version,
+        films=len(labels),
+        mean_dp=float(difference.mean()),
+        max_dp=float(difference.max()),
+        auc_change=auc_change,
+        flips=flips,
+        mean_distance_change=float(moved.mean()) if known.any() else None,
+        reasons=tuple(reasons),
+    )
+
+
+def measure(
+    builder: EngineBuilder, pixels: npt.NDArray[np.uint8], labels: Labels, calibration: Calibration
+) -> tuple[Inference, dict[str, Agreement]]:
+    """The reference inference of films uint8 [N, H, W], and the agreement of every other engine, by name.
+
+    An engine that cannot run the network is not allowed, for that reason.
+    """
+    kinds = builder.machine.kinds()
+    oracle = next(kind for kind in kinds if (kind.engine, kind.precision) == ("torch-eager", "fp32"))
+    reference = _infer(builder.build(oracle), pixels)
+    points = calibration.operating_points
+    agreements = {}
+    for kind in kinds:
+        if kind == oracle:
+            continue
+        version = builder.machine.version(kind)
+        try:
+            found = _infer(builder.build(kind), pixels)
+        except EngineError as error:
+            agreements[kind.name] = Agreement(version=version, films=len(labels), reasons=(str(error),))
+        else:
+            agreements[kind.name] = compare(reference, found, labels, points, version=version)
+        log.info("%s: %s", kind.name, _told(agreements[kind.name]))
+    return reference, agreements
+
+
+def _infer(engine: Engine, pixels: npt.NDArray[np.uint8], batch: int = 64) -> Inference:
+    parts = [engine(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    return Inference(
+        np.concatenate([part.probabilities for part in parts]), np.concatenate([part.distance for part in parts])
+    )
+
+
+def _flips(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], threshold: float) -> Flips:
+    flipped = called_positive(before, threshold) != called_positive(after, threshold)
+    far = np.abs(before[flipped].astype(np.float64) - threshold)
+    return Flips(films=int(flipped.sum()), share=float(flipped.mean()), farthest=float(far.max(initial=0)))
+
+
+def _told(agreement: Agreement) -> str:
+    if agreement.reasons:
+        return f"not allowed: {'; '.join(agreement.reasons)}"
+    return f"agrees with float32 torch (probabilities move by {agreement.max_dp:.2g} at most)"

@@ -1,0 +1,94 @@
+"""How far a film lies from the training films in the network's own feature space: the ood_score.
+
+Training films are described by one Gaussian over the features before the classifier, as in Lee et al. 2018, "A Simple
+Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", sec. 2, with one mean for all
+classes. The principal axes of the training films (at most 64) are whitened, their variances shrunk as in Ledoit & Wolf
+2004, "A well-conditioned estimator for large-dimensional covariance matrices"; what lies off all of them counts as one
+coordinate more (the distance from feature space of Moghaddam & Pentland 1997, sec. 3.1). The distance is the root mean
+square of these coordinates, scaled so that over the training films it is 1, whatever the network.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+AXES: Final = 64
+FILMS_PER_AXIS: Final = 4
+"""Fewer films than this for an axis do not tell its variance."""
+NEGLIGIBLE: Final = 1e-9
+"""Share of the features' variance below which there is nothing left to scale by."""
+
+
+class Familiarity(nn.Module):
+    """Features float32 [N, D] -> distance float32 [N], 0 or more."""
+
+    mean: Tensor
+    axes: Tensor
+    scale: Tensor
+    rest_scale: Tensor
+
+    def __init__(self, *, mean: Tensor, axes: Tensor, scale: Tensor, rest_scale: Tensor) -> None:
+        """`mean` [D]; orthonormal `axes` [K, D]; what coordinates on them [K] and off them [] are multiplied by."""
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("axes", axes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("rest_scale", rest_scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The distance of each film."""
+        centred = features - self.mean
+        along = centred @ self.axes.T
+        rest = (centred - along @ self.axes) * self.rest_scale
+        return ((along * self.scale).square().sum(dim=1) + rest.square().sum(dim=1)).sqrt()
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "Familiarity":
+        """From what `state_dict` gave. Raises `KeyError` for a name missing, `TypeError` for one too many."""
+        return cls(**{name: state[name] for name in {"mean", "axes", "scale", "rest_scale"} | set(state)})
+
+
+# tensors made in inference mode could not be exported later, and callers are often in it
+@torch.inference_mode(mode=False)
+def fit_familiarity(features: Tensor) -> Familiarity | None:
+    """The Gaussian of training films by their features [N, D]; None when these do not vary."""
+    features = features.detach().to("cpu", torch.float64, copy=True)
+    films, width = features.shape
+    mean = features.mean(dim=0)
+    centred = features - mean
+    total = float(centred.square().sum() / films)
+    if not total > NEGLIGIBLE * max(1.0, float(mean.square().sum())):
+        return None
+    kept = max(1, min(AXES, width, films // FILMS_PER_AXIS))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Halko et al. 2011: a few of the axes, in a small part of the time of all of them
+        _, _, right = torch.svd_lowrank(centred, q=min(kept + 8, width, films), niter=4)
+    axes = right[:, :kept].T
+    along = centred @ axes.T
+    variance = along.square().mean(dim=0)
+    shrunk = _shrunk(along, variance)
+    rest = float((centred - along @ axes).square().sum() / films)
+    has_rest = rest > NEGLIGIBLE * total
+    # the squares that the training films have on average: an axis shrunk away counts for less than one
+    coordinates = float((variance / shrunk).sum()) + has_rest
+    return Familiarity(
+        mean=mean.float(),
+        axes=axes.float().contiguous(),
+        scale=(1 / (shrunk * coordinates).sqrt()).float(),
+        rest_scale=torch.tensor((rest * coordinates) ** -0.5 if has_rest else 0.0),
+    )
+
+
+def _shrunk(along: Tensor, variance: Tensor) -> Tensor:
+    """Variances [K] of principal coordinates [N, K], drawn towards their mean (Ledoit & Wolf 2004, sec. 3.3)."""
+    films = len(along)
+    average = variance.mean()
+    spread = (variance - average).square().sum()
+    # the mean squared distance of one film's outer product from the covariance, which is diagonal here
+    error = (along.square().sum(dim=1).square().mean() - variance.square().sum()) / films
+    weight = float((error / spread).clamp(0, 1)) if float(spread) > 0 else 1.0
+    # a floor: an axis along which no training film moves must not become an infinite distance
+    return ((1 - weight) * variance + weight * average).clamp_min(NEGLIGIBLE * float(average) * len(variance))
