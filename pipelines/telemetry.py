@@ -4,17 +4,27 @@ Ray exports them on each node's metrics port, prefixed `ray_` (a counter also ge
 seconds late. They are what the dashboards and alerts read; the results themselves never depend on them. In a process
 without Ray the functions do nothing: Ray would keep such values and show them under the next session.
 
+A gauge that is set once is exported once: it stands on the port for some twenty seconds (seen with Ray 2.60), also when
+its process ends meanwhile. A dashboard or alert asks for `max_over_time` of it.
+
 Seconds are counters, not histograms: Ray estimates a histogram's sum from the middles of its buckets.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge
+
+    from pipelines.scoring.drift import DriftFinding
+
+DRIFT_SITES: Final = 50
+"""Sites with drift gauges of their own, those with most films; each tag value is a time series for ever."""
+ALL_SITES: Final = "all sites"
+_LEVEL_VALUES: Final = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +34,8 @@ class _Metrics:
     stage_seconds: "Counter"
     trials: "Counter"
     best_value: "Gauge"
+    drift_psi: "Gauge"
+    drift_level: "Gauge"
 
 
 @cache
@@ -36,6 +48,14 @@ def _metrics() -> _Metrics:
         stage_seconds=Counter("rayscan_stage_seconds", "Seconds spent in a stage, all threads.", tag_keys=("stage",)),
         trials=Counter("rayscan_trials", "Trials of searches that ended.", tag_keys=("status",)),
         best_value=Gauge("rayscan_best_value", "Best validation value of the running search.", tag_keys=("metric",)),
+        drift_psi=Gauge(
+            "rayscan_drift_psi", "Population stability index of the last run.", tag_keys=("model", "quantity", "site")
+        ),
+        drift_level=Gauge(
+            "rayscan_drift_level",
+            "Drift of the last run: 0 ok, 1 warn, 2 alarm.",
+            tag_keys=("model", "quantity", "site"),
+        ),
     )
 
 
@@ -69,6 +89,24 @@ def set_best_value(value: float, *, metric: str) -> None:
     """Set the best value a search has reached so far."""
     if _exported():
         _metrics().best_value.set(float(value), {"metric": metric})
+
+
+def set_drift(findings: Sequence["DriftFinding"], *, model: str) -> None:
+    """Set what a run's drift came to, of all sites and of the `DRIFT_SITES` largest; too few films set nothing."""
+    if not _exported():
+        return
+    films: dict[str, int] = {}
+    for finding in findings:
+        if finding.site is not None:
+            films[finding.site] = max(finding.n, films.get(finding.site, 0))
+    kept = {None, *sorted(films, key=lambda site: -films[site])[:DRIFT_SITES]}
+    for finding in findings:
+        if finding.level == "too_few" or finding.site not in kept:
+            continue
+        tags = {"model": model, "quantity": finding.quantity, "site": finding.site or ALL_SITES}
+        _metrics().drift_level.set(_LEVEL_VALUES[finding.level], tags)
+        if finding.psi is not None:
+            _metrics().drift_psi.set(finding.psi, tags)
 
 
 def _exported() -> bool:

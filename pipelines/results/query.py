@@ -2,67 +2,87 @@
 
 Views:
 
-    scores   every row of every run
-    latest   one row per uri: the newest that is not `failed`, else the newest
-    rejects  the rows of `latest` without a probability, and why
-    runs     one row per run, from its run.json; a run without one shows as `unfinished`
+    scores      every row of every run; `date` is the day its run began
+    latest      one row per uri: the newest that is not `failed`, else the newest
+    rejects     the rows of `latest` without a probability, and why
+    agreement   one row per scan and pair of models that both scored it
+    runs        one row per run, from its run.json; a run without one shows as `unfinished`
+    drift       one row per run, site and quantity, where the run measured drift
 
-Local parts are read where they lie. Remote parts never change once written, so they are mirrored into the local cache
-(readable by its owner only) and DuckDB reads the files: the second question fetches only what is new.
+`latest` is the table without its superseded rows, and those are few. They are found once by grouping on a hash of the
+uri, then exactly, by uri, among the rows whose hash is not alone; of a large table they are kept in the local cache
+under the names and etags of its parts. The plain window over all rows takes twice as long and three times the memory,
+each time; `tests/benchmarks/test_query_scale.py` has the figures.
+
+A compaction may delete parts while a question is being answered. `read_scores` then asks again, of the new parts.
 """
 
-import json
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines.bundles import cache_folder
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError
+from pipelines.results.parts import (
+    PartVanishedError,
+    fetch_parts,
+    is_part,
+    list_scores,
+    live_parts,
+    local_parts,
+    mirror_folder,
+    spoilt_part,
+)
+from pipelines.results.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
 from pipelines.storage import ObjectInfo, Store, open_store
 
-FETCH_THREADS = 16
+__all__ = ["ask", "create_scores_view", "is_part", "is_scores", "local_parts", "open_scores", "read_scores"]
 
-RUNS = pa.schema(
-    [
-        pa.field("run_id", pa.string()),
-        pa.field("state", pa.string()),  # finished, unfinished
-        pa.field("model_id", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("date", pa.string()),
-        *[pa.field(name, pa.int64()) for name in ("planned", "scored", "rejected", "unreadable", "failed")],
-        pa.field("seconds", pa.float64()),
-    ]
-)
+ATTEMPTS = 4
+KEPT_FROM_ROWS = 1_000_000
+"""Superseded rows of smaller tables are found quicker than kept."""
+KEPT_INDEXES = 4
+HASH = "hash(uri)"
 
-_VIEWS = {
-    "latest": """
-        SELECT * FROM scores
-        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY status = 'failed', scored_at DESC, run_id DESC) = 1
-    """,
-    "rejects": "SELECT * FROM latest WHERE status <> 'scored'",
-}
+T = TypeVar("T")
 
 
 def open_scores(uri: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views above. Raises `InputError` when nothing was ever scored there."""
-    store = open_store(uri)
-    objects = [info for chunk in store.list() for info in chunk]
-    runs = _runs_table(store, [info.key for info in objects])
-    if runs.num_rows == 0:
-        raise InputError(f"{store.root}: no run was recorded here; score into it first, or check the path")
-    connection = duckdb.connect()
-    connection.register("runs_table", runs)
-    connection.execute("CREATE VIEW runs AS SELECT * FROM runs_table ORDER BY run_id")
-    create_scores_view(connection, local_parts(store, objects))
-    for name, sql in _VIEWS.items():
-        connection.execute(f"CREATE VIEW {name} AS {sql}")
-    return connection
+    """A DuckDB connection with the views above. Raises `InputError` when nothing was ever scored there.
+
+    A compaction that ends while the connection is in use may take its parts away; `read_scores` minds that.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _open(open_store(uri))[0]
+        except PartVanishedError:
+            continue
+    return _open(open_store(uri))[0]
+
+
+def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """What `question` makes of the views at a URI; it is called again when a compaction took its parts away.
+
+    Raises `InputError` when nothing was ever scored there or a part is spoilt, `duckdb.Error` as the question does.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            connection, parts = _open(open_store(uri))
+        except PartVanishedError:
+            continue
+        with connection:
+            try:
+                return question(connection)
+            except duckdb.Error as error:
+                if all(part.exists() for part in parts):
+                    _refuse_spoilt(parts, error)
+                    raise
+    raise PartVanishedError(f"{uri}: the parts were replaced again and again while they were read; ask again later")
 
 
 SUMMARY = """
@@ -75,11 +95,10 @@ SUMMARY = """
 
 def ask(uri: str, sql: str | None = None) -> pa.Table:
     """The answer to one SQL question to the scores at a URI. Raises `InputError` for a question DuckDB refuses."""
-    with open_scores(uri) as connection:
-        try:
-            return connection.sql(sql or SUMMARY).to_arrow_table()
-        except duckdb.Error as error:
-            raise InputError(f"the question cannot be answered: {error}") from error
+    try:
+        return read_scores(uri, lambda connection: connection.sql(sql or SUMMARY).to_arrow_table())
+    except duckdb.Error as error:
+        raise InputError(f"the question cannot be answered: {error}") from error
 
 
 def is_scores(uri: str) -> bool:
@@ -90,61 +109,123 @@ def is_scores(uri: str) -> bool:
     return any(chunk for chunk in store.list("runs"))
 
 
-def local_parts(store: Store, objects: Iterable[ObjectInfo]) -> list[Path]:
-    """Local files of the parts among these objects of a scores store; remote ones are fetched, in threads."""
-    parts = [info for info in objects if is_part(info.key)]
-    if store.is_local:
-        return [store.path / info.key for info in parts]
-    mirror = cache_folder("scores") / blake2b(store.root.encode(), digest_size=8).hexdigest()
-    with ThreadPoolExecutor(FETCH_THREADS) as threads:
-        return list(threads.map(lambda info: _mirrored(store, info, mirror), parts))
-
-
-def is_part(key: str) -> bool:
-    """Whether a key of a scores store is a part of the table."""
-    return key.startswith("scores/model=") and key.endswith(".parquet")
-
-
 def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path]) -> None:
-    """Create the view `scores` over these parts; with none, an empty one. Raises `InputError` for a spoilt part."""
+    """Create the view `scores` over these parts; with none, an empty one. Raises `InputError` for a spoilt part.
+
+    Beside it stands `scores_parts`, in which each row also has `file_index`, the place of its part in `parts`, and
+    `file_row_number`.
+    """
+    columns = ", ".join(SCORES.names)
     if not parts:
         connection.register("no_scores", SCORES.empty_table())
-        connection.execute("CREATE VIEW scores AS SELECT * FROM no_scores")
-        return
-    columns = ", ".join(SCORES.names)
-    files = ", ".join("'" + _unglobbed(part).replace("'", "''") + "'" for part in parts)
-    # Not DuckDB's own hive partitioning: it takes a folder above the scores, site=north, for a column of theirs.
-    date = "CAST(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE) AS date"
-    parquet = f"read_parquet([{files}], hive_partitioning = false, filename = true)"
+        nowhere = "NULL::DATE AS date, 0::UBIGINT AS file_index, 0::BIGINT AS file_row_number"
+        connection.execute(f"CREATE VIEW scores_parts AS SELECT {columns}, {nowhere} FROM no_scores")  # noqa: S608
+    else:
+        files = ", ".join("'" + _unglobbed(part).replace("'", "''") + "'" for part in parts)
+        # Not DuckDB's own hive partitioning: it takes a folder above the scores, site=north, for a column of theirs.
+        partition = "try_cast(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE)"
+        parquet = f"read_parquet([{files}], hive_partitioning = false, filename = true)"
+        everything = f"{columns}, coalesce({DAY}, {partition}) AS date, file_index, file_row_number"
+        try:
+            connection.execute(f"CREATE VIEW scores_parts AS SELECT {everything} FROM {parquet}")  # noqa: S608 (quoted)
+        except duckdb.Error as error:
+            _refuse_vanished(parts)
+            _refuse_spoilt(parts, error)
+            raise
+    connection.execute(f"CREATE VIEW scores AS SELECT {columns}, date FROM scores_parts")  # noqa: S608 (constants)
+
+
+def _open(store: Store) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
+    objects = list_scores(store)
+    records = run_records(store, (info.key for info in objects))
+    if not records:
+        raise InputError(f"{store.root}: no run was recorded here; score into it first, or check the path")
+    live = live_parts(store, objects)
+    parts = fetch_parts(store, live)
+    connection = duckdb.connect()
+    create_scores_view(connection, parts)
     try:
-        connection.execute(f"CREATE VIEW scores AS SELECT {columns}, {date} FROM {parquet}")  # noqa: S608 (quoted above)
+        _create_latest(connection, _index_file(store, live))
     except duckdb.Error as error:
-        raise InputError(f"the scores cannot be read: {str(error).partition(chr(10))[0]}") from error
+        _refuse_vanished(parts)
+        _refuse_spoilt(parts, error)
+        raise
+    connection.register("runs_table", runs_table(records))
+    connection.register("drift_table", drift_table(records))
+    for name, sql in VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {sql}")
+    return connection, parts
+
+
+def _create_latest(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
+    """Create the view `latest`: all rows but the superseded ones, which the file `kept` holds or will hold."""
+    try:
+        connection.register("superseded", pq.read_table(kept))
+    except FileNotFoundError:
+        _find_superseded(connection)
+        [(rows,)] = connection.execute("SELECT count(*) FROM scores_parts").fetchall()
+        if rows >= KEPT_FROM_ROWS:
+            _keep(connection, kept)
+    connection.execute(
+        f"CREATE VIEW latest AS SELECT {', '.join(SCORES.names)}, date FROM scores_parts"  # noqa: S608 (constants)
+        " ANTI JOIN superseded USING (file_index, file_row_number)"
+    )
+
+
+def _find_superseded(connection: duckdb.DuckDBPyConnection) -> None:
+    # A row whose hash is its own has a uri of its own; the window settles the few others exactly.
+    connection.execute(
+        f"CREATE TABLE shared AS SELECT {HASH} AS hash FROM scores_parts GROUP BY ALL HAVING count(*) > 1"  # noqa: S608
+    )
+    connection.execute(
+        f"""
+        CREATE TABLE superseded AS SELECT file_index, file_row_number FROM (
+            SELECT file_index, file_row_number,
+                   row_number() OVER (PARTITION BY uri ORDER BY {NEWEST}) AS place
+            FROM scores_parts WHERE {HASH} IN (SELECT hash FROM shared)
+        ) WHERE place > 1
+        """  # noqa: S608 (constants)
+    )
+    connection.execute("DROP TABLE shared")
+
+
+def _index_file(store: Store, live: list[ObjectInfo]) -> Path:
+    """Where the superseded rows of exactly these parts, in this order, are kept."""
+    digest = blake2b(digest_size=16)
+    for info in live:
+        digest.update(f"{info.key}\n{info.etag}\n{info.size}\n".encode())
+    return mirror_folder(store) / f"superseded-{digest.hexdigest()}.index"
+
+
+def _keep(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(connection.sql("SELECT * FROM superseded").to_arrow_table(), sink)
+    open_store(str(kept.parent)).put(kept.name, sink.getvalue().to_pybytes())
+    older = sorted(kept.parent.glob("superseded-*.index"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in older[KEPT_INDEXES:]:
+        file.unlink(missing_ok=True)
+
+
+def _refuse_vanished(parts: Iterable[Path]) -> None:
+    for part in parts:
+        if not part.exists():
+            raise PartVanishedError(f"{part} was replaced while it was read; ask again")
+
+
+def _refuse_spoilt(parts: Iterable[Path], error: duckdb.Error) -> None:
+    """Raise `InputError` naming the spoilt part, if one is at fault; the answer of DuckDB may name none, or another."""
+    if isinstance(
+        error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
+    ):
+        spoilt = spoilt_part(parts, SCORES.names)
+        if spoilt:
+            part, fault = spoilt
+            raise InputError(
+                f"the scores cannot be read: {part} is spoilt ({fault}); restore it, or move it and its run's folder"
+                " away and score again"
+            ) from error
 
 
 def _unglobbed(path: Path) -> str:
     """DuckDB reads *, ? and [ in a file name as a pattern; a character class of one takes them literally."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))
-
-
-def _mirrored(store: Store, info: ObjectInfo, mirror: Path) -> Path:
-    kept = mirror / info.key
-    if not (kept.exists() and kept.stat().st_size == info.size):
-        # A local put is atomic, so a second process or a kill never leaves half a file under this name.
-        open_store(str(mirror)).put(info.key, store.get(info.key))
-    return kept
-
-
-def _runs_table(store: Store, keys: list[str]) -> pa.Table:
-    plans = {key.split("/")[1] for key in keys if key.startswith("runs/") and key.endswith("/plan.json")}
-    finished = {key.split("/")[1] for key in keys if key.startswith("runs/") and key.endswith("/run.json")}
-    names = [f"runs/{run}/{'run' if run in finished else 'plan'}.json" for run in sorted(plans | finished)]
-    with ThreadPoolExecutor(FETCH_THREADS) as threads:
-        records = [json.loads(data) for data in threads.map(store.get, names)]
-    return pa.Table.from_pylist([_run_row(record) for record in records], schema=RUNS)
-
-
-def _run_row(record: dict[str, Any]) -> dict[str, Any]:
-    counts = record.get("counts")
-    row = {name: record.get(name) for name in ("run_id", "model_id", "source", "date", "planned", "seconds")}
-    return {**row, **(counts or {}), "state": "unfinished" if counts is None else "finished"}

@@ -4,6 +4,7 @@ The pages themselves stand in `pipelines/results/pages/`, one module each.
 """
 
 from pipelines.errors import InputError
+from pipelines.results.pages.agreement import agreement_page
 from pipelines.results.pages.evaluation import evaluation_page
 from pipelines.results.pages.model import model_page
 from pipelines.results.pages.night import night_page
@@ -12,24 +13,38 @@ from pipelines.results.pages.study import study_page
 from pipelines.results.query import is_scores
 from pipelines.storage import open_store
 
-__all__ = ["evaluation_page", "put_page", "write_report"]
+__all__ = ["agreement_page", "evaluation_page", "put_page", "write_report"]
 
 
-def write_report(uri: str, out: str) -> str:
+def write_report(uri: str, out: str, *, compare: str | None = None, thumbnails: int = 0) -> str:
     """Write the report of the study, bundle or scores at `uri` to the file `out` (a URI or path); returns its URI.
 
-    Raises `InputError` when `uri` is none of the three, holds files that cannot be understood, or `out` is no file.
+    Of scores only: `compare`, two model ids with a comma between them, makes it the page of their agreement, and
+    `thumbnails` is the number of films of the worklist to show.
+    Raises `InputError` when `uri` is none of the three or not what was asked for, holds files that cannot be
+    understood, or `out` is no file.
     """
+    return put_page(_page(uri, compare, thumbnails), out)
+
+
+def _page(uri: str, compare: str | None, thumbnails: int) -> str:
     store = open_store(uri)
-    if store.exists("study.json"):
-        html = study_page(uri)
-    elif store.exists("bundle.json"):
-        html = model_page(uri)
-    elif is_scores(uri):
-        html = night_page(uri)
-    else:
+    asked = "a comparison" if compare is not None else "thumbnails" if thumbnails else None
+    kind = "study" if store.exists("study.json") else "bundle" if store.exists("bundle.json") else None
+    if kind is not None:
+        if asked:
+            raise InputError(f"{store.root} is a {kind}; {asked} can be had of scores only")
+        return study_page(uri) if kind == "study" else model_page(uri)
+    if not is_scores(uri):
         raise InputError(
             f"{store.root}: nothing to report on; looked for study.json (a study), bundle.json (a model) and"
             " runs/ (scores)"
         )
-    return put_page(html, out)
+    if compare is None:
+        return night_page(uri, thumbnails)
+    models = [name.strip() for name in compare.split(",")]
+    if len(models) != 2:
+        raise InputError(f"--compare takes two model ids, as in --compare A,B; got {compare!r}")
+    if thumbnails:
+        raise InputError("thumbnails belong to the night report; leave out either them or the comparison")
+    return agreement_page(uri, *models)

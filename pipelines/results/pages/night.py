@@ -1,50 +1,37 @@
 """The page of the scores: what the newest run did, what it left out and why, and what to do about it.
 
-All figures are totals that DuckDB makes; no row of a scan leaves it.
+All figures are totals that DuckDB makes, whatever the number of scans; of single films only those of the worklist leave
+it. Where several models scored the archive, the page is about the model of the newest run.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import duckdb
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from pipelines.contracts import LABELS, STATUS_OF_REASON, Reason, Status
+from pipelines.contracts import LABELS, Status
+from pipelines.errors import InputError
 from pipelines.results.pages.charts import BLUE, INK, VERMILION, chart, legend_below
+from pipelines.results.pages.drift import LEVEL_NAMES, QUANTITY_NAMES, drift_table, read_findings
+from pipelines.results.pages.history import NIGHTS, Night, courses
 from pipelines.results.pages.model import plain
 from pipelines.results.pages.page import DASH, render
-from pipelines.results.query import open_scores
+from pipelines.results.pages.todo import Facts, advice, tasks
+from pipelines.results.pages.worklist import LENGTH, MOST_THUMBNAILS, Film, with_thumbnails, worklist
+from pipelines.results.query import read_scores
+from pipelines.results.views import NEWEST
+from pipelines.scoring.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
 from pipelines.storage import Store, open_store
 
 BINS: Final = 40
 RUNS_SHOWN: Final = 30
 SITES_SHOWN: Final = 20
-
-ADVICE: Final[dict[Reason, str]] = {
-    Reason.EMPTY_FILE: "The file has no bytes. Have the source send it again.",
-    Reason.UNKNOWN_FORMAT: "Neither JPEG, PNG nor DICOM. Nothing to do unless it should have been a scan.",
-    Reason.TRUNCATED: "The file ends too early, often a broken upload. Send it again; the next run scores it.",
-    Reason.CORRUPT: "The bytes contradict their own format. Export the scan again at its source.",
-    Reason.NO_PIXELS: "A DICOM object without a picture, such as a report. Nothing to do.",
-    Reason.TOO_LARGE: "More pixels than a chest film has. Check the file; export it again at its ordinary size.",
-    Reason.UNSUPPORTED: "A compression or pixel layout rayscan cannot decode. Export it as plain DICOM, JPEG or PNG.",
-    Reason.CRASHED: "Decoding it ends the decoder. Export it again at its source, and report the file.",
-    Reason.TIMED_OUT: "Decoding it does not end. Export the scan again at its source.",
-    Reason.OUT_OF_MEMORY: "Decoding it takes more memory than a worker has. Check the file; export it again.",
-    Reason.NOT_XRAY: "Its header names another modality than X-ray. Nothing to do in a mixed archive.",
-    Reason.NOT_CHEST: "Its header names another part of the body. Nothing to do in a mixed archive.",
-    Reason.NOT_FRONTAL: "A lateral or oblique view; the model knows frontal films only. Nothing to do.",
-    Reason.BLANK: "Almost one grey level: no film is seen. Have a person look whether the exposure failed.",
-    Reason.VANISHED: "It was listed, and gone when it was to be read. If it comes back, the next run scores it.",
-    Reason.CHANGED: "It changed between listing and reading. The next run scores the new version.",
-    Reason.ACCESS_DENIED: "The store refused to hand it out. Give the scoring role read access, then run again.",
-    Reason.STORAGE_ERROR: "The store failed even after retries. Run again; if it stays, ask who runs the store.",
-    Reason.WORKER_LOST: "Its worker died again and again, with no scan to blame. Look at its memory; run again.",
-}
-"""What a person does about each reason."""
 
 _MEANINGS: Final = {
     Status.SCORED.value: "has a probability",
@@ -54,47 +41,107 @@ _MEANINGS: Final = {
 }
 
 
-def night_page(uri: str) -> str:
+def night_page(uri: str, thumbnails: int = 0) -> str:
     """HTML of the scores at a URI: the newest run in full, the others in a row each.
 
-    Raises `InputError` when nothing was ever scored there.
+    `thumbnails`: of how many films of the worklist a small picture is read from the archive and put on the page.
+    Raises `InputError` when nothing was ever scored there, or for thumbnails out of range.
     """
+    if not 0 <= thumbnails <= MOST_THUMBNAILS:
+        raise InputError(f"{thumbnails} thumbnails are out of range; choose 0 to {MOST_THUMBNAILS}")
     store = open_store(uri)
-    with closing(open_scores(uri)) as connection:
-        (runs_total,) = _rows(connection, "SELECT count(*) AS n FROM runs")
-        runs = _runs(connection)
-        run = runs[0]
-        record = _record(store, run)
-        tally = _totals(connection, run["run_id"])
-        statuses = {name: sum(row["scans"] for row in tally if row["status"] == name) for name in _MEANINGS}
-        sites = _sites(connection, run["run_id"])
-        threshold = _threshold(connection, run["run_id"])
-        bins = _histogram(connection, run["run_id"])
-        archive, rejects = _archive(connection, run["run_id"])
+    asked = read_scores(uri, lambda connection: _ask(connection, max(LENGTH, thumbnails)))
+    run, runs, bounds, archive = asked.run, asked.runs, asked.bounds, asked.archive
+    records = _records(store, asked.nights)
+    record, reasons = records[run["run_id"]], asked.reasons
+    statuses = {name: sum(reasons.get(name, {}).values()) for name in _MEANINGS}
+    positives = run["positives"]
+    findings = read_findings(record)
+    facts = Facts(
+        planned=run["planned"] or 0,
+        statuses=statuses,
+        positives=positives,
+        reasons=reasons,
+        findings=findings,
+        record=record,
+        finished=run["state"] == "finished",
+    )
     point = record.get("operating_point") or "not recorded"
     rate = record.get("scans_per_second")
     resumed = record.get("resumed_shards")
     return render(
         "night.html",
         title=f"Night report: {run['date']}",
+        scores=store.root,
         run=run,
         runs=runs,
-        more_runs=runs_total["n"] - len(runs),
-        planned=run["planned"] or 0,
+        more_runs=asked.runs_total - len(runs),
+        planned=facts.planned,
         done=sum(statuses.values()),
         statuses=statuses,
         meanings=_MEANINGS,
-        positives=sum(row["positives"] for row in tally),
+        positives=positives,
+        tasks=tasks(facts),
+        courses=courses([_night(row, records[row["run_id"]]) for row in reversed(asked.nights)]),
+        drift=drift_table(findings),
+        level_names=LEVEL_NAMES,
+        quantity_names=QUANTITY_NAMES,
+        limits={"psi": PSI_LEVELS, "ks": KS_LEVELS, "share": SHARE_LEVELS, "films": MIN_FILMS},
+        films=[*with_thumbnails(asked.films[:thumbnails]), *asked.films[thumbnails:]],
+        thumbnails=thumbnails,
+        others=asked.others,
         listed_text="" if record.get("listed") is None else f"of {record['listed']:,} listed; the rest was done before",
         rate=f"{rate:,.1f}" if rate else DASH,
         rate_text="scans a second" + (f"; {resumed} shards were done by an earlier attempt" if resumed else ""),
-        histogram=_histogram_chart(bins, threshold) if bins else None,
-        histogram_text=_histogram_text(point, threshold),
-        sites=sites,
-        more_sites=sites[0]["sites"] - len(sites) if sites else 0,
+        histogram=_histogram_chart(asked.bins, _threshold(record, bounds)) if asked.bins else None,
+        histogram_text=_histogram_text(point, bounds),
+        sites=asked.sites,
+        more_sites=asked.sites[0]["sites"] - len(asked.sites) if asked.sites else 0,
+        archive=archive,
+        rejects=asked.rejects,
+        facts=_facts(record, run),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What the table says; rows as `_rows` makes them."""
+
+    run: dict[str, Any]
+    """The newest, of any model."""
+    runs: list[dict[str, Any]]
+    runs_total: int
+    nights: list[dict[str, Any]]
+    """The newest runs of the model of `run`."""
+    reasons: dict[str, dict[str, int]]
+    sites: list[dict[str, Any]]
+    bounds: tuple[float | None, float | None]
+    bins: list[dict[str, Any]]
+    archive: dict[str, int]
+    rejects: list[dict[str, Any]]
+    films: list[Film]
+    others: list[dict[str, Any]]
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, films: int) -> _Answers:
+    _add_run_totals(connection)
+    runs = _runs(connection, RUNS_SHOWN)
+    run = runs[0]
+    others = _other_models(connection, run["model_id"])
+    archive, rejects = _archive(connection, run, alone=not others)
+    return _Answers(
+        run=run,
+        runs=runs,
+        runs_total=_rows(connection, "SELECT count(*) AS n FROM runs")[0]["n"],
+        nights=_runs(connection, NIGHTS, run["model_id"]),
+        reasons=_reasons(connection, run["run_id"]),
+        sites=_sites(connection, run["run_id"]),
+        bounds=_bounds(connection, run["run_id"]),
+        bins=_histogram(connection, run["run_id"]),
         archive=archive,
         rejects=rejects,
-        facts=_facts(record, run),
+        films=worklist(connection, run["run_id"], films),
+        others=others,
     )
 
 
@@ -104,40 +151,63 @@ def _rows(connection: duckdb.DuckDBPyConnection, sql: str, *params: Any) -> list
     return rows
 
 
-def _runs(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """The newest runs, newest first, each with its called positives counted from the table."""
+def _add_run_totals(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the small table `run_totals`, counted from the rows: one pass for all runs."""
+    connection.execute(
+        "CREATE TEMP TABLE run_totals AS SELECT run_id, count(*) AS row_count,"
+        " count(*) FILTER (status = 'scored') AS rows_scored,"
+        " count(*) FILTER (status IN ('rejected', 'unreadable')) AS rows_left_out,"
+        " count(*) FILTER (prediction = ?) AS positives FROM scores GROUP BY run_id",
+        [LABELS[1]],
+    )
+
+
+def _runs(connection: duckdb.DuckDBPyConnection, most: int, model_id: str | None = None) -> list[dict[str, Any]]:
+    """The newest runs (of one model), newest first, each with its totals counted from the rows."""
     return _rows(
         connection,
         """
-        SELECT runs.*, coalesce(rows_scored, 0) AS rows_scored, coalesce(positives, 0) AS positives
-        FROM (SELECT * FROM runs ORDER BY run_id DESC LIMIT ?) AS runs
-        LEFT JOIN (
-            SELECT run_id, count(*) FILTER (status = 'scored') AS rows_scored,
-                count(*) FILTER (prediction = ?) AS positives
-            FROM scores GROUP BY run_id
-        ) USING (run_id)
-        ORDER BY run_id DESC
+        SELECT runs.*, coalesce(row_count, 0) AS row_count, coalesce(rows_scored, 0) AS rows_scored,
+            coalesce(rows_left_out, 0) AS rows_left_out, coalesce(positives, 0) AS positives
+        FROM runs LEFT JOIN run_totals USING (run_id)
+        WHERE model_id = coalesce(?, model_id) ORDER BY run_id DESC LIMIT ?
         """,
-        RUNS_SHOWN,
-        LABELS[1],
+        model_id,
+        most,
     )
 
 
-def _record(store: Store, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's own record, or its plan while it is unfinished."""
-    name = "plan" if run["state"] == "unfinished" else "run"
-    record: dict[str, Any] = json.loads(store.get(f"runs/{run['run_id']}/{name}.json"))
-    return record
+def _records(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each of these runs its own record, or its plan while it is unfinished."""
+    keys = [f"runs/{row['run_id']}/{'plan' if row['state'] == 'unfinished' else 'run'}.json" for row in runs]
+    with ThreadPoolExecutor(8) as threads:
+        records = [json.loads(data) for data in threads.map(store.get, keys)]
+    return {row["run_id"]: record for row, record in zip(runs, records, strict=True)}
 
 
-def _totals(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[str, Any]]:
-    return _rows(
+def _night(row: Mapping[str, Any], record: Mapping[str, Any]) -> Night:
+    rate = record.get("scans_per_second") if row["planned"] else None
+    return Night(
+        date=str(row["date"]),
+        scans=row["row_count"],
+        scored=row["rows_scored"],
+        positives=row["positives"],
+        left_out=row["rows_left_out"],
+        rate=rate if rate and math.isfinite(rate) else None,
+    )
+
+
+def _reasons(connection: duckdb.DuckDBPyConnection, run_id: str) -> dict[str, dict[str, int]]:
+    """Rows of a run by status and reason; the scored ones have the reason ``."""
+    found: dict[str, dict[str, int]] = {}
+    for row in _rows(
         connection,
-        "SELECT status, count(*) AS scans, count(*) FILTER (prediction = ?) AS positives"
-        " FROM scores WHERE run_id = ? GROUP BY status",
-        LABELS[1],
+        "SELECT status, coalesce(reason, '') AS reason, count(*) AS scans FROM scores WHERE run_id = ? GROUP BY ALL"
+        " ORDER BY status, reason",
         run_id,
-    )
+    ):
+        found.setdefault(row["status"], {})[row["reason"]] = row["scans"]
+    return found
 
 
 def _sites(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[str, Any]]:
@@ -152,7 +222,7 @@ def _sites(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[str,
     )
 
 
-def _threshold(connection: duckdb.DuckDBPyConnection, run_id: str) -> tuple[float | None, float | None]:
+def _bounds(connection: duckdb.DuckDBPyConnection, run_id: str) -> tuple[float | None, float | None]:
     """The highest probability called negative and the lowest called positive; the operating point lies between."""
     (row,) = _rows(
         connection,
@@ -162,6 +232,14 @@ def _threshold(connection: duckdb.DuckDBPyConnection, run_id: str) -> tuple[floa
         run_id,
     )
     return row["below"], row["above"]
+
+
+def _threshold(record: Mapping[str, Any], bounds: tuple[float | None, float | None]) -> float | None:
+    """Of the operating point: as recorded, or between the calls of a run of an earlier version."""
+    if record.get("threshold") is not None:
+        return float(record["threshold"])
+    below, above = bounds
+    return None if below is None or above is None else (below + above) / 2
 
 
 def _histogram(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[str, Any]]:
@@ -177,14 +255,23 @@ def _histogram(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[
     )
 
 
-def _archive(connection: duckdb.DuckDBPyConnection, run_id: str) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Totals over the newest row of every scan, and those without a probability by reason, most first."""
+def _archive(
+    connection: duckdb.DuckDBPyConnection, run: Mapping[str, Any], *, alone: bool
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Totals over this model's newest row of every file, and those without a probability by reason, most first.
+
+    `alone`: no other model scored here, so that these are the rows of the view `latest`, which is quicker.
+    """
+    newest = f"QUALIFY row_number() OVER (PARTITION BY uri ORDER BY {NEWEST}) = 1"
     rows = _rows(
         connection,
-        "SELECT status, reason, count(*) AS scans, count(*) FILTER (run_id = ?) AS of_run,"
-        " count(*) FILTER (prediction = ?) AS positives FROM latest GROUP BY ALL ORDER BY scans DESC, reason",
-        run_id,
+        "SELECT status, reason, count(*) AS scans, count(*) FILTER (run_id = ?) AS of_run,"  # noqa: S608 (constants)
+        " count(*) FILTER (prediction = ?) AS positives FROM (SELECT status, reason, run_id, prediction FROM"
+        f" {'latest' if alone else 'scores'} WHERE model_id = ? {'' if alone else newest})"
+        " GROUP BY ALL ORDER BY scans DESC, reason",
+        run["run_id"],
         LABELS[1],
+        run["model_id"],
     )
     scored = sum(row["scans"] for row in rows if row["status"] == Status.SCORED)
     totals = {
@@ -193,20 +280,25 @@ def _archive(connection: duckdb.DuckDBPyConnection, run_id: str) -> tuple[dict[s
         "positives": sum(row["positives"] for row in rows),
     }
     rejects = [
-        {**row, "reason": row["reason"] or "not recorded", "advice": _advice(row["reason"])}
+        {**row, "reason": row["reason"] or "not recorded", "advice": advice(row["reason"])}
         for row in rows
         if row["status"] != Status.SCORED
     ]
     return totals, rejects
 
 
-def _advice(reason: str | None) -> str:
-    if reason in STATUS_OF_REASON:
-        return ADVICE[Reason(reason)]
-    return "This version of rayscan does not know this reason; look at the log of the run."
+def _other_models(connection: duckdb.DuckDBPyConnection, model_id: str) -> list[dict[str, Any]]:
+    """Models that scored here too, that of the newest run first."""
+    return _rows(
+        connection,
+        "SELECT model_id, count(*) AS runs, max(date) AS date FROM runs WHERE model_id <> ?"
+        " GROUP BY model_id ORDER BY max(run_id) DESC LIMIT ?",
+        model_id,
+        RUNS_SHOWN,
+    )
 
 
-def _histogram_chart(bins: Sequence[Mapping[str, Any]], threshold: tuple[float | None, float | None]) -> Markup:
+def _histogram_chart(bins: Sequence[Mapping[str, Any]], threshold: float | None) -> Markup:
     negative, positive = [0] * BINS, [0] * BINS
     for row in bins:
         (positive if row["positive"] else negative)[row["bin"]] = row["scans"]
@@ -216,9 +308,8 @@ def _histogram_chart(bins: Sequence[Mapping[str, Any]], threshold: tuple[float |
         look: dict[str, Any] = {"width": 1 / BINS, "align": "edge", "linewidth": 0}
         axes.bar(edges, negative, color=BLUE, label="called negative", **look)
         axes.bar(edges, positive, bottom=negative, color=VERMILION, label="called positive", **look)
-        below, above = threshold
-        if below is not None and above is not None:
-            axes.axvline((below + above) / 2, color=INK, linewidth=1.2, linestyle="--", label="operating point")
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label="operating point")
         axes.set(xlabel="Probability of pneumonia", ylabel="Scans", xlim=(0, 1))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         legend_below(axes)
@@ -226,8 +317,8 @@ def _histogram_chart(bins: Sequence[Mapping[str, Any]], threshold: tuple[float |
     return chart(paint, alt="Histogram of the probabilities of this run, by call", height=3.1)
 
 
-def _histogram_text(point: str, threshold: tuple[float | None, float | None]) -> str:
-    below, above = threshold
+def _histogram_text(point: str, bounds: tuple[float | None, float | None]) -> str:
+    below, above = bounds
     if below is None or above is None:
         return f"Operating point {point}; all scans were called alike."
     return (
@@ -240,9 +331,12 @@ def _facts(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
     names = {
         "bundle": "Bundle",
         "operating_point": "Operating point",
+        "threshold": "Its threshold",
         "engine": "Engine",
         "layout": "Layout",
         "shards": "Shards",
+        "lost_workers": "Shards begun again",
+        "given_up": "Scans given up",
         "stage_seconds": "Seconds by stage, all actors",
         "finished": "Finished",
         "plan_hash": "Hash of the plan",

@@ -1,8 +1,9 @@
 """What every page shares: its frame, its style, how numbers are written, and how it is put where it was asked for.
 
 A page is one HTML file that loads nothing: no script, no font, no picture from elsewhere (its Content-Security-Policy
-says so to the browser too). It holds totals only, never a row of one scan or one patient. Everything that comes from
-files is escaped, by Jinja in the text and by matplotlib in the charts.
+says so to the browser too). It holds totals; of single scans only URI, site, study date and probability, and pictures
+where they were asked for; of patients nothing. Everything that comes from files is escaped, by Jinja in the text and by
+matplotlib in the charts.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ def render(template: str, *, title: str, **values: Any) -> str:
         "duration": duration,
         "interval": interval,
         "number": number,
+        "probability": probability,
         "share": share,
         "time": time,
     }
@@ -73,6 +75,13 @@ def share(part: float, whole: float) -> str:
 def number(value: float | None) -> str:
     """A number to four significant digits; a dash for none."""
     return DASH if value is None else f"{value:.4g}"
+
+
+def probability(value: float) -> str:
+    """`0.9731`; never rounds to certainty: `>0.9999`, `<0.0001`."""
+    if 0.99995 <= value < 1:
+        return ">0.9999"
+    return "<0.0001" if 0 < value < 0.00005 else f"{value:.4f}"
 
 
 def interval(value: Mapping[str, float]) -> str:

@@ -36,6 +36,8 @@ class Outcome:
     reason: str | None = None
     status: str = "scored"
     site: str | None = "north"
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Of contracts.SCORES, where they are to differ."""
 
 
 def films(n: int = 200, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.str_]]:
@@ -112,22 +114,32 @@ def write_study(store: Store, trials: Sequence[Mapping[str, Any]] | None) -> Non
         put_table(store, "trials.parquet", trials, contracts.TRIALS)
 
 
-def write_run(store: Store, night: int, outcomes: Sequence[Outcome], *, threshold: float = 0.5, **record: Any) -> str:
+def write_run(
+    store: Store,
+    night: int,
+    outcomes: Sequence[Outcome],
+    *,
+    threshold: float = 0.5,
+    model_id: str = MODEL_ID,
+    **record: Any,
+) -> str:
     """A run with one part; `state="unfinished"` leaves its record out. Returns its id."""
-    began = EVENING + timedelta(days=night)
-    run_id = f"{began:%Y%m%dT%H%M%SZ}-00000{night}"
+    began = EVENING + timedelta(days=night, minutes=0 if model_id == MODEL_ID else 30)
+    run_id = f"{began:%Y%m%dT%H%M%SZ}-{night:06d}"
     rows = [
         _score(f"s3://hospital/scans/{night}-{group}-{number}.dcm", outcome, run_id, began, threshold)
+        | {"model_id": model_id}
+        | outcome.columns
         for group, outcome in enumerate(outcomes)
         for number in range(outcome.scans)
     ]
     if rows:
-        key = f"scores/model={MODEL_ID}/date={began:%Y-%m-%d}/{run_id}-00000.parquet"
+        key = f"scores/model={model_id}/date={began:%Y-%m-%d}/{run_id}-00000.parquet"
         put_table(store, key, rows, contracts.SCORES)
     unfinished = record.pop("state", None) == "unfinished"
     plan = {
         "run_id": run_id,
-        "model_id": MODEL_ID,
+        "model_id": model_id,
         "source": "s3://hospital/scans",
         "date": f"{began:%Y-%m-%d}",
         "operating_point": "balanced",
@@ -166,7 +178,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -185,6 +197,15 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
     @property
+    def images(self) -> list[dict[str, str | None]]:
+        """Attributes of each picture that is no chart."""
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+    def marked(self, mark: str) -> int:
+        """How many elements have this class."""
+        return sum(mark in (attributes.get("class") or "").split() for _, attributes in self.tags)
+
+    @property
     def charts(self) -> list[str]:
         """What each chart says it shows."""
         return [attributes["aria-label"] or "" for tag, attributes in self.tags if tag == "svg"]
@@ -197,18 +218,18 @@ def read_page(html: str) -> Page:
     assert any(attributes.get("name") == "viewport" for _, attributes in page.tags)
     # Nothing is loaded and nothing runs
     assert not any(scheme in html for scheme in ("http:", "https:", "url(http", "@import"))
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "form"}
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form"}
+    assert all((attributes["src"] or "").startswith("data:image/jpeg;base64,") for attributes in page.images)
     assert all(value is None or value.startswith("#") for value in _links(page))
-    # Ids of patients and scans stay where they are
     assert PATIENT_KEY not in html
-    assert ".dcm" not in html
     return page
 
 
 def _links(page: Page) -> Iterator[str | None]:
-    for _, attributes in page.tags:
+    for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
-        yield from (value for name, value in attributes.items() if name in ("href", "src", "xlink:href"))
+        linking = ("href", "xlink:href") if tag == "img" else ("href", "src", "xlink:href")
+        yield from (value for name, value in attributes.items() if name in linking)
 
 
 def _calibration() -> Calibration:

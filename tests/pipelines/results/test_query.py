@@ -1,18 +1,27 @@
 """SQL over scores: what each view shows, wherever the parts lie."""
 
+import json
+import re
 import stat
-from datetime import UTC, datetime, timedelta
+import tempfile
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason
 from pipelines.errors import InputError
+from pipelines.results import query
 from pipelines.results.query import ask
+from pipelines.scoring.compact import compact
 from pipelines.storage import Store, open_store
 from tests.servers import S3Server
 
@@ -139,6 +148,210 @@ def test_others_read_the_parts_without_rayscan(tmp_path: Path) -> None:
     table = ds.dataset(store.path / "scores", partitioning=partitions).to_table()
     assert table.num_rows == 5
     assert set(table["model"].to_pylist()) == {MODEL}
+
+
+def test_others_read_the_parts_after_a_compaction(tmp_path: Path) -> None:
+    store = fill(open_store(str(tmp_path)))
+    compact(store.root)
+    (part,) = store.path.glob("scores/**/*.parquet")
+    wanted = sorted(ask(store.root, "SELECT uri FROM scores").column("uri").to_pylist())
+    frame = pd.read_parquet(store.path / "scores", columns=["uri", "status"])
+    assert sorted(frame["uri"]) == wanted
+    assert sorted(pl.read_parquet(part)["uri"]) == wanted
+    scanned = pl.scan_parquet(store.path / "scores/**/*.parquet", hive_partitioning=True)
+    assert scanned.filter(pl.col("status") == "scored").collect().height == 2
+    assert (
+        sorted(ds.dataset(store.path / "scores", partitioning="hive").to_table(columns=["uri"])[0].to_pylist())
+        == wanted
+    )
+
+
+def test_the_day_of_a_row_is_that_of_its_run(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for day in (14, 15):
+        write_run(store, f"202601{day}T020000Z-abcdef", [{"uri": f"{day}", "status": "scored"}], hours=0)
+    write_run(store, "by hand", [{"uri": "c", "status": "scored"}], hours=0)
+    question = "SELECT uri, date::VARCHAR AS date FROM scores ORDER BY uri"
+    days = [
+        {"uri": "14", "date": "2026-01-14"},
+        {"uri": "15", "date": "2026-01-15"},
+        {"uri": "c", "date": "2026-01-01"},
+    ]
+    assert ask(store.root, question).to_pylist() == days
+    compact(store.root)
+    assert ask(store.root, question).to_pylist() == days
+
+
+def test_models_agree_or_not(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    ours = [
+        {"uri": "a", "status": "scored", "probability": 0.75, "prediction": "PNEUMONIA", "site": "north"},
+        {"uri": "b", "status": "scored", "probability": 0.25, "prediction": "NORMAL"},
+        {"uri": "c", "status": "scored", "probability": 0.25, "prediction": "NORMAL"},
+    ]
+    theirs = [
+        {"uri": "a", "status": "scored", "probability": 0.25, "prediction": "NORMAL"},
+        {"uri": "b", "status": "failed", "reason": "vanished"},
+        {"uri": "c", "status": "rejected", "reason": "blank"},
+    ]
+    write_run(store, "n1", ours, hours=0, model="1111")
+    write_run(store, "n2", theirs, hours=1, model="2222")
+    write_run(
+        store,
+        "n3",
+        [{"uri": "b", "status": "scored", "probability": 0.5, "prediction": "NORMAL"}],
+        hours=2,
+        model="2222",
+    )
+    columns = "scan_id, uri, site, model_a, model_b, probability_a, probability_b, prediction_a, prediction_b, flipped"
+    rows = ask(store.root, f"SELECT {columns}, difference FROM agreement ORDER BY uri").to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("a-v1", "a", "north", "1111", "2222", 0.75, 0.25, "PNEUMONIA", "NORMAL", True, -0.5),
+        ("b-v1", "b", None, "1111", "2222", 0.25, 0.5, "NORMAL", "NORMAL", False, 0.25),
+    ]
+
+
+def test_what_a_run_tells_of_itself(tmp_path: Path) -> None:
+    store = fill(open_store(str(tmp_path)))
+    assert ask(store.root, "SELECT * FROM drift").num_rows == 0
+    drift = {"site": "north", "quantity": "probability", "n": 40, "psi": 0.31, "ks": 0.2, "level": "alarm", "note": "x"}
+    record = {
+        "run_id": "night3", "model_id": MODEL, "date": "2026-01-03", "planned": 9, "listed": 12,
+        "counts": {"scored": 9}, "scans_per_second": 3.5, "layout": "two actors",
+        "engine": {"name": "openvino", "precision": "bf16"},
+        "drift_level": "alarm", "drift": [drift, {**drift, "site": None, "psi": None, "level": "ok"}],
+    }  # fmt: skip
+    store.put("runs/night3/run.json", json.dumps(record).encode())
+    told = "SELECT listed, scored, scans_per_second, engine, layout, drift_level FROM runs WHERE run_id = 'night3'"
+    assert [tuple(row.values()) for row in ask(store.root, told).to_pylist()] == [
+        (12, 9, 3.5, "openvino", "two actors", "alarm")
+    ]
+    rows = [tuple(row.values()) for row in ask(store.root, "SELECT * FROM drift ORDER BY site NULLS LAST").to_pylist()]
+    assert rows == [
+        ("night3", MODEL, "2026-01-03", "north", "probability", 40, 0.31, 0.2, "alarm"),
+        ("night3", MODEL, "2026-01-03", None, "probability", 40, None, 0.2, "ok"),
+    ]
+
+
+ROWS = st.tuples(
+    st.sampled_from("abcdef"),
+    st.sampled_from(["scored", "failed", "rejected", "unreadable"]),
+    st.integers(0, 3),  # when
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    nights=st.lists(st.lists(ROWS, max_size=6), min_size=1, max_size=4),
+    alike=st.sampled_from(["hash(uri)", "hash(uri) % 2"]),
+    compacted=st.booleans(),
+)
+def test_latest_is_what_the_plain_window_says(
+    nights: list[list[tuple[str, str, int]]], alike: str, compacted: bool
+) -> None:
+    """Also when many uris share a hash, and from the index that is kept for large tables."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYSCAN_CACHE", f"{folder}/cache")
+        patch.setattr(query, "KEPT_FROM_ROWS", 1)
+        patch.setattr(query, "HASH", alike)
+        store = open_store(f"{folder}/scores")
+        for night, rows in enumerate(nights):
+            full = [
+                {"uri": uri, "etag": f"{night}{n}", "status": status, "scored_at": START + timedelta(hours=hours)}
+                for n, (uri, status, hours) in enumerate(rows)
+            ]
+            write_run(store, f"night{night}", full, hours=0)
+        if compacted:
+            compact(store.root)
+        window = f"SELECT * FROM scores QUALIFY row_number() OVER (PARTITION BY uri ORDER BY {query.NEWEST}) = 1"
+        expected = ask(store.root, f"SELECT * FROM ({window}) ORDER BY uri")
+        for _ in range(2):
+            assert ask(store.root, "SELECT * FROM latest ORDER BY uri").equals(expected)
+
+
+def test_the_kept_index_is_of_these_parts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(query, "KEPT_FROM_ROWS", 1)
+    store = fill(open_store(str(tmp_path / "scores")))
+    for night in range(3, 10):
+        ask(store.root)
+        write_run(
+            store, f"night{night}", [{"uri": "a", "status": "scored", "probability": night / 16}], hours=99 * night
+        )
+        (row,) = ask(store.root, "SELECT probability FROM latest WHERE uri = 'a'").to_pylist()
+        assert row == {"probability": night / 16}
+    assert len(list((tmp_path / "cache").rglob("*.index"))) == query.KEPT_INDEXES
+
+
+def test_a_spoilt_part_that_is_not_the_first_is_named(tmp_path: Path) -> None:
+    store = fill(open_store(str(tmp_path)))
+    key = f"scores/model={MODEL}/date=2026-01-01/night2-00000.parquet"
+    store.put(key, store.get(key)[:-20])
+    with pytest.raises(InputError, match=r"^the scores cannot be read: .*night2-00000\.parquet is spoilt"):
+        ask(store.root)
+
+
+def test_the_ten_questions_of_the_readme(tmp_path: Path) -> None:
+    """Each, as it stands there, finds what was put there to be found."""
+    text = (Path(__file__).parents[3] / "README.md").read_text().partition("\n## Ten questions\n")[2]
+    questions = re.findall(r"```sql\n(.*?)```", text.partition("\n## ")[0], flags=re.DOTALL)
+    store = write_hospital(open_store(str(tmp_path)))
+    answers = [ask(store.root, sql).to_pylist() for sql in questions]
+    worklist, positives, rejects, failing, rates, flips, alarms, oldest, changed, patient, histogram = answers
+    assert [row["uri"] for row in worklist] == ["s3://h/b.dcm", "s3://h/a.dcm"]
+    assert {(str(row["date"]), row["site"]): row["percent"] for row in positives} == {
+        ("2026-01-03", "north"): 50, ("2026-01-02", "north"): 33.3, ("2026-01-01", "north"): 50,
+        ("2026-01-01", "south"): 0,
+    }  # fmt: skip
+    assert [(row["reason"], row["files"]) for row in rejects] == [("storage_error", 2), ("blank", 1)]
+    assert [(row["uri"], row["runs"], row["reason"]) for row in failing] == [("s3://h/f.dcm", 2, "storage_error")]
+    assert [(row["minutes"], row["scans_per_second"]) for row in rates] == [(2.0, 5.0)] * 3
+    assert [(row["uri"], row["difference"]) for row in flips] == [("s3://h/a.dcm", -0.5), ("s3://h/c.dcm", 0.5)]
+    assert [(row["site"], row["level"]) for row in alarms] == [("north", "alarm")]
+    assert [row["uri"] for row in oldest] == ["s3://h/g.dcm", "s3://h/f.dcm"]
+    assert [(row["uri"], row["was"], row["prediction"]) for row in changed] == [("s3://h/b.dcm", "NORMAL", "PNEUMONIA")]
+    assert [row["uri"] for row in patient] == ["s3://h/a.dcm", "s3://h/b.dcm"]
+    assert [(row["percent_from"], row["films"]) for row in histogram] == [(20, 1), (70, 2)]
+
+
+def write_hospital(store: Store) -> Store:
+    """Three nights, of two models, in which each of the ten questions has something to find."""
+
+    def film(name: str, probability: float | None = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
+        status = "scored" if reason is None else STATUS_OF_REASON[Reason(reason)].value
+        call = None if probability is None else LABELS[probability >= 0.5]
+        row = {
+            "uri": f"s3://h/{name}.dcm",
+            "site": "north",
+            "status": status,
+            "reason": reason,
+            "study_date": date(2025, 5, 5),
+        }
+        return {**row, "probability": probability, "prediction": call, **more}
+
+    first = [
+        film("a", 0.75, patient_key="5e" * 32, study_date=date(2024, 1, 1)), film("b", 0.25, patient_key="5e" * 32),
+        film("c", 0.25, site="south"), film("d", None, "blank"), film("f", None, "storage_error"),
+        film("g", None, "storage_error", study_date=date(2023, 3, 3)),
+    ]  # fmt: skip
+    second = [film("c", 0.75), film("a", 0.25), film("b", 0.25)]
+    third = [
+        film("b", 0.75, etag="v2", patient_key="5e" * 32), film("a", 0.25, etag="v2", patient_key="5e" * 32,
+        study_date=date(2024, 1, 1)), film("f", None, "storage_error"),
+    ]  # fmt: skip
+    write_run(store, "20260101T020000Z-000001", first, hours=0, model="1111")
+    write_run(store, "20260102T020000Z-000002", second, hours=24, model="2222")
+    write_run(store, "20260103T020000Z-000003", third, hours=48, model="1111")
+    for night in (1, 2, 3):
+        run = f"2026010{night}T020000Z-00000{night}"
+        drift = {"site": "north", "quantity": "probability", "n": 40, "psi": 0.31, "ks": 0.2, "level": "ok"}
+        record = {
+            "run_id": run, "date": f"2026-01-0{night}", "planned": 600, "seconds": 120.0, "scans_per_second": 5.0,
+            "engine": {"name": "openvino"}, "counts": {"scored": 600},
+            "drift": [drift, {**drift, "level": "alarm"}] if night == 3 else [drift],
+        }  # fmt: skip
+        store.put(f"runs/{run}/run.json", json.dumps(record).encode())
+    return store
 
 
 @pytest.mark.parametrize("place", ["site=south", "date=backup", "date=2020-01-01", "model=x/status=y"])

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 from models.calibration import Calibration
 from models.metrics import auc
 from pipelines.bundles import record_evaluation
-from pipelines.contracts import Reason
 from pipelines.errors import InputError
-from pipelines.results.pages import night
 from pipelines.results.pages.evaluation import roc_curve
 from pipelines.results.pages.page import duration, interval, share, time
-from pipelines.results.query import open_scores
 from pipelines.results.report import evaluation_page, put_page, write_report
 from pipelines.storage import Store, open_store
 from tests.pipelines.results.samples import (
@@ -32,15 +29,6 @@ from tests.pipelines.results.samples import (
     write_run,
     write_study,
 )
-from tests.servers import S3Server
-
-NIGHT = [
-    Outcome(1500, probability=0.03),
-    Outcome(300, probability=0.97, site="south"),
-    Outcome(1, probability=1.0),
-    Outcome(8, reason="truncated", status="unreadable"),
-    Outcome(4, reason="not_frontal", status="rejected", site=None),
-]
 
 
 def report(store: Store, out: Path) -> Page:
@@ -52,89 +40,6 @@ def report(store: Store, out: Path) -> Page:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "it"))
-
-
-class TestNight:
-    def test_counts_shares_and_advice(self, store: Store, tmp_path: Path) -> None:
-        write_run(store, 0, NIGHT[:2])
-        newest = write_run(store, 1, NIGHT, resumed_shards=3)
-        page = report(store, tmp_path / "night.html")
-        assert "Night report: 2026-11-20" in page.text
-        assert "Planned 1,813 of 90,000 listed" in page.text
-        assert "Scored 1,801 99.3 %" in page.text
-        assert "Called positive 301 16.7 % of those scored" in page.text
-        assert "Not scored 12 0.7 %" in page.text
-        assert "Rate 140.3 scans a second; 3 shards were done by an earlier attempt" in page.text
-        assert "every scan is accounted for" in page.text
-        # the archive holds both nights
-        assert "3,613 scans stand in the table" in page.text
-        assert f"truncated {night.ADVICE[Reason.TRUNCATED]} 8 8 unreadable" in page.text
-        assert f"not_frontal {night.ADVICE[Reason.NOT_FRONTAL]} 4 4 rejected" in page.text
-        assert f"{newest} {MODEL_ID} 1,813 1,801 4 8 0 16.7 % 3 min 20 s" in page.text
-        assert "highest probability called negative is 0.03, the lowest called positive 0.97" in page.text
-        assert page.charts == ["Histogram of the probabilities of this run, by call"]
-
-    def test_sites(self, store: Store, tmp_path: Path) -> None:
-        write_run(store, 0, NIGHT)
-        page = report(store, tmp_path / "night.html")
-        assert "north 1,509 1,501 8 1 0.1 %" in page.text
-        assert "south 300 300 0 300 100.0 %" in page.text
-        assert "not recorded 4 0 4 0" in page.text
-
-    def test_only_the_busiest_sites_are_shown(self, store: Store, tmp_path: Path) -> None:
-        write_run(store, 0, [Outcome(30 - n, probability=0.2, site=f"site-{n}") for n in range(25)])
-        page = report(store, tmp_path / "night.html")
-        assert "site-0 30" in page.text
-        assert "site-20" not in page.text
-        assert "The 20 sites with most scans; 5 more are not shown." in page.text
-
-    def test_an_unfinished_run_says_how_to_go_on(self, store: Store, tmp_path: Path) -> None:
-        write_run(store, 0, NIGHT, state="unfinished", planned=5000)
-        page = report(store, tmp_path / "night.html")
-        assert "This run is not finished: 3,187 of 5,000 scans are not written yet" in page.text
-        assert "run the same command again" in page.text
-
-    def test_a_night_without_anything_new(self, store: Store, tmp_path: Path) -> None:
-        write_run(store, 0, NIGHT)
-        write_run(store, 1, [])
-        page = report(store, tmp_path / "night.html")
-        assert "Nothing was new" in page.text
-        assert "1,813 scans stand in the table" in page.text
-        assert page.charts == []
-
-    def test_everything_called_alike(self, store: Store, tmp_path: Path) -> None:
-        write_run(store, 0, [Outcome(5, probability=0.9)])
-        assert "all scans were called alike" in report(store, tmp_path / "night.html").text
-
-    def test_hostile_text_is_text(self, store: Store, tmp_path: Path) -> None:
-        rows = [Outcome(3, reason=HOSTILE, status="failed", site=HOSTILE), Outcome(2, probability=0.4, site=HOSTILE)]
-        write_run(store, 0, rows, source=HOSTILE, operating_point=HOSTILE)
-        page = report(store, tmp_path / "night.html")
-        assert page.text.count(HOSTILE) >= 4
-        assert "does not know this reason" in page.text
-
-    def test_histogram_counts_every_probability_once(self, store: Store) -> None:
-        edges = [Outcome(1, probability=p) for p in (0.0, 0.025, 0.5, 0.9999, 1.0)]
-        run_id = write_run(store, 0, edges)
-        with open_scores(store.root) as connection:
-            bins = night._histogram(connection, run_id)
-        assert sorted((row["bin"], row["positive"], row["scans"]) for row in bins) == [
-            (0, False, 1),
-            (1, False, 1),
-            (20, True, 1),
-            (39, True, 2),
-        ]
-
-    def test_every_reason_has_advice(self) -> None:
-        assert set(night.ADVICE) == set(Reason)
-
-    def test_on_s3(self, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
-        store = open_store(f"{s3.bucket()}/night scores")
-        write_run(store, 0, NIGHT)
-        uri = write_report(store.root, store.uri("runs/report.html"))
-        assert uri == store.uri("runs/report.html")
-        assert "Planned 1,813" in read_page(store.get("runs/report.html").decode()).text
 
 
 class TestModel:
@@ -284,6 +189,35 @@ class TestEvaluation:
 
 
 class TestWriting:
+    @pytest.mark.parametrize(
+        ("asked", "says"),
+        [
+            ({"compare": "a,b"}, "is a bundle; a comparison can be had of scores only"),
+            ({"thumbnails": 3}, "is a bundle; thumbnails can be had of scores only"),
+        ],
+    )
+    def test_what_only_scores_have(self, store: Store, tmp_path: Path, asked: dict[str, Any], says: str) -> None:
+        write_bundle(store.path)
+        with pytest.raises(InputError, match=says):
+            write_report(store.root, str(tmp_path / "r.html"), **asked)
+
+    @pytest.mark.parametrize(
+        ("asked", "says"),
+        [
+            ({"compare": "a"}, "--compare takes two model ids"),
+            ({"compare": "a,b,c"}, "--compare takes two model ids"),
+            ({"compare": "a,b", "thumbnails": 2}, "thumbnails belong to the night report"),
+            ({"thumbnails": -1}, "thumbnails are out of range; choose 0 to 100"),
+            ({"thumbnails": 101}, "thumbnails are out of range; choose 0 to 100"),
+        ],
+    )
+    def test_what_cannot_be_asked_of_scores(
+        self, store: Store, tmp_path: Path, asked: dict[str, Any], says: str
+    ) -> None:
+        write_run(store, 0, [Outcome(1, probability=0.3)])
+        with pytest.raises(InputError, match=says):
+            write_report(store.root, str(tmp_path / "r.html"), **asked)
+
     @pytest.mark.parametrize("made", [True, False])
     def test_an_unknown_folder_says_what_was_looked_for(self, tmp_path: Path, made: bool) -> None:
         folder = tmp_path / "strange"

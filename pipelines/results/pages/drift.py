@@ -1,0 +1,87 @@
+"""The drift of a run as a table, a row a site with the worst first, and in words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipelines.scoring.drift import LEVELS, REJECT_SHARE, DriftFinding, Level, worst_level
+
+SITES_SHOWN: Final = 20
+
+QUANTITY_NAMES: Final = {
+    "probability": ("Probability", "of pneumonia"),
+    "grey_mean": ("Brightness", "mean grey level"),
+    "grey_spread": ("Contrast", "spread of the grey levels"),
+    "ood_score": ("Distance", "from the training films"),
+    REJECT_SHARE: ("Left out", "rejected or unreadable"),
+}
+LEVEL_NAMES: Final[dict[Level, str]] = {"too_few": "too few", "ok": "ok", "warn": "warning", "alarm": "ALARM"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteDrift:
+    """One row of the table."""
+
+    name: str
+    films: int
+    level: Level
+    cells: Sequence[DriftFinding | None]
+    """In the order of `QUANTITY_NAMES`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftTable:
+    """What the page shows: all sites first, then the worst."""
+
+    rows: Sequence[SiteDrift]
+    level: Level
+    more_sites: int
+    notes: Sequence[str]
+    """Why nothing can be told, of all sites."""
+
+
+def read_findings(record: Mapping[str, Any]) -> list[DriftFinding]:
+    """The findings of a run.json; none in one of an earlier version."""
+    return [DriftFinding.from_json(value) for value in record.get("drift") or ()]
+
+
+def drift_table(findings: Sequence[DriftFinding]) -> DriftTable | None:
+    """The table of these findings; None when there are none."""
+    if not findings:
+        return None
+    of_site: dict[str | None, dict[str, DriftFinding]] = {}
+    for finding in findings:
+        of_site.setdefault(finding.site, {})[finding.quantity] = finding
+    rows = [_row(site, found) for site, found in of_site.items() if site is not None]
+    rows.sort(key=lambda row: (-LEVELS.index(row.level), -row.films, row.name))
+    whole = _row(None, of_site.get(None, {}))
+    return DriftTable(
+        rows=[whole, *rows[:SITES_SHOWN]],
+        level=worst_level(findings),
+        more_sites=max(0, len(rows) - SITES_SHOWN),
+        notes=list(dict.fromkeys(f.note for f in of_site.get(None, {}).values() if f.level == "too_few")),
+    )
+
+
+def names(findings: Sequence[DriftFinding]) -> str:
+    """Their quantities as a person calls them: `brightness, contrast`."""
+    return ", ".join(_name(finding).lower() for finding in findings)
+
+
+def describe(finding: DriftFinding) -> str:
+    """The figures of a finding in a sentence: `Brightness: PSI 0.61, KS 0.40; 96 % of them above ….`."""
+    figures = "" if finding.psi is None or finding.ks is None else f"PSI {finding.psi:.2f}, KS {finding.ks:.2f}; "
+    return f"{_name(finding)}: {figures}{finding.note}."
+
+
+def _name(finding: DriftFinding) -> str:
+    return QUANTITY_NAMES.get(finding.quantity, (finding.quantity,))[0]
+
+
+def _row(site: str | None, found: Mapping[str, DriftFinding]) -> SiteDrift:
+    return SiteDrift(
+        name="All sites" if site is None else site,
+        films=max((finding.n for finding in found.values()), default=0),
+        level=worst_level(list(found.values())),
+        cells=[found.get(quantity) for quantity in QUANTITY_NAMES],
+    )

@@ -1,0 +1,106 @@
+"""What each view over the scores shows, in SQL, and the two small tables made of the runs' records."""
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.storage import Store
+
+READ_THREADS = 16
+
+RUNS = pa.schema(
+    [
+        pa.field("run_id", pa.string()),
+        pa.field("state", pa.string()),  # finished, unfinished
+        pa.field("model_id", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("date", pa.string()),
+        *[pa.field(name, pa.int64()) for name in ("listed", "planned", "scored", "rejected", "unreadable", "failed")],
+        pa.field("seconds", pa.float64()),
+        pa.field("scans_per_second", pa.float64()),
+        pa.field("engine", pa.string()),
+        pa.field("layout", pa.string()),
+        pa.field("drift_level", pa.string()),
+    ]
+)
+
+DRIFT = pa.schema(
+    [
+        pa.field("run_id", pa.string()),
+        pa.field("model_id", pa.string()),
+        pa.field("date", pa.string()),
+        pa.field("site", pa.string()),
+        pa.field("quantity", pa.string()),
+        pa.field("n", pa.int64()),
+        pa.field("psi", pa.float64()),
+        pa.field("ks", pa.float64()),
+        pa.field("level", pa.string()),
+    ]
+)
+
+NEWEST = "status = 'failed', scored_at DESC, run_id DESC, scan_id DESC, model_id DESC"
+"""Order of the rows of one file: the newest that is not `failed`, else the newest. The ids only settle ties."""
+
+DAY = "try_strptime(left(run_id, 9), '%Y%m%dT')::DATE"
+"""The UTC day a run began, from its id; null for ids of another form."""
+
+AGREEMENT = f"""
+    WITH newest AS (
+        SELECT scan_id, uri, site, model_id, status, probability, prediction FROM scores
+        QUALIFY row_number() OVER (PARTITION BY model_id, scan_id ORDER BY {NEWEST}) = 1
+    )
+    SELECT a.scan_id, a.uri, a.site, a.model_id AS model_a, b.model_id AS model_b,
+           a.probability AS probability_a, b.probability AS probability_b,
+           a.prediction AS prediction_a, b.prediction AS prediction_b,
+           a.prediction IS DISTINCT FROM b.prediction AS flipped, b.probability - a.probability AS difference
+    FROM newest AS a JOIN newest AS b ON a.scan_id = b.scan_id AND a.model_id < b.model_id
+    WHERE a.status = 'scored' AND b.status = 'scored'
+"""  # noqa: S608 (constants of this module)
+
+VIEWS = {
+    "rejects": "SELECT * FROM latest WHERE status <> 'scored'",
+    "agreement": AGREEMENT,
+    "runs": "SELECT * FROM runs_table ORDER BY run_id",
+    "drift": "SELECT * FROM drift_table ORDER BY run_id, site, quantity",
+}
+
+
+def run_records(store: Store, keys: Iterable[str]) -> list[dict[str, Any]]:
+    """The record of each run among these keys, by run id; the plan of a run that has none yet."""
+    names = {key for key in keys if key.startswith("runs/") and key.count("/") == 2}
+    runs = sorted({key.split("/")[1] for key in names if key.endswith(("/plan.json", "/run.json"))})
+    wanted = [f"runs/{run}/{'run' if f'runs/{run}/run.json' in names else 'plan'}.json" for run in runs]
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        return [json.loads(data) for data in threads.map(store.get, wanted)]
+
+
+def runs_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """One row per run, the schema RUNS."""
+    return pa.Table.from_pylist([_run(record) for record in records], schema=RUNS)
+
+
+def drift_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """One row per run, site and quantity, the schema DRIFT; a run that measured none has no rows."""
+    rows = [
+        {**{name: record.get(name) for name in ("run_id", "model_id", "date")}, **entry}
+        for record in records
+        for entry in record.get("drift") or []
+    ]
+    return pa.Table.from_pylist([{name: row.get(name) for name in DRIFT.names} for row in rows], schema=DRIFT)
+
+
+def _run(record: Mapping[str, Any]) -> dict[str, Any]:
+    counts = record.get("counts")
+    row = {name: record.get(name) for name in RUNS.names}
+    named = {name: _name(record.get(name)) for name in ("engine", "layout")}
+    return {**row, **named, **(counts or {}), "state": "unfinished" if counts is None else "finished"}
+
+
+def _name(value: Any) -> str | None:
+    """The name of an engine or layout, recorded as text or as an object that has one."""
+    if isinstance(value, Mapping):
+        value = value.get("name") or value.get("reason")
+    return None if value is None else str(value)
