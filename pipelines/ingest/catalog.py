@@ -33,6 +33,7 @@ from pipelines.storage import Store, open_store
 
 MANIFEST = "catalog.json"
 ROWS_PER_PART = 500_000
+ROWS_PER_TABLE = 65_536
 INSPECT_THREADS = 16
 DEFAULT_TEST_FRACTION = 0.15
 
@@ -122,12 +123,25 @@ def is_catalog(uri: str) -> bool:
 def read_catalog(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of a catalogue, contracts.CATALOG. Raises `InputError` when there is none."""
     store = open_store(uri)
+    tables = [pq.read_table(pa.BufferReader(store.get(part)), columns=columns) for part in _parts(store)]
+    return pa.concat_tables(tables)
+
+
+def stream_catalog(uri: str, columns: list[str]) -> Iterator[pa.Table]:
+    """The same rows in tables of ROWS_PER_TABLE, so that no more than one part stands in memory."""
+    store = open_store(uri)
+    for part in _parts(store):
+        with pq.ParquetFile(pa.BufferReader(store.get(part))) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_TABLE, columns=columns):
+                yield pa.Table.from_batches([batch]).select(columns)
+
+
+def _parts(store: Store) -> list[str]:
     try:
-        parts = json.loads(store.get(MANIFEST))["parts"]
+        parts: list[str] = json.loads(store.get(MANIFEST))["parts"]
     except (NotFoundError, ValueError, KeyError) as error:
         raise InputError(f"{store.root}: no catalogue here; make one with `rayscan catalog`") from error
-    tables = [pq.read_table(pa.BufferReader(store.get(part)), columns=columns) for part in parts]
-    return pa.concat_tables(tables)
+    return parts
 
 
 def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[str, Label]:

@@ -70,7 +70,9 @@ class DecoderChildren:
     """Children of one kind, as many as threads ask at a time. Safe to use from several threads."""
 
     def __init__(self, module: str, *arguments: str, deadline: float, memory: int) -> None:
-        self._start = lambda: DecoderChild(module, *arguments, deadline=deadline, memory=memory)
+        self._start: Callable[[], DecoderChild] = lambda: DecoderChild(
+            module, *arguments, deadline=deadline, memory=memory
+        )
         self.idle: list[DecoderChild] = []
 
     def ask(self, data: bytes) -> bytes:

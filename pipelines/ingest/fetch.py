@@ -1,7 +1,7 @@
 """The bytes of one scan of a listing, or the reason they cannot be had."""
 
 from pipelines.contracts import Reason
-from pipelines.errors import AccessError, NotFoundError, ScanError, StorageError
+from pipelines.errors import AccessError, NoBucketError, NotFoundError, ScanError, StorageError
 from pipelines.storage import split_uri
 
 
@@ -13,6 +13,8 @@ def fetch(uri: str, etag: str) -> bytes:
     store, key = split_uri(uri)
     try:
         data, version = store.get_version(key)
+    except NoBucketError as error:  # the whole archive is away, which says nothing about this scan
+        raise ScanError(Reason.STORAGE_ERROR) from error
     except NotFoundError as error:
         raise ScanError(Reason.VANISHED) from error
     except AccessError as error:

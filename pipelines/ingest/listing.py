@@ -1,15 +1,18 @@
 """What an archive holds: the candidate scans below a root, streamed, nothing opened."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.contracts import CATALOG, scan_id
+from pipelines.errors import InputError
 from pipelines.storage import ObjectInfo, Store
 
 ROWS_PER_CHUNK = 20_000
+HEAD_THREADS = 16
 
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".dcm": "dicom", ".dicom": "dicom"}
 _NEVER_SCANS = {".txt", ".csv", ".json", ".xml", ".html", ".md", ".parquet", ".zip", ".gz", ".tar", ".log", ".pdf",
@@ -39,13 +42,25 @@ class Listing:
 
     def __iter__(self) -> Iterator[list[Row]]:
         rows: list[Row] = []
-        for chunk in self.store.list():
-            rows += [self._row(info) for info in chunk if self._is_candidate(info.key)]
+        for chunk in self._listed():
+            candidates = [info for info in chunk if self._is_candidate(info.key)]
+            rows += [self._row(info) for info in self._without_markers(candidates)]
             if len(rows) >= ROWS_PER_CHUNK:
                 yield rows
                 rows = []
         if rows:
             yield rows
+
+    def _listed(self) -> Iterator[list[ObjectInfo]]:
+        try:
+            yield from self.store.list()
+        except InputError as error:
+            # obstore can neither list nor fetch a key with an empty, "." or ".." segment, and gives the page up.
+            if "invalid path" not in str(error):
+                raise
+            raise InputError(
+                f"{error}; rename or remove that object, or name a folder beside it as the archive"
+            ) from error
 
     def _is_candidate(self, key: str) -> bool:
         path = PurePosixPath(key)
@@ -54,6 +69,20 @@ class Listing:
             self.ignored += 1
             return False
         return True
+
+    def _without_markers(self, candidates: list[ObjectInfo]) -> list[ObjectInfo]:
+        """Leave out the empty objects by which S3 consoles mark a folder.
+
+        Their keys end in "/", which the listing takes off; without it there is no such object.
+        """
+        empty = [] if self.store.is_local else [info for info in candidates if info.size == 0]
+        if not empty:
+            return candidates
+        with ThreadPoolExecutor(HEAD_THREADS) as threads:
+            there = threads.map(lambda info: self.store.exists(info.key), empty)
+            markers = {info.key for info, exists in zip(empty, there, strict=True) if not exists}
+        self.ignored += len(markers)
+        return [info for info in candidates if info.key not in markers]
 
     def _row(self, info: ObjectInfo) -> Row:
         uri = self.store.uri(info.key)

@@ -30,7 +30,7 @@ from pipelines.ingest.dataset import MANIFEST, read_dataset_info
 from pipelines.ingest.decode import Scan, decode
 from pipelines.ingest.fetch import fetch
 from pipelines.progress import progress
-from pipelines.shards import cluster_size, run_shards
+from pipelines.shards import Stage, cluster_size, run_shards
 from pipelines.storage import Store, open_store
 
 FILMS_PER_SHARD = 256
@@ -193,7 +193,9 @@ def _decode_all(films: pa.Table, store: Store, preprocessing: Preprocessing) -> 
     shards = _shards(films, preprocessing)
     settings = {"dataset": store.root, "token": token_hex(4), "preprocessing": preprocessing}
     cpus, _ = cluster_size()
-    summaries = run_shards("prepare", shards, PrepareFilms, settings, actors=min(cpus, len(shards)))
+    summaries = run_shards(
+        "prepare", shards, Stage(actor=PrepareFilms, settings=settings, actors=min(cpus, len(shards)))
+    )
     with progress("prepare", films.num_rows, "films") as advance:
         for row in summaries:
             part = _Part(**json.loads(row["part"]))

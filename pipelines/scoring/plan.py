@@ -2,15 +2,18 @@
 
 A plan is written whole before work starts and never changes:
 
-    runs/<run_id>/plan/00000.parquet   up to SHARDS_PER_FILE shards, one row group each, rows of contracts.PLAN
+    runs/<run_id>/plan/00000.parquet   up to SHARDS_PER_FILE shards, rows of contracts.PLAN
     runs/<run_id>/plan.json            written last; a plan without it does not exist
 
-A scan is stale when this model has no row for its scan_id, or only `failed` ones. A changed file has a new scan_id, a
-new model has no rows, so both are stale by the same rule.
+A scan is stale when this model has no row for its scan_id, or only `failed` ones of fewer than `max_nights` runs. A
+changed file has a new scan_id, a new model has no rows, so both are stale by the same rule. `stale.py` finds them; here
+they are numbered and written as they flow by, so that ten million planned rows never stand in memory.
 """
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,18 +21,19 @@ from hashlib import blake2b
 from secrets import token_hex
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PLAN
 from pipelines.errors import InputError
-from pipelines.ingest.catalog import is_catalog, read_catalog
-from pipelines.ingest.listing import list_archive
-from pipelines.results.query import create_scores_view, local_parts
+from pipelines.scoring.stale import BATCH_ROWS, LISTED, STALE, Listing, with_stale
 from pipelines.storage import Store, open_store
 
 SHARDS_PER_FILE = 64
-_LISTED = [name for name in PLAN.names if name != "shard"]
+ROWS_PER_GROUP = 16_384
+WRITE_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,42 +61,50 @@ class Plan:
     """BLAKE2b over the plan's rows."""
     created: str
     """ISO 8601, UTC."""
+    given_up: int = 0
+    """Scans listed but not planned, because they failed in too many runs."""
 
 
-def make_plan(store: Store, *, source: str, bundle: str, model_id: str, operating_point: str, shard_size: int) -> Plan:
-    """Plan a new run and write it. Raises `NotFoundError` when the source is absent, `InputError` when it is empty."""
+def make_plan(
+    store: Store,
+    *,
+    source: str,
+    bundle: str,
+    model_id: str,
+    operating_point: str,
+    shard_size: int,
+    max_nights: int = 5,
+) -> Plan:
+    """Plan a new run and write it; a scan that failed in `max_nights` runs is given up.
+
+    Raises `NotFoundError` when the source is absent, `InputError` when it is empty or a part of the table is spoilt.
+    """
     now = datetime.now(UTC)
-    run_id = f"{now:%Y%m%dT%H%M%SZ}-{token_hex(3)}"
-    with duckdb.connect() as connection:
-        listed = _load_listing(connection, _listing(source))
-        if not listed:  # an S3 prefix with a typo lists nothing, too: that night must not pass for a quiet one
-            raise InputError(f"{open_store(source).root}: no scans here; check the path")
-        _load_done(connection, store, model_id)
-        stale = (
-            connection.sql(
-                "SELECT listing.*, ((row_number() OVER (ORDER BY uri, scan_id)) - 1) // ? AS shard FROM listing"
-                " ANTI JOIN done USING (scan_id) ORDER BY uri, scan_id",
-                params=[shard_size],
-            )
-            .to_arrow_table()
-            .cast(PLAN)
+
+    def write(connection: duckdb.DuckDBPyConnection, listing: Listing) -> Plan:
+        # Of this attempt's own: one that was given up half-way leaves plan files without a plan.json, so no plan.
+        run_id = f"{now:%Y%m%dT%H%M%SZ}-{token_hex(3)}"
+        written = _Writer(store, run_id, shard_size)
+        reader = connection.sql(f"{STALE} ORDER BY uri, scan_id").to_arrow_reader(BATCH_ROWS)
+        written.write(reader)
+        return Plan(
+            run_id=run_id,
+            model_id=model_id,
+            bundle=open_store(bundle).root,
+            operating_point=operating_point,
+            source=open_store(source).root,
+            date=f"{now:%Y-%m-%d}",
+            planned=written.rows,
+            listed=listing.distinct(connection),
+            shards=-(-written.rows // shard_size),
+            bytes=written.bytes,
+            plan_hash=written.digest.hexdigest(),
+            created=now.isoformat(),
+            given_up=written.given_up,
         )
-    digest = _write_shards(store, run_id, stale, shard_size)
-    plan = Plan(
-        run_id=run_id,
-        model_id=model_id,
-        bundle=open_store(bundle).root,
-        operating_point=operating_point,
-        source=open_store(source).root,
-        date=f"{now:%Y-%m-%d}",
-        planned=stale.num_rows,
-        listed=listed,
-        shards=-(-stale.num_rows // shard_size),
-        bytes=sum(stale["size"].to_pylist()),
-        plan_hash=digest,
-        created=now.isoformat(),
-    )
-    store.put(f"runs/{run_id}/plan.json", json.dumps(asdict(plan), indent=1).encode())
+
+    plan = with_stale(store, source=source, model_id=model_id, max_nights=max_nights, use=write)
+    store.put(f"runs/{plan.run_id}/plan.json", json.dumps(asdict(plan), indent=1).encode())
     return plan
 
 
@@ -110,61 +122,113 @@ def unfinished_plans(store: Store, model_id: str) -> list[Plan]:
 
 def read_shard(store: Store, run_id: str, shard: int) -> pa.Table:
     """The rows of one shard, as contracts.PLAN."""
-    data = _kept_plan_file(store, run_id, shard // SHARDS_PER_FILE)
-    return pq.ParquetFile(pa.BufferReader(data)).read_row_group(shard % SHARDS_PER_FILE)
+    number = shard // SHARDS_PER_FILE
+    metadata = pq.read_metadata(pa.BufferReader(_kept_file(store, run_id, number)))
+    column = metadata.schema.names.index("shard")
+    for group in range(metadata.num_row_groups):
+        shards = metadata.row_group(group).column(column).statistics
+        if shards.min <= shard <= shards.max:
+            rows = _kept_rows(store, run_id, number, group)
+            return rows.filter(pc.equal(rows["shard"], shard))
+    raise InputError(f"{store.uri(_plan_file(run_id, number))} has no shard {shard}")
 
 
+# Shards are handed out in order, so a process asks for the same file up to SHARDS_PER_FILE times.
 @lru_cache(maxsize=2)
-def _kept_plan_file(store: Store, run_id: str, number: int) -> bytes:
-    # Shards are handed out in order, so a process asks for the same file up to SHARDS_PER_FILE times.
+def _kept_file(store: Store, run_id: str, number: int) -> bytes:
     return store.get(_plan_file(run_id, number))
 
 
-def _listing(source: str) -> Iterable[pa.Table]:
-    if is_catalog(source):
-        return [read_catalog(source, columns=_LISTED)]
-    return (table.select(_LISTED) for table in list_archive(open_store(source)))
+@lru_cache(maxsize=2)
+def _kept_rows(store: Store, run_id: str, number: int, group: int) -> pa.Table:
+    return pq.ParquetFile(pa.BufferReader(_kept_file(store, run_id, number))).read_row_group(group)
 
 
-def _load_listing(connection: duckdb.DuckDBPyConnection, tables: Iterable[pa.Table]) -> int:
-    """Fill the table `listing`; returns its rows. One file listed twice (a catalogue may) is one scan."""
-    connection.register("empty", PLAN.empty_table().select(_LISTED))
-    connection.execute("CREATE TABLE listing AS SELECT * FROM empty")
-    for table in tables:
-        connection.register("chunk", table)
-        connection.execute("INSERT INTO listing SELECT * FROM chunk")
-        connection.unregister("chunk")
-    connection.execute("CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (scan_id) * FROM listing")
-    [(count,)] = connection.execute("SELECT count(*) FROM listing").fetchall()
-    return int(count)
+class _Writer:
+    """Cuts sorted stale scans into shards and writes them, a few files at a time; holds no more than those."""
 
+    def __init__(self, store: Store, run_id: str, shard_size: int) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.shard_size = shard_size
+        self.rows = 0
+        self.bytes = 0
+        self.given_up = 0
+        self.digest = blake2b(digest_size=16)
 
-def _load_done(connection: duckdb.DuckDBPyConnection, store: Store, model_id: str) -> None:
-    """Create the view `done`: scan_ids this model has dealt with."""
-    prefix = f"scores/model={model_id}"
-    absent = store.is_local and not store.path.is_dir()
-    objects = [] if absent else [info for chunk in store.list(prefix) for info in chunk]
-    create_scores_view(connection, local_parts(store, objects))
-    connection.execute("CREATE VIEW done AS SELECT scan_id FROM scores WHERE status <> 'failed'")
+    def write(self, reader: pa.RecordBatchReader) -> None:
+        """Write all that the reader yields: columns LISTED and `given_up`, ordered by uri and scan_id."""
+        pending: deque[Future[bytes]] = deque()
+        with ThreadPoolExecutor(WRITE_THREADS) as threads:
+            for number, groups in enumerate(self._files(self._planned(reader))):
+                pending.append(threads.submit(self._put, number, groups))
+                if len(pending) > WRITE_THREADS:
+                    self.digest.update(pending.popleft().result())
+            for future in pending:
+                self.digest.update(future.result())
 
+    def _planned(self, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+        """The rows to do, each scan once."""
+        last = None
+        for batch in reader:
+            ids = batch["scan_id"]
+            if not len(ids):
+                continue
+            # Rows are ordered, so a scan that a catalogue names twice stands beside itself.
+            before = pa.concat_arrays([pa.array([last], ids.type), ids.slice(0, len(ids) - 1)])
+            first = pc.fill_null(pc.not_equal(ids, before), True)
+            last = ids[-1].as_py()
+            rows = pa.Table.from_batches([batch]).filter(first)
+            self.given_up += pc.sum(rows["given_up"]).as_py() or 0
+            rows = rows.filter(pc.invert(rows["given_up"])).select(LISTED)
+            self.bytes += pc.sum(rows["size"]).as_py() or 0
+            yield rows
 
-def _write_shards(store: Store, run_id: str, stale: pa.Table, shard_size: int) -> str:
-    digest = blake2b(digest_size=16)
-    rows_per_file = shard_size * SHARDS_PER_FILE
-    for number, rows in enumerate(_slices(stale, rows_per_file)):
+    def _files(self, tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+        """The rows of each plan file, in row groups of whole shards."""
+        groups: list[pa.Table] = []
+        for rows in _groups(tables, self.shard_size * _shards_per_group(self.shard_size)):
+            shards = np.arange(self.rows, self.rows + rows.num_rows) // self.shard_size
+            groups.append(rows.append_column(PLAN.field("shard"), pa.array(shards, pa.int32())).cast(PLAN))
+            self.rows += rows.num_rows
+            if len(groups) * _shards_per_group(self.shard_size) == SHARDS_PER_FILE:
+                yield groups
+                groups = []
+        if groups:
+            yield groups
+
+    def _put(self, number: int, groups: list[pa.Table]) -> bytes:
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, PLAN) as writer:
-            for shard in _slices(rows, shard_size):
-                writer.write_table(shard, row_group_size=shard_size)
-        data = sink.getvalue().to_pybytes()
-        digest.update(data)
-        store.put(_plan_file(run_id, number), data)
-    return digest.hexdigest()
+            for rows in groups:
+                writer.write_table(rows, row_group_size=rows.num_rows)
+        data = bytes(sink.getvalue().to_pybytes())
+        self.store.put(_plan_file(self.run_id, number), data)
+        return data
 
 
-def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    for start in range(0, table.num_rows, rows):
-        yield table.slice(start, rows)
+def _shards_per_group(shard_size: int) -> int:
+    """A divisor of SHARDS_PER_FILE: groups of about ROWS_PER_GROUP rows, of one shard at least."""
+    wanted = max(1, ROWS_PER_GROUP // shard_size)
+    return max(n for n in range(1, SHARDS_PER_FILE + 1) if SHARDS_PER_FILE % n == 0 and n <= wanted)
+
+
+def _groups(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly `rows` rows, but for the last."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        waiting.append(table)
+        count += table.num_rows
+        if count < rows:
+            continue
+        whole = pa.concat_tables(waiting)
+        for start in range(0, count - rows + 1, rows):
+            yield whole.slice(start, rows)
+        waiting = [whole.slice(count - count % rows)]
+        count %= rows
+    if count:
+        yield pa.concat_tables(waiting)
 
 
 def _plan_file(run_id: str, number: int) -> str:

@@ -67,6 +67,28 @@ def test_the_dct_path_is_close_to_the_exact_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("side", "scale"), [(64, 4), (63, 4), (65, 2), (32, 8), (16, 8), (128, 2), (129, 1), (256, 1), (300, 1)]
+)
+def test_the_dct_path_decodes_at_the_smallest_scale_that_covers_the_film(side: int, scale: int) -> None:
+    """Shown by the mean of its blocks: at 1/n libjpeg gives the mean of blocks of n x n pixels."""
+    film = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
+    data = encode(film, "jpeg", quality=100)
+    whole = np.asarray(Image.open(BytesIO(data)), dtype=np.float64)
+    blocks = whole.reshape(256 // scale, scale, 256 // scale, scale).mean(axis=(1, 3)).round().astype(np.uint8)
+    wanted = np.asarray(Image.fromarray(blocks).resize((side, side), Image.Resampling.BILINEAR), dtype=int)
+    pixels = decode(data, Preprocessing(size=side, decode="dct")).pixels.astype(int)
+    assert np.abs(pixels - wanted).mean() < 1
+
+
+def test_the_dct_path_covers_the_film_with_its_shorter_side() -> None:
+    """A narrow film must not be decoded so small that its width is enlarged again."""
+    film = np.tile(np.arange(100, dtype=np.uint8)[None] % 2 * 200, (800, 1))  # lines of one pixel
+    data = encode(film, "jpeg", quality=100)
+    pixels = decode(data, Preprocessing(size=100, decode="dct")).pixels
+    assert np.abs(np.diff(pixels.astype(int), axis=1)).min() > 150
+
+
+@pytest.mark.parametrize(
     "image",
     [
         Image.fromarray(FILM).convert("RGB"),

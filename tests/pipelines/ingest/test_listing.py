@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import boto3
 import pytest
 
 from pipelines.contracts import CATALOG
+from pipelines.errors import InputError
 from pipelines.ingest import listing
 from pipelines.ingest.listing import Listing, list_archive
 from pipelines.storage import open_store
@@ -45,6 +47,26 @@ def test_the_same_on_s3(s3: S3Server, archive: Path) -> None:
     assert dict(zip(table["uri"].to_pylist(), table["format"].to_pylist(), strict=True)) == {
         store.uri(key): kind for key, kind in SCANS.items()
     }
+
+
+def test_folder_markers_are_no_scans_but_empty_files_are(s3_conditional: S3Server) -> None:
+    bucket = s3_conditional.bucket()
+    client = boto3.client("s3", endpoint_url=s3_conditional.endpoint)
+    for key in ("films/", "films/odd.dcm/", "films/empty.dcm", "films/also empty", "nothing below/"):
+        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"")
+    listed = Listing(open_store(bucket))
+    (rows,) = listed
+    assert {row["uri"] for row in rows} == {f"{bucket}/films/empty.dcm", f"{bucket}/films/also empty"}
+    assert listed.ignored == 3
+
+
+def test_a_key_that_cannot_be_addressed_is_named_in_one_line(s3_conditional: S3Server) -> None:
+    bucket = s3_conditional.bucket()
+    client = boto3.client("s3", endpoint_url=s3_conditional.endpoint)
+    client.put_object(Bucket=bucket.removeprefix("s3://"), Key="films//a.dcm", Body=b"x")
+    with pytest.raises(InputError, match=r"films//a\.dcm.*rename") as caught:
+        list(list_archive(open_store(bucket)))
+    assert "\n" not in str(caught.value)
 
 
 def test_it_is_streamed_in_tables_of_the_contract(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

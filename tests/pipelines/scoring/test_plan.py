@@ -1,9 +1,13 @@
 """What is planned: the listing minus what this model has dealt with, each scan in exactly one shard."""
 
 import itertools
+import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,20 +15,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PLAN, SCORES
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.listing import list_archive
+from pipelines.results.parts import list_scores
 from pipelines.scoring import plan as planning
+from pipelines.scoring import stale
+from pipelines.scoring.compact import compact
 from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
+from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.sink import write_part
-from pipelines.storage import Store, open_store
+from pipelines.storage import ObjectInfo, Store, open_store
 
 MODEL = "1234567890123456"  # reads as a number where nobody says it is text
 
 
-def plan_of(out: Store, source: Store, *, model: str = MODEL, shard_size: int = 2) -> Plan:
+def plan_of(out: Store, source: Store, *, model: str = MODEL, shard_size: int = 2, max_nights: int = 5) -> Plan:
     return make_plan(
-        out, source=source.root, bundle="/b", model_id=model, operating_point="balanced", shard_size=shard_size
+        out,
+        source=source.root,
+        bundle="/b",
+        model_id=model,
+        operating_point="balanced",
+        shard_size=shard_size,
+        max_nights=max_nights,
     )
 
 
@@ -141,6 +155,139 @@ def test_shards_spread_over_several_plan_files(stores: tuple[Store, Store], monk
     plan = plan_of(out, source, shard_size=1)
     assert list(itertools.chain(*planned(out, plan))) == list("abcde")
     assert len([i for chunk in out.list(f"runs/{plan.run_id}/plan") for i in chunk]) == 3
+
+
+def test_a_scan_that_fails_night_after_night_is_given_up(stores: tuple[Store, Store]) -> None:
+    out, source = stores
+    for night in range(3):
+        plan = plan_of(out, source, max_nights=3)
+        assert (plan.given_up, "b" in itertools.chain(*planned(out, plan))) == (0, True), night
+        write_rows(out, plan, {"b": "failed"})
+    assert [plan_of(out, source, max_nights=n).given_up for n in (3, 4)] == [1, 0]
+    assert plan_of(out, source, max_nights=3).planned == 0
+    source.put("b", b"mended")
+    assert planned(out, plan_of(out, source, max_nights=3)) == [["b"]]
+
+
+def test_a_scan_that_failed_often_and_then_did_not_is_done(stores: tuple[Store, Store]) -> None:
+    out, source = stores
+    for status in ("failed", "failed", "scored"):
+        write_rows(out, plan_of(out, source), {"b": status})
+    again = plan_of(out, source, max_nights=2)
+    assert (again.planned, again.given_up) == (0, 0)
+
+
+def test_plans_of_before_are_read(stores: tuple[Store, Store]) -> None:
+    """A plan without `given_up`, its shards in a row group each."""
+    out, source = stores
+    plan = plan_of(out, source)
+    old = {name: value for name, value in asdict(plan).items() if name != "given_up"}
+    out.put("runs/old/plan.json", json.dumps({**old, "run_id": "old"}).encode())
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, PLAN) as writer:
+        for shard in range(plan.shards):
+            writer.write_table(read_shard(out, plan.run_id, shard), row_group_size=2)
+    out.put("runs/old/plan/00000.parquet", sink.getvalue().to_pybytes())
+    (found,) = [plan for plan in unfinished_plans(out, MODEL) if plan.run_id == "old"]
+    assert found.given_up == 0
+    assert planned(out, found) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+@pytest.mark.parametrize("spoilt", [0, 1, 2])
+@pytest.mark.parametrize("how", [lambda data: data[:-20], lambda data: b"", lambda data: b"PAR1" + data[200:]])
+def test_a_spoilt_part_is_one_line(stores: tuple[Store, Store], spoilt: int, how: Callable[[bytes], bytes]) -> None:
+    out, source = stores
+    write_rows(out, plan_of(out, source), {})
+    key = sorted(info.key for chunk in out.list("scores") for info in chunk)[spoilt]
+    out.put(key, how(out.get(key)))
+    with pytest.raises(InputError, match=rf"-0000{spoilt}\.parquet is spoilt") as caught:
+        plan_of(out, source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_after_a_compaction_is_the_same(stores: tuple[Store, Store]) -> None:
+    out, source = stores
+    first = plan_of(out, source)
+    write_rows(out, first, {"b": "failed"})
+    out.put(f"runs/{first.run_id}/run.json", b"{}")
+    compact(out.root)
+    assert len([info for chunk in out.list("scores") for info in chunk]) == 1
+    assert planned(out, plan_of(out, source)) == [["b"]]
+
+
+def test_parts_that_are_compacted_away_while_it_plans_are_looked_for_again(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, source = stores
+    first = plan_of(out, source)
+    write_rows(out, first, {"b": "failed"})
+    out.put(f"runs/{first.run_id}/run.json", b"{}")
+    listed = []
+
+    def then_compacted(store: Store, prefix: str = "") -> list[ObjectInfo]:
+        listed.append(list_scores(store, prefix))
+        compact(out.root)
+        return listed[-1]
+
+    monkeypatch.setattr(stale, "list_scores", then_compacted)
+    assert planned(out, plan_of(out, source)) == [["b"]]
+    assert len(listed) == 2
+
+
+def preview(out: Store, source: Store, **changes: Any) -> PlanPreview:
+    return preview_plan(out, **{"source": source.root, "model_id": MODEL, "shard_size": 2, **changes})
+
+
+def test_a_preview_tells_what_a_plan_would_hold_and_writes_nothing(stores: tuple[Store, Store]) -> None:
+    out, source = stores
+    assert (preview(out, source).planned, out.path.exists()) == (5, False)
+    for _ in range(2):
+        first = plan_of(out, source)
+        write_rows(out, first, {"b": "failed"})
+        out.put(f"runs/{first.run_id}/run.json", b"{}")
+    waiting = plan_of(out, source)
+    source.put("f", b"four")
+    before = {info.key for chunk in out.list() for info in chunk}
+    seen = preview(out, source)
+    assert (seen.listed, seen.planned, seen.done, seen.given_up, seen.shards, seen.bytes) == (6, 2, 4, 0, 1, 5)
+    assert seen.unfinished == (waiting.run_id,)
+    seen = preview(out, source, max_nights=2)
+    assert (seen.planned, seen.done, seen.given_up, seen.bytes) == (1, 4, 1, 4)
+    assert {info.key for chunk in out.list() for info in chunk} == before
+
+
+def test_what_is_expected_rests_on_earlier_runs(stores: tuple[Store, Store]) -> None:
+    out, source = stores
+    nothing = preview(out, source, price_per_core_hour=0.05)
+    assert (nothing.expected_seconds, nothing.core_hours, nothing.cost) == (None, None, None)
+    assert "no finished run" in nothing.basis
+
+    def record(name: str, rate: float, model: str = MODEL, **more: Any) -> None:
+        out.put(f"runs/{name}/plan.json", b"{}")
+        content = {"run_id": name, "model_id": model, "scans_per_second": rate, **more}
+        out.put(f"runs/{name}/run.json", json.dumps(content).encode())
+
+    record("night0", 50, model="another", layout="no GPU, 8 CPUs: 8 actors")
+    other = preview(out, source)
+    assert (other.expected_seconds, other.core_hours) == (0.1, 0.1 * 8 / 3600)
+    assert "other models" in other.basis
+    for night, rate in enumerate([1000, 1, 2, 3, 4, 5, 0], start=1):
+        record(f"night{night}", rate, cpus=4)
+    own = preview(out, source, price_per_core_hour=0.9)
+    assert own.expected_seconds == pytest.approx(5 / 3)  # the last five that scored anything: 1 to 5
+    assert own.core_hours == pytest.approx(5 / 3 * 4 / 3600)
+    assert own.cost == pytest.approx(0.9 * 5 / 3 * 4 / 3600)
+    assert own.basis == "median of the last 5 runs of this model: 3.0 scans a second on 4 cores"
+
+
+@given(sizes=st.lists(st.integers(0, 30)), rows=st.integers(1, 12))
+def test_rows_are_cut_into_groups_of_one_size(sizes: list[int], rows: int) -> None:
+    numbers = iter(range(sum(sizes)))
+    tables = [pa.table({"n": pa.array(itertools.islice(numbers, size), pa.int64())}) for size in sizes]
+    groups = [table["n"].to_pylist() for table in planning._groups(tables, rows)]
+    assert list(itertools.chain(*groups)) == list(range(sum(sizes)))
+    assert all(len(group) == rows for group in groups[:-1])
+    assert all(0 < len(group) <= rows for group in groups)
 
 
 names = st.sets(st.text("abcdefgh", min_size=1, max_size=3), max_size=12)

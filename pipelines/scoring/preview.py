@@ -1,0 +1,126 @@
+"""What the next run would do, how long it would take and what that costs, without writing anything."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import duckdb
+
+from pipelines.results.views import run_records
+from pipelines.scoring.plan import unfinished_plans
+from pipelines.scoring.stale import STALE, Listing, with_stale
+from pipelines.storage import Store
+
+RUNS_LOOKED_AT = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanPreview:
+    """What `rayscan score --dry-run` tells. What an unfinished run has planned but not scored counts as planned."""
+
+    listed: int
+    planned: int
+    done: int
+    """Listed scans this model has dealt with."""
+    given_up: int
+    """Listed scans that failed in too many runs."""
+    shards: int
+    bytes: int
+    """Size of the planned files."""
+    unfinished: tuple[str, ...]
+    """Runs that would be taken up first."""
+    expected_seconds: float | None
+    """None when no run tells a rate."""
+    core_hours: float | None
+    """None when no run tells a rate and its number of cores."""
+    cost: float | None
+    """Core-hours times the given price of one."""
+    basis: str
+    """What the expectation rests on, for a person."""
+
+
+@dataclass(frozen=True)
+class _Rate:
+    scans_per_second: float | None
+    cores: float | None
+    basis: str
+
+
+def preview_plan(
+    store: Store,
+    *,
+    source: str,
+    model_id: str,
+    shard_size: int,
+    max_nights: int = 5,
+    price_per_core_hour: float | None = None,
+) -> PlanPreview:
+    """Look ahead at the next run. Raises as `make_plan` does."""
+
+    def count(connection: duckdb.DuckDBPyConnection, listing: Listing) -> tuple[int, int, int, int]:
+        rows = connection.execute(
+            f"""
+            SELECT given_up, count(*), sum(size) FROM (
+                SELECT any_value(size) AS size, any_value(given_up) AS given_up FROM ({STALE}) GROUP BY scan_id
+            ) GROUP BY given_up
+            """  # noqa: S608 (constant)
+        ).fetchall()
+        found = {given_up: (scans, size) for given_up, scans, size in rows}
+        planned, size = found.get(False, (0, 0))
+        return listing.distinct(connection), planned, size, found.get(True, (0, 0))[0]
+
+    listed, planned, size, given_up = with_stale(
+        store, source=source, model_id=model_id, max_nights=max_nights, use=count
+    )
+    absent = store.is_local and not store.path.is_dir()
+    rate = _rate([] if absent else _finished(store), model_id)
+    seconds = planned / rate.scans_per_second if rate.scans_per_second else None
+    hours = seconds * rate.cores / 3600 if seconds is not None and rate.cores else None
+    return PlanPreview(
+        listed=listed,
+        planned=planned,
+        done=listed - planned - given_up,
+        given_up=given_up,
+        shards=-(-planned // shard_size),
+        bytes=int(size),
+        unfinished=tuple(plan.run_id for plan in unfinished_plans(store, model_id)),
+        expected_seconds=seconds,
+        core_hours=hours,
+        cost=hours * price_per_core_hour if hours is not None and price_per_core_hour is not None else None,
+        basis=rate.basis,
+    )
+
+
+def _finished(store: Store) -> list[dict[str, Any]]:
+    """Records of the finished runs that scored anything, newest first."""
+    keys = [info.key for chunk in store.list("runs") for info in chunk]
+    records = run_records(store, (key for key in keys if key.endswith("/run.json")))
+    return [record for record in reversed(records) if (record.get("scans_per_second") or 0) > 0]
+
+
+def _rate(records: list[dict[str, Any]], model_id: str) -> _Rate:
+    """Medians of the newest runs of this model, else of any."""
+    own = [record for record in records if record.get("model_id") == model_id]
+    looked_at = (own or records)[:RUNS_LOOKED_AT]
+    if not looked_at:
+        return _Rate(None, None, "no finished run tells how fast this goes; the first one will")
+    cores = [found for record in looked_at if (found := _cores(record))]
+    whose = "this model" if own else "other models"
+    number = f"the last {len(looked_at)} runs" if len(looked_at) > 1 else "the last run"
+    basis = f"median of {number} of {whose}: {median(r['scans_per_second'] for r in looked_at):,.1f} scans a second"
+    if cores:
+        basis += f" on {median(cores):g} cores"
+    return _Rate(
+        float(median(record["scans_per_second"] for record in looked_at)), median(cores) if cores else None, basis
+    )
+
+
+def _cores(record: Mapping[str, Any]) -> float | None:
+    """CPU cores a run had: its field `cpus`, else what its layout says in words; None when neither does."""
+    if isinstance(record.get("cpus"), int | float):
+        return float(record["cpus"])
+    found = re.search(r"(\d+) CPUs", json.dumps(record.get("layout") or ""))
+    return float(found[1]) if found else None
