@@ -4,6 +4,7 @@ RayscanError                  exit 1   one line for the person, no traceback
 ├── InputError                exit 2   wrong usage or input: what, and how to mend it
 │   ├── BundleError           exit 2   a model bundle is incomplete or was tampered with
 │   ├── NotFoundError         exit 2   no object at this URI
+│   │   └── NoBucketError     exit 2   not even the bucket it would be in
 │   └── AccessError           exit 2   the store refuses these credentials
 ├── StorageError              exit 1   the store failed after bounded retries; worth trying again later
 ├── IncompleteError           exit 3   work is left over; the same command resumes it
@@ -23,6 +24,7 @@ __all__ = [
     "BundleError",
     "IncompleteError",
     "InputError",
+    "NoBucketError",
     "NotFoundError",
     "RayscanError",
     "RejectedScanError",
@@ -34,6 +36,10 @@ __all__ = [
 
 class NotFoundError(InputError):
     """No object at this URI."""
+
+
+class NoBucketError(NotFoundError):
+    """The bucket is not there: what it held cannot be told from what it never held."""
 
 
 class AccessError(InputError):

@@ -23,7 +23,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
 
-from pipelines.errors import AccessError, InputError, NotFoundError, StorageError
+from pipelines.errors import AccessError, InputError, NoBucketError, NotFoundError, StorageError
 
 RETRIES = 6
 RETRY_SECONDS = 60
@@ -33,6 +33,8 @@ _RETRY: Any = {
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2},
 }
 _DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
+_NO_BUCKET = "<Code>NoSuchBucket</Code>"
+_CUT_OFF = "response body"
 _SCHEMES = ("s3", "gs", "az", "file")
 
 
@@ -97,9 +99,23 @@ class Store:
         Raises `NotFoundError` when the bucket or the local root does not exist; an empty folder lists nothing.
         """
         self._require_root()
+        last, failures = "", 0
         with _translated(self.uri(prefix)):
-            for chunk in obstore.list(self._backend, prefix=prefix or None):
-                yield [_info(meta) for meta in chunk]
+            while True:
+                try:
+                    for chunk in obstore.list(self._backend, prefix=prefix or None, offset=last or None):
+                        # Not every S3 server knows offsets.
+                        infos = [_info(meta) for meta in chunk if self.is_local or meta["path"] > last]
+                        last, failures = max((info.key for info in infos), default=last), 0
+                        yield infos
+                except exceptions.BaseError as error:
+                    # obstore resumes the body of an object that was cut off, but not that of a listing. Servers list
+                    # in the order of the keys, so it goes on behind the last one that came.
+                    failures += 1
+                    if _CUT_OFF not in str(error) or failures > RETRIES:
+                        raise
+                else:
+                    return
 
     def head(self, key: str) -> ObjectInfo:
         """Size, etag and time of one object. Raises `NotFoundError`."""
@@ -265,6 +281,8 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if _NO_BUCKET in str(error):
+            raise NoBucketError(f"{uri}: no such bucket") from error
         raise NotFoundError(f"{uri}: no such object") from error
     except (ValueError, exceptions.InvalidPathError) as error:
         raise InputError(f"{uri}: not a usable object name: {_first_line(error)}") from error
@@ -272,8 +290,8 @@ def _translated(uri: str) -> Iterator[None]:
         text = str(error)
         if isinstance(error, _DENIED) or any(f"status code: {code}" in text for code in (401, 403)):
             raise AccessError(f"{uri}: access denied; check the credentials and the bucket's policy") from error
-        if "NoSuchBucket" in text:
-            raise NotFoundError(f"{uri}: no such bucket") from error
+        if _NO_BUCKET in text:
+            raise NoBucketError(f"{uri}: no such bucket") from error
         raise StorageError(f"{uri}: the store failed after {RETRIES} retries: {_first_line(error)}") from error
 
 

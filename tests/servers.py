@@ -1,15 +1,12 @@
 """Real servers for the tests: an S3 server (rclone), one with conditional puts (moto), a faulty front for either."""
 
 import contextlib
-import http.client
-import http.server
 import os
 import secrets
 import socket
 import subprocess
 import sys
 import threading
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,46 +95,6 @@ def moto_server() -> contextlib.AbstractContextManager[S3Server]:
     port = free_port()
     moto = Path(sys.executable).with_name("moto_server")
     return running_server([str(moto), "-H", "127.0.0.1", "-p", str(port)], port)
-
-
-@contextlib.contextmanager
-def throttled(server: S3Server, *, refusals: int) -> Iterator[S3Server]:
-    """A front that answers the first `refusals` requests 503 SlowDown and passes the others on."""
-    upstream = urllib.parse.urlsplit(server.endpoint)
-    left = threading.Semaphore(refusals)
-
-    class Front(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if left.acquire(blocking=False):
-                self._answer(503, b"<Error><Code>SlowDown</Code></Error>", {})
-                return
-            connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port)
-            connection.request(self.command, self.path, body, dict(self.headers))
-            answer = connection.getresponse()
-            kept = {k: v for k, v in answer.getheaders() if k.lower() in ("etag", "last-modified", "content-type")}
-            self._answer(answer.status, answer.read(), kept)
-            connection.close()
-
-        do_PUT = do_DELETE = do_GET  # noqa: N815 (names the base class calls)
-
-        def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            """Stay quiet."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Front) as front:
-        threading.Thread(target=front.serve_forever, daemon=True).start()
-        yield S3Server(f"http://127.0.0.1:{front.server_port}")
-        front.shutdown()
 
 
 def clean_environment() -> dict[str, str]:

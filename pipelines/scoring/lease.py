@@ -31,6 +31,7 @@ log = logging.getLogger("rayscan")
 TTL_SECONDS: Final = 60.0
 RENEW_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 1.0
+_STORE_FAILS: Final = (StorageError, AccessError, NotFoundError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,13 @@ class Lease:
         """Let the next one in."""
         self._released.set()
         self._thread.join()
-        if not self._lost.is_set():
+        if self._lost.is_set():
+            return
+        try:
             _create(self._store, self._folder, self._number + 1, owner="", process=None)
             self._store.delete(_key(self._folder, self._number))
+        except _STORE_FAILS as error:  # what made the run end must not be hidden by this
+            log.warning("the lease could not be released and is free in %.0f s: %s", TTL_SECONDS, error)
 
     def _renew(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
@@ -81,7 +86,7 @@ class Lease:
                     self._lost.set()
                     return
                 self._store.delete(_key(self._folder, self._number))
-            except (StorageError, AccessError) as error:
+            except _STORE_FAILS as error:
                 # Tried again at the next turn; `check` gives up when it has not worked for a whole TTL.
                 log.warning("the lease could not be renewed: %s", error)
                 continue

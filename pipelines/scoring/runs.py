@@ -2,43 +2,47 @@
 
     SCORES/scores/model=<model_id>/date=<day>/<run_id>-<shard>.parquet   the table
     SCORES/runs/<run_id>/plan.json, plan/…                               written before work starts
-    SCORES/runs/<run_id>/run.json                                        written when every scan is accounted for
+    SCORES/runs/<run_id>/run.json, report.html                           written when every scan is accounted for
+    SCORES/leases/model=<model_id>/…                                     who is at work
 
 A plan without run.json is an unfinished run. The next call with the same model takes it up under its own run_id and
 plan before it plans anything new: a second plan beside late parts of the first would double rows.
 """
 
-import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from models.bundle import Bundle
-from models.spec import DISCLAIMER
+from models.machine import PRECISIONS, Precision
+from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
-from pipelines.contracts import Status
-from pipelines.errors import IncompleteError, InputError
+from pipelines.errors import AccessError, IncompleteError, InputError, NotFoundError, RayscanError, StorageError
 from pipelines.progress import progress
+from pipelines.scoring.attempts import forget_attempts, lost_workers
+from pipelines.scoring.drift import DriftTally, worst_level
 from pipelines.scoring.layout import Layout, choose_layout
+from pipelines.scoring.lease import Lease, held_lease
 from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
-from pipelines.scoring.score import ScoreShard
-from pipelines.scoring.sink import part_name, written_shards
-from pipelines.shards import cluster_size, run_shards
+from pipelines.scoring.preview import PlanPreview, preview_plan
+from pipelines.scoring.reconcile import reconcile
+from pipelines.scoring.record import RunRecord, earlier_records, write_record
+from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
+from pipelines.scoring.sink import written_shards
+from pipelines.shards import Stage, cluster_size, run_shards
 from pipelines.storage import Store, open_store
 
 log = logging.getLogger("rayscan")
 
-READ_THREADS = 16
-_STAGES = ("fetch_seconds", "decode_seconds", "infer_seconds")
-_VERSIONED = ("rayscan", "ray", "torch", "pillow", "pydicom")
+_STAGES = ("fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
+_VERSIONED = ("rayscan", "ray", "torch", "openvino", "pillow", "pydicom")
+
+OpenSession = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,44 +53,39 @@ class ScoreSettings:
     """Scans of one part."""
     operating_point: str | None = None
     """Name of the locked threshold that decides `prediction`; None takes the bundle's default."""
+    precision: Precision | None = None
+    """`fp32` scores exactly as the model was judged; None takes the fastest engine that the bundle allows."""
+    max_nights: int = 5
+    """A scan that failed in so many runs is not planned again."""
+    most_actors: int | None = None
+    """On a cluster that grows: ask for up to so many scoring actors."""
+    wait: float = 0.0
+    """Seconds to wait for another run with this model at the same scores."""
+    report: bool = True
+    """Write the night's report beside its record."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= 100_000:
             raise InputError(f"shard size {self.shard_size} is out of range; choose 1 to 100000 scans")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision {self.precision!r}; choose {' or '.join(PRECISIONS)}")
+        for name, low in (("max_nights", 1), ("most_actors", 1), ("wait", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"{name}={value} is out of range; choose {low} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What stands in run.json."""
+class _Night:
+    """What the runs of one call share."""
 
-    run_id: str
-    model_id: str
-    bundle: str
-    operating_point: str
-    source: str
-    date: str
-    listed: int
-    planned: int
-    counts: Mapping[str, int]
-    """Rows by status, counted from the Parquet; their sum is `planned`."""
-    reasons: Mapping[str, int]
-    """Rows without a probability, by reason."""
-    shards: int
-    resumed_shards: int
-    """Shards that an earlier attempt of this run had written."""
-    bytes: int
-    seconds: float
-    """Of this attempt."""
-    scans_per_second: float
-    stage_seconds: Mapping[str, float]
-    """Summed over the actors of this attempt."""
-    engine: str | None
-    layout: str
-    conditional_put: bool
-    plan_hash: str
-    versions: Mapping[str, str]
-    finished: str
-    notice: str = DISCLAIMER
+    store: Store
+    bundle: Bundle
+    settings: ScoreSettings
+    conditional: bool
+    lease: Lease
+    connect: Callable[[], None]
+    """Makes sure that Ray is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,138 +93,193 @@ class _Work:
     """What the actors of one attempt reported, added up."""
 
     totals: Mapping[str, float]
-    engine: str | None
+    engine: Mapping[str, Any] | None
     seconds: float
 
 
-def score(source: str, bundle_uri: str, out: str, settings: ScoreSettings) -> list[RunRecord]:
-    """Score what the model at `bundle_uri` has not scored of an archive or catalogue yet; Ray is initialised already.
+def score(
+    source: str, bundle_uri: str, out: str, settings: ScoreSettings, open_session: OpenSession = nullcontext
+) -> list[RunRecord]:
+    """Score what the model at `bundle_uri` has not scored of an archive or catalogue yet.
 
+    `open_session` gives the Ray to work on; it is opened when there is work. Without one Ray must be initialised.
     Returns a record per run: those taken up again first, the new one last.
-    Raises `InputError` for an unusable source, bundle or operating point, `IncompleteError` when rows are left over.
+    Raises `InputError` for an unusable source, bundle or operating point, and `IncompleteError` when scans are left
+    over: another run is at work, or the store failed.
     """
     bundle = fetch_bundle(bundle_uri)
-    _check_operating_point(bundle, settings.operating_point)
+    point = _operating_point(bundle, settings.operating_point)
     store = open_store(out)
     conditional = store.has_conditional_put()
     if not conditional:
         log.warning("%s has no conditional put: parts are written by plain puts of fixed names", store.root)
-    records = []
-    for plan in unfinished_plans(store, bundle.model_id):
-        log.info("run %s was left unfinished; taking it up again under its own plan", plan.run_id)
-        # The same model may lie somewhere else by now.
-        records.append(_run(store, replace(plan, bundle=open_store(bundle_uri).root), conditional))
-    log.info("listing %s", source)
-    plan = make_plan(
-        store,
-        source=source,
-        bundle=bundle_uri,
-        model_id=bundle.model_id,
-        operating_point=settings.operating_point or bundle.calibration.default,
-        shard_size=settings.shard_size,
-    )
-    if plan.planned == 0:
-        log.info("nothing new: model %s has scored all %d scans of %s", bundle.model_id, plan.listed, source)
-    records.append(_run(store, plan, conditional))
+    with held_lease(store, bundle.model_id, wait=settings.wait) as lease, ExitStack() as opened:
+        night = _Night(
+            store=store,
+            bundle=bundle,
+            settings=settings,
+            conditional=conditional,
+            lease=lease,
+            connect=_once(lambda: opened.enter_context(open_session())),
+        )
+        records = []
+        for plan in unfinished_plans(store, bundle.model_id):
+            log.info("run %s was left unfinished; taking it up again under its own plan", plan.run_id)
+            # The same model may lie somewhere else by now.
+            records.append(_run(night, replace(plan, bundle=open_store(bundle_uri).root)))
+        log.info("listing %s", source)
+        plan = make_plan(
+            store,
+            source=source,
+            bundle=bundle_uri,
+            model_id=bundle.model_id,
+            operating_point=point,
+            shard_size=settings.shard_size,
+            max_nights=settings.max_nights,
+        )
+        if plan.planned == 0:
+            log.info("nothing new: model %s has scored all %d scans of %s", bundle.model_id, plan.listed, source)
+        records.append(_run(night, plan))
     return records
 
 
-def _check_operating_point(bundle: Bundle, name: str | None) -> None:
+def preview(
+    source: str, bundle_uri: str, out: str, settings: ScoreSettings, *, price_per_core_hour: float | None = None
+) -> PlanPreview:
+    """What `score` would do, how long it would take and cost; nothing is written. Raises `InputError` as `score`."""
+    bundle = fetch_bundle(bundle_uri)
+    _operating_point(bundle, settings.operating_point)
+    return preview_plan(
+        open_store(out),
+        source=source,
+        model_id=bundle.model_id,
+        shard_size=settings.shard_size,
+        max_nights=settings.max_nights,
+        price_per_core_hour=price_per_core_hour,
+    )
+
+
+def _operating_point(bundle: Bundle, name: str | None) -> str:
     points = bundle.calibration.operating_points
     if name is not None and name not in points:
         raise InputError(f"the model has no operating point {name!r}; choose from {', '.join(sorted(points))}")
+    return name or bundle.calibration.default
 
 
-def _run(store: Store, plan: Plan, conditional: bool) -> RunRecord:
+def _run(night: _Night, plan: Plan) -> RunRecord:
+    """Do what is left of a plan, and record it. Raises `IncompleteError` when the store does not let it."""
+    try:
+        return _finished(night, plan)
+    except (StorageError, AccessError, NotFoundError) as error:
+        raise IncompleteError(
+            f"{error}; run {plan.run_id} is unfinished: run the same command again when that is mended"
+        ) from error
+
+
+def _finished(night: _Night, plan: Plan) -> RunRecord:
+    store = night.store
     done = written_shards(store, plan)
     todo = [shard for shard in range(plan.shards) if shard not in done]
-    layout = choose_layout(*cluster_size(), shards=len(todo))
-    if todo:
-        log.info("run %s: %d scans, %d of %d shards to do", plan.run_id, plan.planned, len(todo), plan.shards)
-        log.info("layout: %s", layout.reason)
-    work = _work(store, plan, todo, layout)
-    counts, reasons = reconcile(store, plan)
+    layout, work = _work(night, plan, todo)
+    drift = DriftTally(night.bundle.evaluation.get("val", {}).get("fingerprint"))
+    account = reconcile(store, plan, drift)
+    findings = drift.findings(earlier_records(store, plan.model_id)) if plan.planned else []
+    telemetry.set_drift(findings, model=plan.model_id)
     record = RunRecord(
         **{name: getattr(plan, name) for name in _SHARED},
-        counts=counts,
-        reasons=reasons,
+        threshold=night.bundle.calibration.operating_points[plan.operating_point],
+        counts=dict(account.counts),
+        reasons=dict(account.reasons),
         resumed_shards=len(done),
+        lost_workers=lost_workers(store, plan.run_id),
         seconds=round(work.seconds, 3),
         scans_per_second=round(work.totals["scans"] / work.seconds, 1),
+        megabytes_per_second=float(f"{work.totals['bytes'] / work.seconds / 1e6:.4g}"),
         stage_seconds={name.removesuffix("_seconds"): round(work.totals[name], 3) for name in _STAGES},
         engine=work.engine,
-        layout=layout.reason,
-        conditional_put=conditional,
+        layout=layout.reason if layout else "nothing to do",
+        cpus=layout.cpus if layout else 0,
+        conditional_put=night.conditional,
+        drift=[finding.to_json() for finding in findings],
+        drift_level=worst_level(findings),
         versions={name: version(name) for name in _VERSIONED},
         finished=datetime.now(UTC).isoformat(),
     )
-    store.put(f"runs/{plan.run_id}/run.json", json.dumps(asdict(record), indent=1).encode())
+    write_record(store, record)
+    forget_attempts(store, plan.run_id)
+    if plan.planned and night.settings.report:
+        _write_report(store, plan.run_id)
     return record
+
+
+def _write_report(store: Store, run_id: str) -> None:
+    from pipelines.results.report import write_report  # noqa: PLC0415 (matplotlib takes a second)
+
+    try:
+        write_report(store.root, store.uri(f"runs/{run_id}/report.html"))
+    except RayscanError as error:  # the night is over and recorded; its page can be made at any time
+        log.warning("no report was written (%s); make it with: rayscan report %s --out report.html", error, store.root)
 
 
 _SHARED = {field.name for field in fields(Plan)} & {field.name for field in fields(RunRecord)}
 
 
-def _work(store: Store, plan: Plan, todo: list[int], layout: Layout) -> _Work:
+def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]:
     """Run the shards that are left; each is written by the actor that scored it."""
     started = time.perf_counter()
-    totals: dict[str, float] = dict.fromkeys(("scans", *_STAGES), 0.0)
+    totals: dict[str, float] = dict.fromkeys(("scans", "bytes", *_STAGES), 0.0)
     engine = None
-    if todo:
-        summaries = run_shards(
-            f"score-{plan.run_id}",
-            [{"shard": shard} for shard in todo],
-            ScoreShard,
-            {"scores": store.root, "plan": plan, "layout": layout},
+    if not todo:
+        return None, _Work(totals=totals, engine=None, seconds=time.perf_counter() - started)
+    night.connect()
+    log.info("run %s: %d scans, %d of %d shards to do", plan.run_id, plan.planned, len(todo), plan.shards)
+    shard_size = read_shard(night.store, plan.run_id, 0).num_rows
+    layout = choose_layout(
+        *cluster_size(),
+        shards=len(todo),
+        shard_bytes=shard_size * night.bundle.spec.preprocessing.film_size**2,
+        most_actors=night.settings.most_actors,
+    )
+    log.info("layout: %s", layout.reason)
+    # All shards of a plan are as large as the first, but for the last.
+    scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
+    summaries = run_shards(f"score-{plan.run_id}", [{"shard": shard} for shard in todo], *_stages(night, plan, layout))
+    with progress(f"score {plan.run_id}", scans) as advance:
+        for summary in summaries:
+            night.lease.check()
+            for name in totals:
+                totals[name] += summary[name]
+            engine = summary["engine"]
+            advance(summary["scans"])
+    return layout, _Work(totals=totals, engine=engine, seconds=time.perf_counter() - started)
+
+
+def _stages(night: _Night, plan: Plan, layout: Layout) -> list[Stage]:
+    reading = {"scores": night.store.root, "plan": plan}
+    writing = {**reading, "layout": layout, "precision": night.settings.precision}
+    if layout.is_split:
+        return [
+            Stage(actor=ReadShard, settings=reading, actors=layout.decoders, most_actors=layout.most_actors),
+            Stage(actor=InferShard, settings=writing, actors=layout.actors, cpus=0, gpus=layout.gpus_per_actor),
+        ]
+    gpus, cpus = layout.gpus_per_actor, 0 if layout.gpus_per_actor else 1
+    return [
+        Stage(
+            actor=ScoreShard,
+            settings=writing,
             actors=layout.actors,
-            cpus=layout.cpus_per_actor,
-            gpus=layout.gpus_per_actor,
+            most_actors=layout.most_actors,
+            cpus=cpus,
+            gpus=gpus,
         )
-        with progress(f"score {plan.run_id}", _scans(store, plan, todo)) as advance:
-            for summary in summaries:
-                for name in totals:
-                    totals[name] += summary[name]
-                engine = summary["engine"]
-                advance(summary["scans"])
-    return _Work(totals=totals, engine=engine, seconds=time.perf_counter() - started)
+    ]
 
 
-def _scans(store: Store, plan: Plan, shards: list[int]) -> int:
-    """How many scans these shards hold; all of a plan's are as large as the first, but for the last."""
-    size = read_shard(store, plan.run_id, 0).num_rows
-    return sum(min(size, plan.planned - shard * size) for shard in shards)
+def _once(open_it: Callable[[], object]) -> Callable[[], None]:
+    opened: list[object] = []
 
+    def ensure() -> None:
+        if not opened:
+            opened.append(open_it())
 
-def reconcile(store: Store, plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
-    """Count the run's rows by status and by reason from its parts.
-
-    Raises `IncompleteError` unless the rows of every part are the scans of its shard, each once.
-    """
-    missing = set(range(plan.shards)) - written_shards(store, plan)
-    if missing:
-        raise IncompleteError(
-            f"run {plan.run_id}: {len(missing)} of {plan.shards} shards are not written; run the same command again"
-        )
-    statuses: Counter[str] = Counter({status.value: 0 for status in Status})
-    reasons: Counter[str] = Counter()
-    with ThreadPoolExecutor(READ_THREADS) as threads:
-        for part in threads.map(lambda shard: _checked_part(store, plan, shard), range(plan.shards)):
-            statuses.update(part["status"].to_pylist())
-            reasons.update(reason for reason in part["reason"].to_pylist() if reason)
-    return dict(statuses), dict(reasons)
-
-
-def _checked_part(store: Store, plan: Plan, shard: int) -> pa.Table:
-    name = part_name(plan, shard)
-    mend = "move it away and run the same command again"
-    try:
-        part = pq.read_table(pa.BufferReader(store.get(name)), columns=["scan_id", "status", "reason"])
-    except pa.ArrowException as error:
-        raise IncompleteError(f"{store.uri(name)} is not a readable part; {mend}") from error
-    planned = read_shard(store, plan.run_id, shard)
-    if sorted(part["scan_id"].to_pylist()) != sorted(planned["scan_id"].to_pylist()):
-        raise IncompleteError(
-            f"{store.uri(name)} holds {part.num_rows} rows that are not the {planned.num_rows} scans of its shard;"
-            f" {mend}"
-        )
-    return part
+    return ensure

@@ -1,57 +1,43 @@
-"""The scoring itself: one actor takes one shard from the plan to its part.
+"""The scoring itself, as Ray Data actors: one shard goes from the plan to its part.
 
-Every scan of the shard becomes a row. What is wrong with one scan is a reason in its row, never an exception that
-stops the shard; an exception that does go up is a fault of rayscan or of the whole store.
+`ScoreShard` does all of it in one place. Where GPUs infer, `ReadShard` hands the films of a shard to `InferShard`.
+Every scan of the shard becomes a row. What is wrong with one scan is a reason in its row, never an exception that stops
+the shard; an exception that does go up is a fault of rayscan or of the whole store.
 """
 
+import faulthandler
+import json
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.calibration import Calibration
-from models.engine import Engine, load_engine
-from models.fingerprint import grey_statistics
-from models.gate import check_pixels, check_tags
-from models.spec import Preprocessing
+from models.calibration import Calibration, called_positive
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason, Status
-from pipelines.errors import BundleError, ScanError
-from pipelines.ingest.decode import decode
-from pipelines.ingest.fetch import fetch
-from pipelines.scoring.layout import Layout
+from pipelines.errors import BundleError
+from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt
+from pipelines.scoring.films import Film, FilmReader
+from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
-from pipelines.scoring.sink import write_part
+from pipelines.scoring.sink import is_written, write_part
 from pipelines.storage import Store
 
-PREFETCH = 48
-"""Scans fetched and decoded ahead of the inference; bounds an actor's memory."""
+if TYPE_CHECKING:
+    from models.engine import Engine
+    from models.machine import Precision
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Film:
-    """What fetching and decoding made of one scan: pixels, or the reason there are none."""
-
-    pixels: npt.NDArray[np.uint8] | None = None
-    reason: Reason | None = None
-    grey: tuple[float, float] | None = None
-    """Mean and standard deviation of the grey levels, of a film that decoded."""
-    size: int = 0
-    """Bytes fetched."""
-    fetch_seconds: float = 0.0
-    decode_seconds: float = 0.0
+DEADLINE: Final = 180.0
+"""Seconds in which WATCHED films must be read and inferred, or the actor ends itself: far above any store's retries."""
+WATCHED: Final = 8
 
 
 @dataclass(frozen=True)
@@ -69,103 +55,151 @@ class Verdict:
 
 
 class ScoreShard:
-    """The Ray Data actor. Its name is what the dashboard shows."""
+    """Reads, infers and writes. Its name is what the dashboard shows."""
 
-    def __init__(self, scores: str, plan: Plan, layout: Layout) -> None:
+    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None" = None) -> None:
+        self.reading = _Reading(scores, plan)
+        self.writing = _Writing(scores, plan, layout, precision)
+
+    def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
+        """One row `shard` in, one summary row out; the scores go straight into the part."""
+        shard = int(batch["shard"][0])
+        return self.writing.finish(shard, *self.reading.begin(shard))
+
+
+class ReadShard:
+    """Fetches and decodes, for `InferShard`."""
+
+    def __init__(self, scores: str, plan: Plan) -> None:
+        self.reading = _Reading(scores, plan)
+
+    def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
+        """One row `shard` in; one row out with the grey levels of its films, one after another, and what else is known.
+
+        Pixels travel as bytes: that is one buffer in the object store, read by the next actor without a copy.
+        """
+        shard = int(batch["shard"][0])
+        pixels, told = [], None
+        _, films = self.reading.begin(shard)
+        if films is not None:
+            told = []
+            for film in films:
+                if film.pixels is not None:
+                    pixels.append(film.pixels.tobytes())
+                told.append({**asdict(replace(film, pixels=None)), "decoded": film.pixels is not None})
+        return {"shard": [shard], "pixels": [b"".join(pixels)], "films": [json.dumps(told)]}
+
+
+class InferShard:
+    """Infers what `ReadShard` hands over, and writes."""
+
+    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None" = None) -> None:
         self.store = Store(scores)
         self.plan = plan
-        self.layout = layout
-        self.bundle = fetch_bundle(plan.bundle)
-        if self.bundle.model_id != plan.model_id:
-            raise BundleError(f"{plan.bundle} holds model {self.bundle.model_id}, the plan is for {plan.model_id}")
-        self.engine = load_engine(self.bundle, threads=layout.cpus_per_actor)
-        self.threads = ThreadPoolExecutor(layout.threads, thread_name_prefix="fetch-decode")
+        self.writing = _Writing(scores, plan, layout, precision)
 
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
-        """One row `shard` in, one summary row out; the scores go straight into the part."""
-        (shard,) = (int(number) for number in batch["shard"])
-        started = time.perf_counter()
+    def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
+        """One row of `ReadShard` in, one summary row out."""
+        shard = int(batch["shard"][0])
+        told = json.loads(batch["films"][0])
         rows = read_shard(self.store, self.plan.run_id, shard)
-        films, verdicts, infer_seconds = score_rows(
-            rows, self.bundle.spec.preprocessing, self.engine, self.threads, self.layout.batch
-        )
-        table = to_scores(rows, verdicts, self.plan, shard, self.bundle.calibration)
-        write_part(self.store, self.plan, shard, table)
-        statuses = Counter(verdict.status for verdict in verdicts)
-        summary: dict[str, Any] = {
-            "shard": shard,
-            "scans": len(verdicts),
-            "bytes": sum(film.size for film in films),
-            "seconds": time.perf_counter() - started,
-            "fetch_seconds": sum(film.fetch_seconds for film in films),
-            "decode_seconds": sum(film.decode_seconds for film in films),
+        films = None if told is None else _handed_over(told, batch["pixels"][0], self.writing.side)
+        return self.writing.finish(shard, rows, films)
+
+
+class _Reading:
+    """The half of the work that needs the archive."""
+
+    def __init__(self, scores: str, plan: Plan) -> None:
+        self.store = Store(scores)
+        self.plan = plan
+        self.reader = FilmReader(_bundle(plan).spec.preprocessing, threads=THREADS)
+
+    def begin(self, shard: int) -> tuple[pa.Table, Iterator[Film] | None]:
+        """The rows of a shard and their films; None for films when the part is there already.
+
+        A shard that was begun before may hold the scan that ended its worker: then its films are read in isolation,
+        and after MAX_ATTEMPTS not at all.
+        """
+        rows = read_shard(self.store, self.plan.run_id, shard)
+        attempt = begin_attempt(self.store, self.plan.run_id, shard)
+        if attempt == 0:
+            return rows, _watched(self.reader.read(rows), WATCHED)
+        if is_written(self.store, self.plan, shard):
+            return rows, None
+        if attempt <= MAX_ATTEMPTS:
+            return rows, _watched(self.reader.read_isolated(rows), 1)
+        return rows, iter([Film(reason=Reason.WORKER_LOST)] * rows.num_rows)
+
+
+class _Writing:
+    """The half of the work that needs the model."""
+
+    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None") -> None:
+        from models.engine import CPU_BATCH, GPU_BATCH, load_engine  # noqa: PLC0415 (not in the driver)
+
+        self.store = Store(scores)
+        self.plan = plan
+        bundle = _bundle(plan)
+        self.calibration = bundle.calibration
+        self.side = bundle.spec.preprocessing.film_size
+        device, self.batch = ("cuda", GPU_BATCH) if layout.gpus_per_actor else ("cpu", CPU_BATCH)
+        self.engine = load_engine(bundle, device=device, threads=1, precision=precision, batch=self.batch)
+
+    def finish(self, shard: int, rows: pa.Table, films: Iterable[Film] | None) -> dict[str, list[Any]]:
+        """Infer, write the part, and sum up; films None: the part was written before."""
+        summary: dict[str, Any] = {"shard": shard, "scans": rows.num_rows, "engine": self.engine.choice.to_json()}
+        if films is None:
+            return {name: [value] for name, value in {**summary, **dict.fromkeys(_MEASURED, 0)}.items()}
+        read, verdicts, infer_seconds = infer(films, self.engine, self.batch)
+        started = time.perf_counter()
+        write_part(self.store, self.plan, shard, to_scores(rows, verdicts, self.plan, shard, self.calibration))
+        measured = {
+            "bytes": sum(film.size for film in read),
+            "fetch_seconds": sum(film.fetch_seconds for film in read),
+            "decode_seconds": sum(film.decode_seconds for film in read),
             "infer_seconds": infer_seconds,
-            "engine": self.engine.name,
+            "write_seconds": time.perf_counter() - started,
         }
-        telemetry.count_scans({status.value: n for status, n in statuses.items()}, model=self.plan.model_id)
-        telemetry.count_bytes(summary["bytes"])
-        telemetry.count_seconds({stage: summary[f"{stage}_seconds"] for stage in ("fetch", "decode", "infer")})
-        return {name: [value] for name, value in summary.items()}
+        statuses = Counter(verdict.status.value for verdict in verdicts)
+        telemetry.count_scans(statuses, model=self.plan.model_id)
+        telemetry.count_bytes(int(measured["bytes"]))
+        telemetry.count_seconds({stage: measured[f"{stage}_seconds"] for stage in ("fetch", "decode", "infer")})
+        return {name: [value] for name, value in {**summary, **measured}.items()}
 
 
-def score_rows(
-    rows: pa.Table, preprocessing: Preprocessing, engine: Engine, threads: ThreadPoolExecutor, batch: int
-) -> tuple[list[Film], list[Verdict], float]:
-    """Fetch, decode, gate and infer the scans of a plan's rows, in their order.
+_MEASURED: Final = ("bytes", "fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
 
-    Returns what became of each scan, twice: its film (without pixels) and its verdict; and the seconds of inference.
+
+def infer(films: Iterable[Film], engine: "Engine", batch: int) -> tuple[list[Film], list[Verdict], float]:
+    """Run the model on the films that have pixels, `batch` at a time.
+
+    Returns what became of each scan, twice and in order: its film (without pixels) and its verdict; and the seconds of
+    inference.
     """
-    films: list[Film] = []
+    read: list[Film] = []
     results: dict[int, tuple[npt.NDArray[np.float32], float]] = {}
     waiting: list[tuple[int, npt.NDArray[np.uint8]]] = []
-    infer_seconds = 0.0
+    seconds = 0.0
 
-    def infer() -> None:
-        nonlocal infer_seconds
+    def run() -> None:
+        nonlocal seconds
         started = time.perf_counter()
         classes, distance = engine(np.stack([pixels for _, pixels in waiting]))
         for at, (index, _) in enumerate(waiting):
             results[index] = classes[at], float(distance[at])
         waiting.clear()
-        infer_seconds += time.perf_counter() - started
+        seconds += time.perf_counter() - started
 
-    scans = zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)
-    for film in _ahead(threads, lambda scan: read_film(*scan, preprocessing), scans):
+    for film in films:
         if film.pixels is not None:
-            waiting.append((len(films), film.pixels))
-        films.append(replace(film, pixels=None))
+            waiting.append((len(read), film.pixels))
+        read.append(replace(film, pixels=None))
         if len(waiting) == batch:
-            infer()
+            run()
     if waiting:
-        infer()
-    return films, [_verdict(film, *results.get(n, (None, None))) for n, film in enumerate(films)], infer_seconds
-
-
-def read_film(uri: str, etag: str, preprocessing: Preprocessing) -> Film:
-    """Fetch, decode and gate one scan. Whatever is wrong with it, or with its way here, is the film's reason."""
-    pixels, grey, reason, size = None, None, None, 0
-    started = fetched = time.perf_counter()
-    try:
-        data = fetch(uri, etag)
-        size = len(data)
-        fetched = time.perf_counter()
-        scan = decode(data, preprocessing)
-        grey = grey_statistics(scan.pixels)
-        refusal = check_tags(scan.tags) or check_pixels(scan.pixels)
-        reason, pixels = (Reason(refusal), None) if refusal else (None, scan.pixels)
-    except ScanError as error:
-        reason = error.reason
-    ended = time.perf_counter()
-    if not size:  # the fetch itself failed, or brought nothing
-        fetched = ended
-    return Film(
-        pixels=pixels,
-        reason=reason,
-        grey=grey,
-        size=size,
-        fetch_seconds=fetched - started,
-        decode_seconds=ended - fetched,
-    )
+        run()
+    return read, [_verdict(film, *results.get(n, (None, None))) for n, film in enumerate(read)], seconds
 
 
 def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, calibration: Calibration) -> pa.Table:
@@ -180,7 +214,7 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
         "reason": [v.reason and v.reason.value for v in verdicts],
         "probability": probabilities,
         "class_probabilities": [None if v.classes is None else v.classes.tolist() for v in verdicts],
-        "prediction": [None if p is None else LABELS[p >= threshold] for p in probabilities],
+        "prediction": [None if p is None else LABELS[int(called_positive(p, threshold))] for p in probabilities],
         "operating_point": [None if p is None else plan.operating_point for p in probabilities],
         "ood_score": [v.distance for v in verdicts],
         "grey_mean": [v.grey and v.grey[0] for v in verdicts],
@@ -193,18 +227,37 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
     return pa.table(columns).cast(SCORES)
 
 
+def _bundle(plan: Plan) -> Any:
+    bundle = fetch_bundle(plan.bundle)
+    if bundle.model_id != plan.model_id:
+        raise BundleError(f"{plan.bundle} holds model {bundle.model_id}, the plan is for {plan.model_id}")
+    return bundle
+
+
 def _verdict(film: Film, classes: npt.NDArray[np.float32] | None, distance: float | None) -> Verdict:
     status = Status.SCORED if film.reason is None else STATUS_OF_REASON[film.reason]
     known = None if distance is None or math.isnan(distance) else distance
     return Verdict(status, film.reason, classes, known, film.grey)
 
 
-def _ahead(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results in order, with up to PREFETCH of them being worked on while the caller is busy."""
-    running: deque[Future[R]] = deque()
-    for item in items:
-        running.append(threads.submit(function, item))
-        if len(running) > PREFETCH:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
+def _handed_over(told: list[dict[str, Any]], pixels: bytes, side: int) -> Iterator[Film]:
+    grey = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, side, side)
+    decoded = iter(grey)
+    for film in told:
+        has_pixels, reason = film.pop("decoded"), film.pop("reason")
+        known = {**film, "grey": film["grey"] and tuple(film["grey"]), "reason": reason and Reason(reason)}
+        yield Film(**{**known, "pixels": next(decoded) if has_pixels else None})
+
+
+def _watched(films: Iterator[Film], every: int) -> Iterator[Film]:
+    """The films; when the next few do not come, not even because C code holds the interpreter, this process ends.
+
+    The shard is then begun again elsewhere. What it prints goes to the worker's log, and names functions only.
+    """
+    try:
+        for number, film in enumerate(films):
+            if number % every == 0:  # setting it takes 0.1 ms
+                faulthandler.dump_traceback_later(DEADLINE, exit=True, file=2)
+            yield film
+    finally:
+        faulthandler.cancel_dump_traceback_later()

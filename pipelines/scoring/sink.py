@@ -25,6 +25,11 @@ def part_name(plan: Plan, shard: int) -> str:
     return f"{_folder(plan)}/{plan.run_id}-{shard:05d}.parquet"
 
 
+def is_written(store: Store, plan: Plan, shard: int) -> bool:
+    """Whether the part of this shard is there."""
+    return store.exists(part_name(plan, shard))
+
+
 def written_shards(store: Store, plan: Plan) -> set[int]:
     """Shards of this plan whose part is there."""
     there = {info.key for chunk in store.list(_folder(plan)) for info in chunk}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import BundleError, StorageError
-from pipelines.shards import cluster_size, run_shards, usable
+from pipelines.shards import Stage, cluster_size, run_shards
 
 
 class Square:
@@ -33,7 +33,7 @@ SHARDS = [{"shard": number} for number in range(7)]
 
 @pytest.mark.usefixtures("ray_session")
 def test_every_shard_is_done_once() -> None:
-    found = list(run_shards("squares", SHARDS, Square, {"refused": -1}, actors=2))
+    found = list(run_shards("squares", SHARDS, Stage(actor=Square, settings={"refused": -1}, actors=2)))
     assert sorted(row["shard"] for row in found) == list(range(7))
     assert all(row["square"] == row["shard"] ** 2 and row["name"] == f"shard {row['shard']}" for row in found)
 
@@ -41,13 +41,13 @@ def test_every_shard_is_done_once() -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_an_error_of_ours_keeps_its_kind_and_its_line() -> None:
     with pytest.raises(StorageError, match=r"^s3://bucket/3: the store failed$"):
-        list(run_shards("squares", SHARDS, Square, {"refused": 3}, actors=1))
+        list(run_shards("squares", SHARDS, Stage(actor=Square, settings={"refused": 3}, actors=1)))
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_actor_that_cannot_start_says_why() -> None:
     with pytest.raises(BundleError, match=r"^bundle 3: not on this node$"):
-        list(run_shards("squares", SHARDS, Refuses, {"refused": 3}, actors=1))
+        list(run_shards("squares", SHARDS, Stage(actor=Refuses, settings={"refused": 3}, actors=1)))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -55,11 +55,34 @@ def test_the_size_of_the_cluster_is_rays() -> None:
     assert cluster_size() == (4, 0)
 
 
-def test_cpus_count_where_an_actor_fits() -> None:
-    head, odd, small, large = {"CPU": 16.0}, {"CPU": 0.5}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 32.0, "GPU": 2.0}
-    assert usable([]) == (1, 0)
-    assert usable([head, odd, odd]) == (16, 0)
-    assert usable([small]) == (8, 1)
-    assert usable([head, small, small]) == (16, 2), "8 for each GPU; the head's are not beside one"
-    assert usable([small, large]) == (24, 3), "as many for each GPU as the poorest node has"
-    assert usable([{"GPU": 1.0}]) == (1, 1)
+class Halve:
+    """Takes what Square made, with a buffer beside it; refuses the one it is told to."""
+
+    def __init__(self, refused: int) -> None:
+        self.refused = refused
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        number = int(batch["shard"][0])
+        if number == self.refused:
+            raise BundleError(f"{number}: refused by the second stage")
+        return {"shard": [number], "half": [int(batch["square"][0]) / 2], "bytes": [len(batch["name"][0])]}
+
+
+def _stages(*, first: int, second: int) -> list[Stage]:
+    return [
+        Stage(actor=Square, settings={"refused": first}, actors=1),
+        Stage(actor=Halve, settings={"refused": second}, actors=1, most_actors=2),
+    ]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_shards_pass_through_every_stage() -> None:
+    found = list(run_shards("halves", SHARDS, *_stages(first=-1, second=-1)))
+    assert sorted(row["half"] for row in found) == [number**2 / 2 for number in range(7)]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("first", "second", "error"), [(3, -1, StorageError), (-1, 3, BundleError)])
+def test_an_error_of_any_stage_reaches_the_caller(first: int, second: int, error: type[Exception]) -> None:
+    with pytest.raises(error, match="3"):
+        list(run_shards("halves", SHARDS, *_stages(first=first, second=second)))

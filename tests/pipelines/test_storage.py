@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pipelines.errors import AccessError, InputError, NotFoundError, StorageError
 from pipelines.storage import Store, open_store, split_uri
-from tests.servers import S3Server, throttled
+from tests.chaos.fault_proxy import Faults, faulty
+from tests.servers import S3Server
 
 AWKWARD_KEYS = [
     "a b.jpg",
@@ -157,19 +158,54 @@ def test_missing_keys_are_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_throttled_store_is_asked_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.bucket()
-    with throttled(s3, refusals=2) as slow:
+    with faulty(s3, Faults(first=2)) as slow:
         monkeypatch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
         store = open_store(bucket)
         store.put("k", b"v")
-    with throttled(s3, refusals=2) as slow:
+    with faulty(s3, Faults(first=2)) as slow:
         monkeypatch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
         assert open_store(bucket).get("k") == b"v"
 
 
 def test_retries_are_bounded(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.bucket()
-    with throttled(s3, refusals=10_000) as slow:
+    with faulty(s3, Faults(slow_down=1.0)) as slow:
         monkeypatch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
+        with pytest.raises(StorageError, match="after 6 retries"):
+            open_store(bucket).get("k")
+
+
+def test_a_body_that_is_cut_off_is_fetched_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, data, faults = s3.bucket(), bytes(range(256)) * 4000, Faults(cut=0.5)
+    with faulty(s3, faults) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        store = open_store(bucket)
+        store.put("k", data)
+        assert all(store.get("k") == data for _ in range(12))
+    assert faults.injected["cut"] > 0
+
+
+@pytest.mark.parametrize("server", ["s3", "s3_conditional"])
+def test_a_listing_that_is_cut_off_goes_on_where_it_was(
+    server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: S3Server = request.getfixturevalue(server)
+    faults, written = Faults(cut=0.6), [f"folder/{number:04d}" for number in range(1200)]
+    bucket = there.bucket()
+    for key in written:
+        open_store(bucket).put(key, b"")
+    with faulty(there, faults) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        for _ in range(5):
+            assert [info.key for chunk in open_store(bucket).list() for info in chunk] == written
+    assert faults.injected["cut"] > 2
+
+
+def test_a_body_that_never_comes_whole_is_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.bucket()
+    with faulty(s3, Faults(cut=1.0)) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        open_store(bucket).put("k", bytes(100_000))
         with pytest.raises(StorageError, match="after 6 retries"):
             open_store(bucket).get("k")
 

@@ -14,8 +14,11 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError, InputError, NotFoundError
 from pipelines.ingest.decode import decode
 from pipelines.results.query import ask
+from pipelines.scoring.drift import DriftTally
 from pipelines.scoring.plan import Plan, read_shard
-from pipelines.scoring.runs import RunRecord, ScoreSettings, reconcile, score
+from pipelines.scoring.reconcile import reconcile
+from pipelines.scoring.record import RunRecord
+from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.scoring.sink import part_name, write_part, written_shards
 from pipelines.storage import Store, open_store
 from tests.pipelines.scoring.conftest import BAD, GOOD
@@ -77,7 +80,14 @@ def test_the_record_says_what_was_done(night: tuple[Store, Store, list[RunRecord
     assert written["shards"] == -(-TOTAL // 3)
     assert written["conditional_put"] is True
     assert written["notice"] == "rayscan assists triage; it is not a diagnosis."
-    assert written["engine"].startswith("torch-eager-fp32")
+    assert (written["engine"]["name"], written["engine"]["precision"]) == ("torch-eager-fp32-cpu", "fp32")
+    assert written["bytes"] > 0
+    assert written["megabytes_per_second"] > 0
+    assert set(written["stage_seconds"]) == {"fetch", "decode", "infer", "write"}
+    assert written["threshold"] == 0.5
+    assert written["cpus"] == 4
+    assert written["plan_hash"] == plan_behind(out, record).plan_hash
+    assert not list(out.list(f"runs/{record.run_id}/attempts")), "notes of a finished run are swept"
 
 
 def test_an_unchanged_archive_is_not_scored_again(
@@ -105,7 +115,7 @@ def test_a_broken_off_run_is_taken_up_under_its_own_plan(
     kept = out.head(part_name(plan, 0)).etag
     archive.put("late.png", archive.get("films/1.png"))
     with pytest.raises(IncompleteError, match="2 of"):
-        reconcile(out, plan)
+        reconcile(out, plan, DriftTally(None))
 
     with caplog.at_level(logging.INFO, "rayscan"):
         again, new = score(archive.root, str(bundle), out.root, six_a_shard)
@@ -164,10 +174,10 @@ def test_a_part_with_other_rows_is_found_out(night: tuple[Store, Store, list[Run
     try:
         out.put(name, out.get(part_name(plan, 0)))
         with pytest.raises(IncompleteError, match="not the 3 scans of its shard"):
-            reconcile(out, plan)
+            reconcile(out, plan, DriftTally(None))
     finally:
         out.put(name, whole)
-    assert sum(reconcile(out, plan)[0].values()) == TOTAL
+    assert sum(reconcile(out, plan, DriftTally(None)).counts.values()) == TOTAL
 
 
 def test_a_part_that_is_no_parquet_is_named(night: tuple[Store, Store, list[RunRecord]]) -> None:
@@ -178,7 +188,7 @@ def test_a_part_that_is_no_parquet_is_named(night: tuple[Store, Store, list[RunR
     try:
         out.put(name, whole[:-20])
         with pytest.raises(IncompleteError, match=rf"{name} .*move it away and run the same command again"):
-            reconcile(out, plan)
+            reconcile(out, plan, DriftTally(None))
     finally:
         out.put(name, whole)
 

@@ -1,9 +1,10 @@
 """From the bytes of a scan to its row, without Ray. The oracle is the slow way: decode, engine, one film at a time."""
 
 import struct
+import threading
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable
 from datetime import date
 from io import BytesIO
 from pathlib import Path
@@ -18,21 +19,26 @@ from models.bundle import Bundle, load_bundle
 from models.calibration import Calibration
 from models.engine import Engine, load_engine
 from pipelines.contracts import PLAN, SCORES, STATUS_OF_REASON, Reason, Status
-from pipelines.errors import BundleError
-from pipelines.ingest.decode import decode
+from pipelines.errors import BundleError, IncompleteError
+from pipelines.ingest.decode import Scan, decode
 from pipelines.ingest.listing import list_archive
 from pipelines.phantom import broken_files, dicom_bytes, encode
+from pipelines.scoring import films as films_module
+from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers
+from pipelines.scoring.films import FAILURES_IN_A_ROW, Film, FilmReader, read_film
 from pipelines.scoring.layout import choose_layout
 from pipelines.scoring.plan import Plan, make_plan, read_shard
-from pipelines.scoring.score import Film, ScoreShard, Verdict, read_film, score_rows, to_scores
+from pipelines.scoring.score import InferShard, ReadShard, ScoreShard, Verdict, infer, to_scores
 from pipelines.scoring.sink import part_name
-from pipelines.storage import Store, open_store
+from pipelines.shards import Stage, run_shards
+from pipelines.storage import Store, _kept_store, open_store
 from tests.pipelines.scoring.conftest import BAD, GOOD
 from tests.servers import S3Server
 
 TOTAL = GOOD + len(BAD)
 ISOLATED = {Reason.CRASHED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY, Reason.WORKER_LOST}
 """Told by the isolation of a shard that lost its worker; see test_isolation.py."""
+FILM = encode(np.random.default_rng(9).integers(0, 255, (40, 48), dtype=np.uint8), "png")
 PIXELS = np.random.default_rng(6).integers(0, 255, (40, 48), dtype=np.uint8)
 
 
@@ -47,9 +53,12 @@ def engine(model: Bundle) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
-        yield pool
+def reader(model: Bundle) -> FilmReader:
+    return FilmReader(model.spec.preprocessing, threads=4)
+
+
+def reads(model: Bundle) -> Callable[[bytes], Scan]:
+    return lambda data: decode(data, model.spec.preprocessing)
 
 
 def listed(store: Store) -> pa.Table:
@@ -72,10 +81,10 @@ def plan(archive: Store, bundle: Path, model: Bundle, tmp_path: Path) -> Plan:
 
 @pytest.mark.parametrize("batch", [1, 4, GOOD, 64])
 def test_every_film_gets_its_own_probability(
-    archive: Store, model: Bundle, engine: Engine, threads: ThreadPoolExecutor, batch: int
+    archive: Store, model: Bundle, engine: Engine, reader: FilmReader, batch: int
 ) -> None:
     rows = listed(archive)
-    films, verdicts, _ = score_rows(rows, model.spec.preprocessing, engine, threads, batch)
+    films, verdicts, _ = infer(reader.read(rows), engine, batch)
     assert len(films) == len(verdicts) == TOTAL
     assert all(film.pixels is None for film in films), "the pixels of a shard are not kept"
     for uri, size, film, verdict in zip(
@@ -94,19 +103,19 @@ def test_every_film_gets_its_own_probability(
 
 
 def test_more_scans_than_are_fetched_ahead_stay_in_order(
-    model: Bundle, engine: Engine, threads: ThreadPoolExecutor, tmp_path: Path
+    model: Bundle, engine: Engine, reader: FilmReader, tmp_path: Path
 ) -> None:
     store, rng = open_store(str(tmp_path)), np.random.default_rng(8)
     films = {f"{n:03d}.png": rng.integers(0, 255, (32, 32), dtype=np.uint8) for n in range(120)}
     for name, pixels in films.items():
         store.put(name, encode(pixels, "png"))
-    _, verdicts, _ = score_rows(listed(store), model.spec.preprocessing, engine, threads, 8)
+    _, verdicts, _ = infer(reader.read(listed(store)), engine, 8)
     expected = engine(np.stack(list(films.values()))).probabilities
     np.testing.assert_allclose([v.classes for v in verdicts], expected, atol=1e-6)
 
 
-def test_no_scans_are_no_rows(archive: Store, model: Bundle, engine: Engine, threads: ThreadPoolExecutor) -> None:
-    assert score_rows(listed(archive)[:0], model.spec.preprocessing, engine, threads, 8) == ([], [], 0.0)
+def test_no_scans_are_no_rows(archive: Store, model: Bundle, engine: Engine, reader: FilmReader) -> None:
+    assert infer(reader.read(listed(archive)[:0]), engine, 8) == ([], [], 0.0)
 
 
 class TestReasons:
@@ -172,16 +181,16 @@ class TestReasons:
 
     def test_each_reason_is_told(self, scans: dict[Reason, tuple[str, str]], model: Bundle) -> None:
         assert set(scans) == set(Reason) - ISOLATED
-        films = {reason: read_film(*scan, model.spec.preprocessing) for reason, scan in scans.items()}
+        films = {reason: read_film(*scan, reads(model)) for reason, scan in scans.items()}
         assert {reason: film.reason for reason, film in films.items()} == {reason: reason for reason in scans}
         assert all(film.pixels is None for film in films.values())
         assert all(film.fetch_seconds >= 0 and film.decode_seconds >= 0 for film in films.values())
 
     def test_each_becomes_a_row(
-        self, scans: dict[Reason, tuple[str, str]], model: Bundle, engine: Engine, threads: ThreadPoolExecutor
+        self, scans: dict[Reason, tuple[str, str]], model: Bundle, engine: Engine, reader: FilmReader
     ) -> None:
         rows = pa.Table.from_pylist([{"uri": uri, "etag": etag} for uri, etag in scans.values()])
-        _, verdicts, seconds = score_rows(rows, model.spec.preprocessing, engine, threads, 4)
+        _, verdicts, seconds = infer(reader.read(rows), engine, 4)
         told = [(verdict.status, verdict.reason, verdict.classes) for verdict in verdicts]
         assert told == [(STATUS_OF_REASON[reason], reason, None) for reason in scans]
         assert seconds == 0
@@ -193,7 +202,7 @@ def test_a_part_holds_the_plan_and_the_verdicts(plan: Plan, archive: Store, mode
     (summary, other) = ({k: v[0] for k, v in actor({"shard": np.array([n])}).items()} for n in (0, 1))
     assert (summary["shard"], summary["scans"], other["scans"]) == (0, 10, TOTAL - 10)
     assert summary["bytes"] + other["bytes"] == plan.bytes
-    assert summary["engine"] == "torch-eager-fp32-cpu"
+    assert summary["engine"]["name"] == "torch-eager-fp32-cpu"
 
     planned = read_shard(out, plan.run_id, 1)
     part = pq.read_table(pa.BufferReader(out.get(part_name(plan, 1))))
@@ -206,6 +215,124 @@ def test_a_part_holds_the_plan_and_the_verdicts(plan: Plan, archive: Store, mode
         assert scored == (row["reason"] is None)
         for name in ("probability", "class_probabilities", "prediction", "operating_point"):
             assert scored == (row[name] is not None)
+
+
+def test_two_stages_write_what_one_does(plan: Plan, bundle: Path, archive: Store, tmp_path: Path) -> None:
+    """The slow path is the oracle: what crosses from decoder to GPU actor changes nothing but the time."""
+    out, layout = open_store(str(tmp_path / "scores")), choose_layout(1, 0, plan.shards)
+    read, written = ReadShard(out.root, plan), InferShard(out.root, plan, layout)
+    fused = ScoreShard(out.root, plan, layout)
+    for shard in range(plan.shards):
+        handed = {name: np.array(values, dtype=object) for name, values in read({"shard": np.array([shard])}).items()}
+        summary = {k: v[0] for k, v in written(handed).items()}
+        split = pq.read_table(pa.BufferReader(out.get(part_name(plan, shard)))).drop_columns("scored_at")
+        out.delete(part_name(plan, shard))
+        forget_attempts(out, plan.run_id)
+        alone = {k: v[0] for k, v in fused({"shard": np.array([shard])}).items()}
+        whole = pq.read_table(pa.BufferReader(out.get(part_name(plan, shard)))).drop_columns("scored_at")
+        assert split.drop_columns(["probability", "class_probabilities"]) == whole.drop_columns(
+            ["probability", "class_probabilities"]
+        )
+        for one, other in zip(split["probability"].to_pylist(), whole["probability"].to_pylist(), strict=True):
+            assert one == (None if other is None else pytest.approx(other, abs=1e-6))
+        assert (summary["scans"], summary["bytes"]) == (alone["scans"], alone["bytes"])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_stages_on_a_real_ray(plan: Plan, archive: Store, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "scores"))
+    reading = {"scores": out.root, "plan": plan}
+    writing = {**reading, "layout": choose_layout(1, 0, plan.shards)}
+    summaries = run_shards(
+        "split",
+        [{"shard": shard} for shard in range(plan.shards)],
+        Stage(actor=ReadShard, settings=reading, actors=2),
+        Stage(actor=InferShard, settings=writing, actors=1, cpus=0),
+    )
+    assert sum(summary["scans"] for summary in summaries) == TOTAL
+    statuses = Counter(
+        status
+        for shard in range(plan.shards)
+        for status in pq.read_table(pa.BufferReader(out.get(part_name(plan, shard))))["status"].to_pylist()
+    )
+    assert statuses["scored"] == GOOD
+
+
+class TestAttempts:
+    """A shard that is begun again takes every scan for the one that killed its worker."""
+
+    @pytest.fixture
+    def out(self, tmp_path: Path) -> Store:
+        return open_store(str(tmp_path / "scores"))
+
+    def _rows(self, out: Store, plan: Plan) -> list[tuple[str, str | None]]:
+        part = pq.read_table(pa.BufferReader(out.get(part_name(plan, 0))))
+        return list(zip(part["status"].to_pylist(), part["reason"].to_pylist(), strict=True))
+
+    def _score(self, out: Store, plan: Plan) -> dict[str, object]:
+        actor = ScoreShard(out.root, plan, choose_layout(1, 0, plan.shards))
+        return {k: v[0] for k, v in actor({"shard": np.array([0])}).items()}
+
+    def test_attempts_are_counted_until_forgotten(self, out: Store, plan: Plan) -> None:
+        assert [begin_attempt(out, plan.run_id, 0) for _ in range(3)] == [0, 1, 2]
+        assert begin_attempt(out, plan.run_id, 1) == 0
+        assert lost_workers(out, plan.run_id) == 2
+        forget_attempts(out, plan.run_id)
+        assert lost_workers(out, plan.run_id) == begin_attempt(out, plan.run_id, 0) == 0
+
+    def test_isolation_changes_no_row(self, out: Store, plan: Plan) -> None:
+        self._score(out, plan)
+        first = self._rows(out, plan)
+        out.delete(part_name(plan, 0))
+        self._score(out, plan)
+        assert self._rows(out, plan) == first
+        assert lost_workers(out, plan.run_id) == 1
+
+    def test_a_part_that_is_there_is_not_made_again(self, out: Store, plan: Plan) -> None:
+        self._score(out, plan)
+        etag = out.head(part_name(plan, 0)).etag
+        summary = self._score(out, plan)
+        assert out.head(part_name(plan, 0)).etag == etag
+        assert (summary["scans"], summary["bytes"]) == (10, 0)
+
+    def test_after_too_many_the_shard_is_given_up_for_tonight(self, out: Store, plan: Plan) -> None:
+        for _ in range(MAX_ATTEMPTS + 1):
+            begin_attempt(out, plan.run_id, 0)
+        self._score(out, plan)
+        assert self._rows(out, plan) == [("failed", "worker_lost")] * 10
+
+
+def test_a_store_that_fails_again_and_again_stops_the_run(
+    reader: FilmReader, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = open_store(s3.bucket())
+    uris = [remote.uri(f"{number}.png") for number in range(3 * FAILURES_IN_A_ROW)]
+    rows = pa.table({"uri": uris, "etag": ["e"] * len(uris)})
+    assert {film.reason for film in reader.read(rows)} == {Reason.VANISHED}, "files that are gone are no failing store"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    _kept_store.cache_clear()
+    with pytest.raises(IncompleteError, match=rf"{FAILURES_IN_A_ROW} scans in a row .*access_denied.*credentials"):
+        list(reader.read(rows))
+
+
+def test_a_store_that_answers_slowly_gets_more_threads(model: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = threading.Event()
+
+    def slow(uri: str, etag: str) -> bytes:
+        pause.wait(0.02)
+        return FILM
+
+    rows = pa.table({"uri": ["file:///x"] * 64, "etag": ["e"] * 64})
+    reader = FilmReader(model.spec.preprocessing, threads=2)
+    monkeypatch.setattr(films_module, "fetch", slow)
+    assert all(film.pixels is not None for film in reader.read(rows))
+    assert reader.threads == 4
+    monkeypatch.setattr(films_module, "fetch", lambda uri, etag: FILM)
+    busy = FilmReader(model.spec.preprocessing, threads=2)
+    for film in busy.read(rows):
+        assert film.pixels is not None
+        sum(range(200_000))  # the taker is the slow one
+    assert busy.threads == 2
 
 
 def test_an_actor_refuses_another_model(plan: Plan, tmp_path: Path, archive: Store) -> None:
@@ -251,7 +378,7 @@ def test_what_the_catalogue_knows_goes_into_the_row(plan: Plan) -> None:
 
 
 def test_a_film_keeps_no_text_of_its_header(archive: Store, model: Bundle) -> None:
-    film = read_film(archive.uri("hip.dcm"), archive.head("hip.dcm").etag, model.spec.preprocessing)
+    film = read_film(archive.uri("hip.dcm"), archive.head("hip.dcm").etag, reads(model))
     assert film == Film(
         reason=Reason.NOT_CHEST,
         grey=film.grey,

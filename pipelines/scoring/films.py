@@ -1,0 +1,150 @@
+"""From the rows of a plan to films: fetch, decode and gate, ahead of whoever infers.
+
+Whatever is wrong with one scan is the film's reason, never an exception. What goes up is a store that fails for one
+scan after another: then the run stops, instead of writing a night of `failed` rows one timeout at a time.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from models.fingerprint import grey_statistics
+from models.gate import check_pixels, check_tags
+from models.spec import Preprocessing
+from pipelines.contracts import Reason
+from pipelines.errors import IncompleteError, ScanError
+from pipelines.ingest.decode import Scan, decode
+from pipelines.ingest.fetch import fetch
+from pipelines.ingest.isolated import IsolatedDecoder
+
+AHEAD: Final = 48
+"""Films read ahead of the inference, at least; bounds an actor's memory."""
+MOST_THREADS: Final = 64
+FAILURES_IN_A_ROW: Final = 32
+"""Scans the store fails to hand out, one after another, that stop the run."""
+_STORE_FAILS: Final = {Reason.STORAGE_ERROR, Reason.ACCESS_DENIED}
+
+Decoder = Callable[[bytes], Scan]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """What fetching and decoding made of one scan: pixels, or the reason there are none."""
+
+    pixels: npt.NDArray[np.uint8] | None = None
+    reason: Reason | None = None
+    grey: tuple[float, float] | None = None
+    """Mean and standard deviation of the grey levels, of a film that decoded."""
+    size: int = 0
+    """Bytes fetched."""
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class FilmReader:
+    """Reads the films of shards with threads, as many as keep a core busy.
+
+    Decoders release the interpreter's lock, so a few threads fill a core while the store answers quickly. Where the
+    taker waited for films though the core was idle, the next shard gets twice the threads, up to MOST_THREADS.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, *, threads: int, cores: int = 1) -> None:
+        self.threads = threads
+        self._preprocessing = preprocessing
+        self._cores = cores
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch-decode")
+
+    def read(self, rows: pa.Table) -> Iterator[Film]:
+        """The films of a plan's rows, in their order. Raises `IncompleteError` when the store fails again and again."""
+        started, cpu, waited = time.perf_counter(), time.process_time(), 0.0
+        for film, seconds in _ahead(self._pool, self._decode, rows, max(AHEAD, 2 * self.threads)):
+            waited += seconds
+            yield film
+        elapsed = time.perf_counter() - started
+        busy = (time.process_time() - cpu) / (elapsed * self._cores)
+        if waited > 0.2 * elapsed and busy < 0.7 and self.threads < MOST_THREADS and rows.num_rows >= AHEAD:
+            self._pool.shutdown()
+            self.threads = min(MOST_THREADS, 2 * self.threads)
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fetch-decode")
+
+    def read_isolated(self, rows: pa.Table) -> Iterator[Film]:
+        """The same, decoded one by one in a child process, which a film may kill."""
+        with (
+            closing(IsolatedDecoder(self._preprocessing)) as decoder,
+            ThreadPoolExecutor(1, thread_name_prefix="isolated") as pool,
+        ):
+            for film, _ in _ahead(pool, decoder, rows, AHEAD):
+                yield film
+
+    def _decode(self, data: bytes) -> Scan:
+        return decode(data, self._preprocessing)
+
+
+def read_film(uri: str, etag: str, decoder: Decoder) -> Film:
+    """Fetch, decode and gate one scan. Whatever is wrong with it, or with its way here, is the film's reason."""
+    pixels, grey, reason, size = None, None, None, 0
+    started = fetched = time.perf_counter()
+    try:
+        data = fetch(uri, etag)
+        size = len(data)
+        fetched = time.perf_counter()
+        scan = decoder(data)
+        grey = grey_statistics(scan.pixels)
+        refusal = check_tags(scan.tags) or check_pixels(scan.pixels)
+        reason, pixels = (Reason(refusal), None) if refusal else (None, scan.pixels)
+    except ScanError as error:
+        reason = error.reason
+    ended = time.perf_counter()
+    if not size:  # the fetch itself failed, or brought nothing
+        fetched = ended
+    return Film(
+        pixels=pixels,
+        reason=reason,
+        grey=grey,
+        size=size,
+        fetch_seconds=fetched - started,
+        decode_seconds=ended - fetched,
+    )
+
+
+def _ahead(pool: ThreadPoolExecutor, decoder: Decoder, rows: pa.Table, ahead: int) -> Iterator[tuple[Film, float]]:
+    """Films in order, with the seconds the caller waited for each; `ahead` of them are worked on meanwhile."""
+    waiting: deque[Future[Film]] = deque()
+    failures = 0
+
+    def take() -> tuple[Film, float]:
+        nonlocal failures
+        started = time.perf_counter()
+        film = waiting.popleft().result()
+        failures = failures + 1 if film.reason in _STORE_FAILS else 0
+        if failures >= FAILURES_IN_A_ROW:
+            raise IncompleteError(_failing(film, rows))
+        return film, time.perf_counter() - started
+
+    try:
+        for uri, etag in zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True):
+            waiting.append(pool.submit(read_film, uri, etag, decoder))
+            if len(waiting) > ahead:
+                yield take()
+        while waiting:
+            yield take()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _failing(film: Film, rows: pa.Table) -> str:
+    place = rows["uri"][0].as_py().rpartition("/")[0]
+    mend = "check the credentials" if film.reason is Reason.ACCESS_DENIED else "see whether the store is up"
+    return (
+        f"{place}: {FAILURES_IN_A_ROW} scans in a row could not be fetched ({film.reason}); {mend},"
+        " then run the same command again: it goes on where this run stopped"
+    )

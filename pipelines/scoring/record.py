@@ -1,0 +1,77 @@
+"""What a finished run leaves beside its scores: runs/<run_id>/run.json."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models.spec import DISCLAIMER
+from pipelines.storage import Store
+
+NIGHTS: int = 30
+"""Earlier runs that a night is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What stands in run.json. A plan without one is an unfinished run."""
+
+    run_id: str
+    model_id: str
+    bundle: str
+    operating_point: str
+    threshold: float
+    source: str
+    date: str
+    listed: int
+    planned: int
+    given_up: int
+    """Scans not planned because they failed on too many nights."""
+    counts: Mapping[str, int]
+    """Rows by status, counted from the Parquet; their sum is `planned`."""
+    reasons: Mapping[str, int]
+    """Rows without a probability, by reason."""
+    shards: int
+    resumed_shards: int
+    """Shards that an earlier attempt of this run had written."""
+    lost_workers: int
+    """Times a shard was begun again, because its worker, node or driver was gone."""
+    bytes: int
+    """Of the planned files."""
+    seconds: float
+    """Of this attempt, from the first shard handed out to the last one done."""
+    scans_per_second: float
+    megabytes_per_second: float
+    """Fetched, 10^6 bytes."""
+    stage_seconds: Mapping[str, float]
+    """Fetch, decode, infer, write; summed over the actors and their threads in this attempt."""
+    engine: Mapping[str, Any] | None
+    """What inferred: name, precision, device, version and why it was chosen; None when nothing was left to score."""
+    layout: str
+    cpus: int
+    """Of the cluster; 0 when nothing was left to score."""
+    conditional_put: bool
+    plan_hash: str
+    drift: Sequence[Mapping[str, Any]]
+    drift_level: str
+    versions: Mapping[str, str]
+    finished: str
+    notice: str = DISCLAIMER
+
+
+def write_record(store: Store, record: RunRecord) -> None:
+    """Finish a run: from here on it is never taken up again."""
+    store.put(f"runs/{record.run_id}/run.json", json.dumps(asdict(record), indent=1).encode())
+
+
+def earlier_records(store: Store, model_id: str) -> list[dict[str, Any]]:
+    """The records of this model's last NIGHTS runs, oldest first, as plain JSON values."""
+    keys = [info.key for chunk in store.list("runs") for info in chunk if info.key.endswith("/run.json")]
+    records: list[dict[str, Any]] = []
+    for key in sorted(keys, reverse=True):
+        record = json.loads(store.get(key))
+        if record["model_id"] == model_id and record["planned"]:
+            records.insert(0, record)
+        if len(records) == NIGHTS:
+            break
+    return records

@@ -1,0 +1,44 @@
+"""Two runs of one model at the same scores: one works, and nothing is scored twice."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.nights import make_night, wait_for
+
+FILMS = 240
+
+
+def test_of_two_started_together_one_is_sent_away(rayscan_command: str, tmp_path: Path) -> None:
+    night = make_night(rayscan_command, tmp_path, films=FILMS)
+    with night.running() as first, night.running() as second:
+        wait_for(lambda: first.poll() is not None or second.poll() is not None)
+        loser, winner = (first, second) if first.poll() is not None else (second, first)
+        # One that comes late finds the other done: then it had nothing to do, which is no less right.
+        _, told = loser.communicate()
+        if loser.returncode == 3:
+            assert "another run with this model is at work here" in told
+        else:
+            assert loser.returncode == 0, told
+        _, told = winner.communicate()
+        assert winner.returncode == 0, told
+    assert night.rows()["rows"] == night.rows()["scans"] == FILMS
+
+
+def test_a_driver_back_from_the_dead_can_only_lose(rayscan_command: str, tmp_path: Path) -> None:
+    """Stopped, its lease taken, its run finished by another; then it wakes up and goes on with the same shards."""
+    night = make_night(rayscan_command, tmp_path, films=FILMS)
+    with night.running() as sleeper:
+        night.wait_for_parts(sleeper, 2)
+        sleeper.send_signal(signal.SIGSTOP)
+        # As if it ran on another machine, and had been silent for the lease's whole life.
+        for info in [info for chunk in night.scores.list("leases") for info in chunk]:
+            night.scores.put(info.key, b'{"owner": "", "process": null}')
+        done = subprocess.run(night.command, env=dict(night.environment), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "taking it up again" in done.stderr
+        sleeper.send_signal(signal.SIGCONT)
+        _, told = sleeper.communicate(timeout=120)
+        # It either sees at its next turn that its lease is gone, or is through before that with parts that were there.
+        assert sleeper.returncode in {0, 3}, told
+    assert night.rows() == {"rows": FILMS, "scans": FILMS, "runs": 1}
