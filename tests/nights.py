@@ -63,7 +63,9 @@ class Night:
             # Ray's own processes end within seconds of their driver; the group makes sure of it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(driver.pid, signal.SIGKILL)
-            driver.communicate()
+            driver.wait()
+            if driver.stderr:
+                driver.stderr.close()
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """A run to its end."""

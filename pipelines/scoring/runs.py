@@ -12,6 +12,7 @@ plan before it plans anything new: a second plan beside late parts of the first 
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -39,6 +40,8 @@ from pipelines.storage import Store, open_store
 
 log = logging.getLogger("rayscan")
 
+SHORT_PLAN = 1.0
+"""Seconds a plan may take before Ray is started without knowing whether there is anything to do."""
 _STAGES = ("fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
 _VERSIONED = ("rayscan", "ray", "torch", "openvino", "pillow", "pydicom")
 
@@ -128,14 +131,17 @@ def score(
             # The same model may lie somewhere else by now.
             records.append(_run(night, replace(plan, bundle=open_store(bundle_uri).root)))
         log.info("listing %s", source)
-        plan = make_plan(
-            store,
-            source=source,
-            bundle=bundle_uri,
-            model_id=bundle.model_id,
-            operating_point=point,
-            shard_size=settings.shard_size,
-            max_nights=settings.max_nights,
+        plan = _planned_while_connecting(
+            night,
+            lambda: make_plan(
+                store,
+                source=source,
+                bundle=bundle_uri,
+                model_id=bundle.model_id,
+                operating_point=point,
+                shard_size=settings.shard_size,
+                max_nights=settings.max_nights,
+            ),
         )
         if plan.planned == 0:
             log.info("nothing new: model %s has scored all %d scans of %s", bundle.model_id, plan.listed, source)
@@ -157,6 +163,18 @@ def preview(
         max_nights=settings.max_nights,
         price_per_core_hour=price_per_core_hour,
     )
+
+
+def _planned_while_connecting(night: _Night, plan: Callable[[], Plan]) -> Plan:
+    """The plan; Ray, which takes seconds to start, is started beside one that takes long.
+
+    A short plan is waited for: where nothing is new, Ray is not needed at all.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="plan") as aside:
+        planned = aside.submit(plan)
+        if wait([planned], timeout=SHORT_PLAN).not_done:
+            night.connect()
+        return planned.result()
 
 
 def _operating_point(bundle: Bundle, name: str | None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.ingest import prepare
+from pipelines.shards import Stage
 from tests.pipelines.ingest.films import encode, ramp, write
 
 
@@ -42,11 +43,9 @@ def kaggle(tmp_path: Path) -> Path:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The actor called here, shard after shard: most of what prepare does needs no Ray, which is slow to start."""
 
-    def run(
-        _: str, shards: Sequence[dict[str, Any]], actor: type, settings: dict[str, Any], *, actors: int
-    ) -> Iterator[dict[str, Any]]:
-        assert actors >= 1
-        worker = actor(**settings)
+    def run(_: str, shards: Sequence[dict[str, Any]], stage: Stage) -> Iterator[dict[str, Any]]:
+        assert stage.actors >= 1
+        worker = stage.actor(**stage.settings)
         for shard in reversed(shards):
             answer = worker({name: np.array([value]) for name, value in shard.items()})
             yield {name: values[0] for name, values in answer.items()}
