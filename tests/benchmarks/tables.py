@@ -1,0 +1,89 @@
+"""Tables of any size for the measurements: what a table of scores and a catalogue of the same archive look like.
+
+DuckDB makes them row by row from the row's number, so they are the same on every machine.
+"""
+
+import json
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from pipelines.contracts import SCORES
+from pipelines.results.parts import REPLACES
+from pipelines.storage import open_store
+
+MODEL = "aaaa000011112222"
+RUN = "20260101T020000Z-abc123"
+
+_FILES = """
+    SELECT i, file,
+        's3://hospital-north/archive/' || (2020 + file % 6) || '/' || lpad((file % 12 + 1)::VARCHAR, 2, '0')
+            || '/1.2.840.113619.2.55.' || (hash(file) % 1000000000000) || '.' || file || '.dcm' AS uri,
+        md5(i::VARCHAR) AS etag
+    FROM (SELECT i, CASE WHEN i % 1000 < {again} THEN (i // 1000 * 1000) + {again} + i % {versioned} ELSE i END AS file
+          FROM range({start}, {stop}) AS numbers(i))
+"""
+_SCORES = """
+    SELECT md5(uri || etag) AS scan_id, uri, etag, 'site' || file % 9 AS site,
+        md5((file // 3)::VARCHAR) || md5((file // 3)::VARCHAR) AS patient_key,
+        DATE '2020-01-01' + (file % 2000)::INT AS study_date,
+        CASE WHEN i % 97 = 0 THEN 'failed' WHEN i % 51 = 0 THEN 'rejected' ELSE 'scored' END AS status,
+        CASE status WHEN 'failed' THEN 'storage_error' WHEN 'rejected' THEN 'not_chest' END AS reason,
+        CASE WHEN status = 'scored' THEN (hash(i) % 100000 / 100000)::FLOAT END AS probability,
+        CASE WHEN status = 'scored' THEN [1 - probability, probability] END AS class_probabilities,
+        CASE WHEN probability > 0.5 THEN 'PNEUMONIA' WHEN status = 'scored' THEN 'NORMAL' END AS prediction,
+        'balanced' AS operating_point, (hash(i + 1) % 1000 / 10)::FLOAT AS ood_score,
+        (hash(i + 2) % 2550 / 10)::FLOAT AS grey_mean, (hash(i + 3) % 600 / 10)::FLOAT AS grey_spread,
+        '{model}' AS model_id, '{run}' AS run_id, (i % 1000)::INT AS shard,
+        TIMESTAMPTZ '2026-01-01 02:00:00+00' + to_milliseconds(i) AS scored_at
+    FROM ({files}) ORDER BY uri
+"""
+_CATALOG = """
+    SELECT md5(uri || etag || CASE WHEN hash(i) % 1000 < {changed} THEN 'new' ELSE '' END) AS scan_id, uri, etag,
+        (200000 + hash(i) % 100000)::BIGINT AS size, 'site' || file % 9 AS site, {patient} AS patient_key,
+        DATE '2020-01-01' + (file % 2000)::INT AS study_date
+    FROM ({files})
+"""
+
+
+def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 50, part_rows: int = 1_000_000) -> None:
+    """A table of scores in compacted parts, with the record of its run.
+
+    Of each thousand rows, `again` are further versions of `versioned` files.
+    """
+    store = open_store(str(folder))
+    record = {"run_id": RUN, "model_id": MODEL, "planned": rows, "counts": {"scored": rows}}
+    store.put(f"runs/{RUN}/run.json", json.dumps(record).encode())
+    parts = folder / f"scores/model={MODEL}/date=2026-01-01"
+    parts.mkdir(parents=True)
+    with _connection() as connection:
+        for number, start in enumerate(range(0, rows, part_rows), start=1):
+            stop = min(rows, start + part_rows)
+            files = _FILES.format(again=again, versioned=versioned, start=start, stop=stop)
+            reader = connection.sql(_SCORES.format(files=files, model=MODEL, run=RUN)).to_arrow_reader(65_536)
+            with pq.ParquetWriter(parts / f"compact-{number:05d}.parquet", SCORES, compression="zstd") as writer:
+                for batch in reader:
+                    writer.write_batch(batch.select(SCORES.names).cast(SCORES), row_group_size=122_880)
+                writer.add_key_value_metadata({REPLACES.decode(): "[]"})
+
+
+def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool = False) -> None:
+    """A catalogue of the same files; of each thousand, `changed` have changed since they were scored.
+
+    Only the columns that a plan reads are there.
+    """
+    folder.mkdir(parents=True)
+    patient = "md5((file // 3)::VARCHAR) || md5((file // 3)::VARCHAR)" if patients else "NULL::VARCHAR"
+    names = []
+    with _connection() as connection:
+        for start in range(0, rows, 500_000):
+            names.append(f"x-{start // 500_000:05d}.parquet")
+            files = _FILES.format(again=75, versioned=50, start=start, stop=min(rows, start + 500_000))
+            select = _CATALOG.format(files=files, changed=changed, patient=patient)
+            connection.execute(f"COPY ({select}) TO '{folder / names[-1]}' (FORMAT parquet)")
+    open_store(str(folder)).put("catalog.json", json.dumps({"parts": names}).encode())
+
+
+def _connection() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"memory_limit": "4GB", "preserve_insertion_order": "false"})

@@ -1,0 +1,99 @@
+"""Ten million scans listed against ten million scored: at most 30 seconds and 2 GiB, none, few or half of them stale.
+
+A new model's first plan holds all ten million; it keeps to the memory, and says how long it took.
+
+The plan is made in a process of its own, whose peak of resident memory counts all: Python, the libraries, DuckDB.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.ingest.listing import list_archive
+from pipelines.storage import open_store
+from tests.benchmarks.tables import MODEL, write_catalog, write_scores
+
+ROWS = 10_000_000
+SECONDS = 30
+GIBIBYTES = 2
+
+PLAN = """
+import json, resource, sys, time
+from pipelines.scoring.plan import make_plan
+from pipelines.storage import open_store
+scores, catalog, model = sys.argv[1:]
+started = time.perf_counter()
+plan = make_plan(open_store(scores), source=catalog, bundle="/b", model_id=model, operating_point="p", shard_size=256)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"listed": plan.listed, "planned": plan.planned, "seconds": seconds, "gib": peak}))
+"""
+
+
+def planned(scores: Path, catalog: Path, model: str) -> dict[str, float]:
+    """What a plan came to, and what it cost."""
+    answer = subprocess.run(
+        [sys.executable, "-c", PLAN, str(scores), str(catalog), model], check=True, capture_output=True, text=True
+    )
+    result: dict[str, float] = json.loads(answer.stdout)
+    return result
+
+
+@pytest.fixture(scope="module")
+def scores() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp())
+    write_scores(folder / "scores", ROWS)
+    yield folder / "scores"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize(
+    ("changed", "model"),
+    [(0, MODEL), (10, MODEL), (500, MODEL), (0, "new model")],
+    ids=["0%", "1%", "50%", "new model"],
+)
+def test_ten_million_against_ten_million(
+    scores: Path, tmp_path: Path, changed: int, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_catalog(tmp_path / "catalog", ROWS, changed=changed)
+    result = planned(scores, tmp_path / "catalog", model)
+    shutil.rmtree(tmp_path / "catalog")
+    with capsys.disabled():
+        print(f"\n{result['listed']:,} listed, {result['planned']:,} planned:", end=" ")
+        print(f"{result['seconds']:.1f} s, peak {result['gib']:.2f} GiB")
+    assert result["listed"] == ROWS
+    assert result["gib"] <= GIBIBYTES
+    if model == MODEL:
+        assert result["seconds"] <= SECONDS
+
+
+@pytest.mark.bench
+def test_an_idle_night_of_a_million(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scores(tmp_path / "scores", 1_000_000)
+    write_catalog(tmp_path / "catalog", 1_000_000)
+    result = planned(tmp_path / "scores", tmp_path / "catalog", MODEL)
+    with capsys.disabled():
+        print(f"\n1,000,000 listed, {result['planned']:,.0f} planned: {result['seconds']:.1f} s")
+    assert result["seconds"] <= 5
+
+
+@pytest.mark.bench
+def test_listing_a_million_local_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in range(1000):
+        (tmp_path / f"{folder:04d}").mkdir()
+        for number in range(1000):
+            (tmp_path / f"{folder:04d}" / f"{number}.dcm").touch()
+    started = time.perf_counter()
+    rows = sum(table.num_rows for table in list_archive(open_store(str(tmp_path))))
+    with capsys.disabled():
+        print(f"\n{rows:,} local files listed in {time.perf_counter() - started:.1f} s")
+    shutil.rmtree(tmp_path)
+    assert rows == 1_000_000
