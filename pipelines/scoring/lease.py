@@ -55,6 +55,7 @@ class Lease:
         self._lost = threading.Event()
         self._released = threading.Event()
         self._renewed = time.monotonic()
+        self._turn = threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
@@ -65,6 +66,12 @@ class Lease:
                 f"{self._store.root}: another run has taken over, because this one did not renew its lease for"
                 f" {TTL_SECONDS:.0f} s; it goes on with what is left"
             )
+
+    def confirm(self) -> None:
+        """Renew now, and raise as `check` does: for what must not be done by one who slept through its lease's end."""
+        with self._turn:
+            self._renew_once()
+        self.check()
 
     def release(self) -> None:
         """Let the next one in."""
@@ -79,19 +86,22 @@ class Lease:
             log.warning("the lease could not be released and is free in %.0f s: %s", TTL_SECONDS, error)
 
     def _renew(self) -> None:
-        while not self._released.wait(RENEW_SECONDS):
-            asked = time.monotonic()
-            try:
-                if not _take(self._store, self._folder, self._number + 1, self._owner):
-                    self._lost.set()
-                    return
-                self._store.delete(_key(self._folder, self._number))
-            except _STORE_FAILS as error:
-                # Tried again at the next turn; `check` gives up when it has not worked for a whole TTL.
-                log.warning("the lease could not be renewed: %s", error)
-                continue
-            self._number += 1
-            self._renewed = asked
+        while not self._released.wait(RENEW_SECONDS) and not self._lost.is_set():
+            with self._turn:
+                try:
+                    self._renew_once()
+                except _STORE_FAILS as error:
+                    # Tried again at the next turn; `check` gives up when it has not worked for a whole TTL.
+                    log.warning("the lease could not be renewed: %s", error)
+
+    def _renew_once(self) -> None:
+        asked = time.monotonic()
+        if self._lost.is_set() or not _take(self._store, self._folder, self._number + 1, self._owner):
+            self._lost.set()
+            return
+        self._store.delete(_key(self._folder, self._number))
+        self._number += 1
+        self._renewed = asked
 
 
 @contextmanager

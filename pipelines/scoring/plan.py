@@ -108,6 +108,12 @@ def make_plan(
     return plan
 
 
+def forget_plan(store: Store, plan: Plan) -> None:
+    """Remove a plan on which nobody has begun to work; plan.json first, so that no half of one is ever a plan."""
+    store.delete(f"runs/{plan.run_id}/plan.json")
+    store.delete_all([info.key for chunk in store.list(f"runs/{plan.run_id}") for info in chunk])
+
+
 def unfinished_plans(store: Store, model_id: str) -> list[Plan]:
     """Plans of this model without a run record, oldest first: a run that was killed is taken up under its own plan."""
     if store.is_local and not store.path.is_dir():

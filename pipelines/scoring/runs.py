@@ -29,7 +29,7 @@ from pipelines.scoring.attempts import forget_attempts, lost_workers
 from pipelines.scoring.drift import DriftTally, worst_level
 from pipelines.scoring.layout import Layout, choose_layout
 from pipelines.scoring.lease import Lease, held_lease
-from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
+from pipelines.scoring.plan import Plan, forget_plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.record import RunRecord, earlier_records, write_record
@@ -143,6 +143,11 @@ def score(
                 max_nights=settings.max_nights,
             ),
         )
+        try:
+            lease.confirm()
+        except IncompleteError:  # another run planned meanwhile: two plans of the same scans would double rows
+            forget_plan(store, plan)
+            raise
         if plan.planned == 0:
             log.info("nothing new: model %s has scored all %d scans of %s", bundle.model_id, plan.listed, source)
         records.append(_run(night, plan))

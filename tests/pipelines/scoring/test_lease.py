@@ -123,6 +123,15 @@ def test_who_comes_back_after_the_lease_was_taken_learns_it(store: Store) -> Non
     assert json.loads(store.get(f"{FOLDER}/00001000.json"))["owner"] == "somebody"
 
 
+def test_who_slept_through_its_end_learns_it_when_it_asks(store: Store) -> None:
+    with held_lease(store, "m") as held:
+        held.confirm()
+        write(store, 1000, "another machine 1 2")
+        held.check()
+        with pytest.raises(IncompleteError, match="another run has taken over"):
+            held.confirm()
+
+
 def test_a_lease_not_renewed_for_its_time_is_not_relied_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "TTL_SECONDS", 0.0)
     with (

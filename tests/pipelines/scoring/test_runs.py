@@ -14,6 +14,7 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError, InputError, NotFoundError
 from pipelines.ingest.decode import decode
 from pipelines.results.query import ask
+from pipelines.scoring import runs
 from pipelines.scoring.drift import DriftTally
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.reconcile import reconcile
@@ -137,6 +138,23 @@ def test_a_run_that_lacks_only_its_record_gets_it(archive: Store, bundle: Path, 
     again, new = score(archive.root, str(moved), out.root, ONE_SHARD)
     assert (again.run_id, again.counts, again.resumed_shards) == (first.run_id, first.counts, first.shards)
     assert (again.bundle, new.planned) == (f"file://{moved}", 0)
+
+
+def test_a_plan_made_by_one_whose_lease_was_taken_meanwhile_is_no_plan(
+    archive: Store, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that slept between listing and planning: its plan beside that of the other would double every row."""
+    out = open_store(str(tmp_path / "scores"))
+    plan_of = runs.make_plan
+
+    def while_asleep(store: Store, **what: object) -> Plan:
+        out.put(f"leases/model={what['model_id']}/00001000.json", b'{"owner": "another", "process": null}')
+        return plan_of(store, **what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs, "make_plan", while_asleep)
+    with pytest.raises(IncompleteError, match="another run has taken over"):
+        score(archive.root, str(bundle), out.root, SETTINGS)
+    assert not [info.key for chunk in out.list("runs") for info in chunk]
 
 
 def test_a_store_without_conditional_put_is_told_first(
