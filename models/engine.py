@@ -32,7 +32,7 @@ CPU_BATCH: Final = 8
 GPU_BATCH: Final = 64
 ROUNDING: Final = 1e-4
 """How far the probabilities of two engines in float32 may differ: their sums run in another order."""
-PROBE_SECONDS: Final = 0.5
+PROBE_SECONDS: Final = 0.2
 PROBE_ROUNDS: Final = 12
 """What ends the timing, after one warm-up of each engine; each is timed at least once."""
 WORTH_CHANGING: Final = 1.2

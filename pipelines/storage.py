@@ -170,6 +170,10 @@ class Store:
         finally:
             self.delete(key)
 
+    def require_writable(self) -> None:
+        """Raise now what a later put would raise: before the work whose result is to be put there."""
+        self.clock()
+
     def delete_all(self, keys: Sequence[str]) -> None:
         """Remove many objects, as many a request as the store takes; absent ones are no error."""
         with _translated(self.root):

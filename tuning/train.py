@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from models.spec import ModelSpec
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import load_films, read_dataset_info
+from pipelines.storage import open_store
 from tuning.loop import EpochReport, TrainSettings, fit
 from tuning.promote import promote
 
@@ -36,6 +37,7 @@ def train(dataset: str, out: str, model: str, settings: TrainSettings, *, size: 
     `size` is the side of the network's input in pixels; None takes the data set's.
     Raises `InputError` for an unknown model, or a size above the data set's.
     """
+    open_store(out).require_writable()
     info = read_dataset_info(dataset)
     if size is not None and size > info.size:
         raise InputError(f"--size {size} is above the data set's {info.size} pixels; prepare it again with that size")

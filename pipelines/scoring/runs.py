@@ -40,7 +40,7 @@ from pipelines.storage import Store, open_store
 
 log = logging.getLogger("rayscan")
 
-SHORT_PLAN = 1.0
+SHORT_PLAN = 0.3
 """Seconds a plan may take before Ray is started without knowing whether there is anything to do."""
 _STAGES = ("fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
 _VERSIONED = ("rayscan", "ray", "torch", "openvino", "pillow", "pydicom")

@@ -15,6 +15,8 @@ from pipelines.errors import AccessError, InputError, NotFoundError, StorageErro
 from pipelines.storage import Store, open_store, split_uri
 from tests.chaos.fault_proxy import Faults, faulty
 from tests.servers import S3Server
+from tuning.loop import TrainSettings
+from tuning.train import train
 
 AWKWARD_KEYS = [
     "a b.jpg",
@@ -154,6 +156,19 @@ def test_missing_keys_are_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(AccessError, match="AWS_ACCESS_KEY_ID"):
         open_store(bucket).get("k")
+
+
+def test_a_place_that_cannot_be_written_to_is_found_out_before_the_work(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket = s3.bucket()
+    open_store(bucket).require_writable()
+    assert keys(open_store(bucket)) == []
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(AccessError, match="access denied"):
+        open_store(bucket).require_writable()
+    with pytest.raises(AccessError, match="access denied"):  # before it asks for the data set
+        train("no-data-set-here", f"{bucket}/model", "mlp", TrainSettings())
 
 
 def test_a_throttled_store_is_asked_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
