@@ -42,11 +42,12 @@ def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that the bars are off
     dataset: ray.data.Dataset = ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=len(shards))
     for stage in stages:
-        most = max(stage.actors, stage.most_actors or 0)
+        grows = (stage.most_actors or 0) > stage.actors
+        pool = {"min_size": stage.actors, "max_size": stage.most_actors} if grows else {"size": stage.actors}
         dataset = dataset.map_batches(
             _guarded(stage.actor, last=stage is stages[-1]),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=stage.actors, max_size=most),
+            compute=ray.data.ActorPoolStrategy(**pool),
             num_cpus=stage.cpus,
             num_gpus=stage.gpus or None,
             fn_constructor_kwargs=dict(stage.settings),

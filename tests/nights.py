@@ -81,7 +81,12 @@ class Night:
 
     def wait_for_parts(self, driver: subprocess.Popen[str], count: int) -> None:
         """Until a run has written so many; fails when it ends before."""
-        wait_for(lambda: self.parts() >= count, unless=lambda: driver.poll() is not None)
+
+        def ended() -> bool:
+            assert driver.poll() is None, driver.communicate()[1]
+            return False
+
+        wait_for(lambda: self.parts() >= count, unless=ended)
 
     def kill_driver(self, *, after: int) -> int:
         """Start a run and `kill -9` its driver once so many parts are there; returns how many there are then."""
@@ -119,7 +124,9 @@ def make_night(rayscan: str, folder: Path, *, films: int, root: str | None = Non
     place = root or str(folder)
     archive, rng = open_store(f"{place}/archive"), np.random.default_rng(0)
     for number in range(films):
-        archive.put(f"{number}.jpeg", encode(rng.integers(0, 255, (side, side), dtype=np.uint8), "jpeg"))
+        # Blots as large as an eighth of the film: finer noise is one grey once it is shrunk, and that is a blank film.
+        blots = np.kron(rng.integers(0, 255, (8, 8)), np.ones((side // 8, side // 8)))
+        archive.put(f"{number}.jpeg", encode(blots.astype(np.uint8), "jpeg"))
     return Night(
         rayscan=rayscan,
         archive=archive,

@@ -60,7 +60,9 @@ def test_nodes(rayscan_command: str, tmp_path: Path, seed: int, monkeypatch: pyt
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        night = replace(night, options=(*night.options, "--address", cluster.address))
+        # This cluster has no token, and a driver that finds one on its machine would use it.
+        environment = {**night.environment, "RAY_AUTH_MODE": "disabled"}
+        night = replace(night, environment=environment, options=(*night.options, "--address", cluster.address))
         with night.running() as driver:
             night.wait_for_parts(driver, moments.randint(2, SHARDS // 2))
             raylet = nodes[moments.randrange(2)].all_processes["raylet"][0].process.pid
