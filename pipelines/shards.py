@@ -6,7 +6,7 @@ to the run. With one stage nothing large crosses the object store.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,11 @@ class Stage:
     gpus: int = 0
 
 
-def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -> Iterator[dict[str, Any]]:
+def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -> Generator[dict[str, Any], None, None]:
     """Yield the summary of each shard as it ends, in no particular order; Ray is initialised already.
 
     The first stage gets the shards, each next one the rows of the one before; the last one returns JSON values.
+    Close it (`contextlib.closing`) where the loop over it may be left early.
     A `RayscanError` that ends an actor's start or call is raised here again, as itself.
     """
     import ray.data  # noqa: PLC0415 (the rooms that use this are read without Ray, too)
@@ -53,10 +54,17 @@ def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -
             fn_constructor_kwargs=dict(stage.settings),
         )
     dataset.set_name(name)
-    for row in dataset.iter_rows():
-        if row["error"]:
-            raise getattr(errors, row["error"])(row["message"])
-        yield json.loads(row["summary"])
+    rows = iter(dataset.iter_rows())
+    try:
+        for row in rows:
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["message"])
+            yield json.loads(row["summary"])
+    finally:
+        # Now, while Ray is there: left to the garbage collector, what runs the dataset asks a Ray that is gone, starts
+        # another and brings the process down.
+        if isinstance(rows, Generator):
+            rows.close()
 
 
 def _guarded(actor: type, *, last: bool) -> type:

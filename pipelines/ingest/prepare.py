@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import chain
@@ -196,7 +197,7 @@ def _decode_all(films: pa.Table, store: Store, preprocessing: Preprocessing) -> 
     summaries = run_shards(
         "prepare", shards, Stage(actor=PrepareFilms, settings=settings, actors=min(cpus, len(shards)))
     )
-    with progress("prepare", films.num_rows, "films") as advance:
+    with closing(summaries), progress("prepare", films.num_rows, "films") as advance:
         for row in summaries:
             part = _Part(**json.loads(row["part"]))
             advance(len(part.rows) + len(part.unreadable))

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -267,7 +267,7 @@ def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _W
     # All shards of a plan are as large as the first, but for the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     summaries = run_shards(f"score-{plan.run_id}", [{"shard": shard} for shard in todo], *_stages(night, plan, layout))
-    with progress(f"score {plan.run_id}", scans) as advance:
+    with closing(summaries), progress(f"score {plan.run_id}", scans) as advance:
         for summary in summaries:
             night.lease.check()
             for name in totals:
