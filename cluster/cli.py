@@ -271,7 +271,7 @@ def score(
         output.show(preview(archive, model, out, settings, price_per_core_hour=price), as_json=json)
         return
     records = run_score(archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard))
-    output.show(records, as_json=json)
+    output.show(records if json else [record.in_short() for record in records], as_json=json)
 
 
 @verb(app)

@@ -8,9 +8,13 @@ import json
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pipelines import errors
+
+PATIENCE: Final = 3600.0
+"""Seconds without a shard done after which a run stops: an actor that dies as it starts is started again for ever. Only
+a shard in which dozens of films hang takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +37,18 @@ def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -
 
     The first stage gets the shards, each next one the rows of the one before; the last one returns JSON values.
     Close it (`contextlib.closing`) where the loop over it may be left early.
-    A `RayscanError` that ends an actor's start or call is raised here again, as itself.
+    A `RayscanError` that ends an actor's start or call is raised here again, as itself. Raises `IncompleteError` when
+    Ray cannot go on: its actors do not start, or die faster than it starts them again.
     """
-    import ray.data  # noqa: PLC0415 (the rooms that use this are read without Ray, too)
+    import ray.data.exceptions  # noqa: PLC0415 (the rooms that use this are read without Ray, too)
+    import ray.exceptions  # noqa: PLC0415
 
     context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = PATIENCE
     context.enable_progress_bars = False  # the caller counts what people count: scans, not shards
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that the bars are off
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # prints what is raised here anyway
     dataset: ray.data.Dataset = ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=len(shards))
     for stage in stages:
         grows = (stage.most_actors or 0) > stage.actors
@@ -60,11 +68,23 @@ def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -
             if row["error"]:
                 raise getattr(errors, row["error"])(row["message"])
             yield json.loads(row["summary"])
+    except ray.exceptions.UserCodeException:
+        raise  # a fault of ours, which wants its traceback
+    except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
+        raise errors.IncompleteError(_ray_failed(error)) from error
     finally:
         # Now, while Ray is there: left to the garbage collector, what runs the dataset asks a Ray that is gone, starts
         # another and brings the process down.
         if isinstance(rows, Generator):
             rows.close()
+
+
+def _ray_failed(error: Exception) -> str:
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return (
+        f"Ray could not go on ({type(error).__name__}: {said}); its logs say why. If no actor starts at all on a"
+        " cluster without token authentication, set RAY_AUTH_MODE=disabled. Then run the same command again"
+    )
 
 
 def _guarded(actor: type, *, last: bool) -> type:

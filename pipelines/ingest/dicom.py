@@ -123,7 +123,9 @@ def silence() -> None:
     """Keep pydicom and Pillow from telling anyone what stands in a file. Cheap, and safe to repeat from any thread."""
     settings.reading_validation_mode = IGNORE
     logging.getLogger("pydicom").disabled = True
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # at DEBUG its modules log what EXIF says
+    pillow = logging.getLogger("PIL")
+    if pillow.level != logging.CRITICAL:  # at DEBUG its modules log what EXIF says; setting it empties logging's caches
+        pillow.setLevel(logging.CRITICAL)
     # First in the list, whoever has put a filter there since; warnings.catch_warnings would not be safe with threads.
     if not warnings.filters or warnings.filters[0][3] != _QUIET:
         warnings.filterwarnings("ignore", module=_QUIET.pattern)

@@ -56,10 +56,9 @@ class FilmReader:
     taker waited for films though the core was idle, the next shard gets twice the threads, up to MOST_THREADS.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, threads: int, cores: int = 1) -> None:
+    def __init__(self, preprocessing: Preprocessing, *, threads: int) -> None:
         self.threads = threads
         self._preprocessing = preprocessing
-        self._cores = cores
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch-decode")
 
     def read(self, rows: pa.Table) -> Iterator[Film]:
@@ -69,7 +68,7 @@ class FilmReader:
             waited += seconds
             yield film
         elapsed = time.perf_counter() - started
-        busy = (time.process_time() - cpu) / (elapsed * self._cores)
+        busy = (time.process_time() - cpu) / elapsed  # of one core, which is what an actor has
         if waited > 0.2 * elapsed and busy < 0.7 and self.threads < MOST_THREADS and rows.num_rows >= AHEAD:
             self._pool.shutdown()
             self.threads = min(MOST_THREADS, 2 * self.threads)

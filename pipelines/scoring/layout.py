@@ -9,7 +9,7 @@ GPU's node before its actor starts would keep it out for ever.
 from dataclasses import dataclass
 from typing import Final
 
-THREADS: Final = 4
+THREADS: Final = 2
 """Fetching and decoding threads of an actor to begin with; `films.py` adds to them where they wait."""
 LARGEST_BLOCK: Final = 256 << 20
 """Bytes of pixels of one shard that may cross the object store."""

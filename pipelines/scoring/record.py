@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from models.spec import DISCLAIMER
 from pipelines.storage import Store
 
-NIGHTS: int = 30
+NIGHTS: Final = 30
 """Earlier runs that a night is compared with."""
 
 
@@ -57,6 +57,23 @@ class RunRecord:
     versions: Mapping[str, str]
     finished: str
     notice: str = DISCLAIMER
+
+    def in_short(self) -> dict[str, Any]:
+        """What a person reads when the run is over; the rest stands in run.json."""
+        found = [f for f in self.drift if f["level"] in {"warn", "alarm"}]
+        return {
+            **{name: getattr(self, name) for name in _SHORT},
+            "engine": self.engine and self.engine["name"],
+            "drift": [f"{f['level']}: {f['quantity']} of {f['site'] or 'all sites'}, {f['note']}" for f in found]
+            or self.drift_level.replace("_", " "),
+            "notice": self.notice,
+        }
+
+
+_SHORT: Final = (
+    "run_id", "model_id", "source", "listed", "planned", "given_up", "counts", "reasons", "resumed_shards",
+    "lost_workers", "seconds", "scans_per_second", "layout", "operating_point", "threshold",
+)  # fmt: skip
 
 
 def write_record(store: Store, record: RunRecord) -> None:

@@ -5,7 +5,6 @@ Every scan of the shard becomes a row. What is wrong with one scan is a reason i
 the shard; an exception that does go up is a fault of rayscan or of the whole store.
 """
 
-import faulthandler
 import json
 import math
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from models.bundle import Bundle
 from models.calibration import Calibration, called_positive
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
@@ -29,15 +29,12 @@ from pipelines.scoring.films import Film, FilmReader
 from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.sink import is_written, write_part
+from pipelines.scoring.watch import watched
 from pipelines.storage import Store
 
 if TYPE_CHECKING:
     from models.engine import Engine
     from models.machine import Precision
-
-DEADLINE: Final = 180.0
-"""Seconds in which WATCHED films must be read and inferred, or the actor ends itself: far above any store's retries."""
-WATCHED: Final = 8
 
 
 @dataclass(frozen=True)
@@ -124,11 +121,11 @@ class _Reading:
         rows = read_shard(self.store, self.plan.run_id, shard)
         attempt = begin_attempt(self.store, self.plan.run_id, shard)
         if attempt == 0:
-            return rows, _watched(self.reader.read(rows), WATCHED)
+            return rows, watched(self.reader.read(rows))
         if is_written(self.store, self.plan, shard):
             return rows, None
         if attempt <= MAX_ATTEMPTS:
-            return rows, _watched(self.reader.read_isolated(rows), 1)
+            return rows, watched(self.reader.read_isolated(rows))
         return rows, iter([Film(reason=Reason.WORKER_LOST)] * rows.num_rows)
 
 
@@ -227,7 +224,7 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
     return pa.table(columns).cast(SCORES)
 
 
-def _bundle(plan: Plan) -> Any:
+def _bundle(plan: Plan) -> Bundle:
     bundle = fetch_bundle(plan.bundle)
     if bundle.model_id != plan.model_id:
         raise BundleError(f"{plan.bundle} holds model {bundle.model_id}, the plan is for {plan.model_id}")
@@ -247,17 +244,3 @@ def _handed_over(told: list[dict[str, Any]], pixels: bytes, side: int) -> Iterat
         has_pixels, reason = film.pop("decoded"), film.pop("reason")
         known = {**film, "grey": film["grey"] and tuple(film["grey"]), "reason": reason and Reason(reason)}
         yield Film(**{**known, "pixels": next(decoded) if has_pixels else None})
-
-
-def _watched(films: Iterator[Film], every: int) -> Iterator[Film]:
-    """The films; when the next few do not come, not even because C code holds the interpreter, this process ends.
-
-    The shard is then begun again elsewhere. What it prints goes to the worker's log, and names functions only.
-    """
-    try:
-        for number, film in enumerate(films):
-            if number % every == 0:  # setting it takes 0.1 ms
-                faulthandler.dump_traceback_later(DEADLINE, exit=True, file=2)
-            yield film
-    finally:
-        faulthandler.cancel_dump_traceback_later()

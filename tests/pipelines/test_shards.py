@@ -1,10 +1,12 @@
 """Shards on a real Ray: every one is done, and what goes wrong in a worker reads as it does in the driver."""
 
+import os
 from typing import Any
 
 import pytest
 
-from pipelines.errors import BundleError, StorageError
+from pipelines import shards
+from pipelines.errors import BundleError, IncompleteError, StorageError
 from pipelines.shards import Stage, cluster_size, run_shards
 
 
@@ -48,6 +50,23 @@ def test_an_error_of_ours_keeps_its_kind_and_its_line() -> None:
 def test_an_actor_that_cannot_start_says_why() -> None:
     with pytest.raises(BundleError, match=r"^bundle 3: not on this node$"):
         list(run_shards("squares", SHARDS, Stage(actor=Refuses, settings={"refused": 3}, actors=1)))
+
+
+class Dies(Square):
+    """Ends its process before it is there, as on a cluster that does not let it in."""
+
+    def __init__(self, refused: int) -> None:
+        os._exit(refused)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_actors_that_die_as_they_start_are_given_up_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shards, "PATIENCE", 5.0)
+    with pytest.raises(IncompleteError, match=r"^Ray could not go on \(ExecutionTimeoutError: .*\n?.*the same command"):
+        list(run_shards("squares", SHARDS, Stage(actor=Dies, settings={"refused": 3}, actors=1)))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("ray_session")

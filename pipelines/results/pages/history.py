@@ -4,15 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipelines.results.pages.charts import BLUE, GREY, VERMILION, chart
-
-NIGHTS: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True)

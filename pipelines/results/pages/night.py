@@ -19,7 +19,7 @@ from pipelines.contracts import LABELS, Status
 from pipelines.errors import InputError
 from pipelines.results.pages.charts import BLUE, INK, VERMILION, chart, legend_below
 from pipelines.results.pages.drift import LEVEL_NAMES, QUANTITY_NAMES, drift_table, read_findings
-from pipelines.results.pages.history import NIGHTS, Night, courses
+from pipelines.results.pages.history import Night, courses
 from pipelines.results.pages.model import plain
 from pipelines.results.pages.page import DASH, render
 from pipelines.results.pages.todo import Facts, advice, tasks
@@ -27,6 +27,7 @@ from pipelines.results.pages.worklist import LENGTH, MOST_THUMBNAILS, Film, with
 from pipelines.results.query import read_scores
 from pipelines.results.views import NEWEST
 from pipelines.scoring.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
+from pipelines.scoring.record import NIGHTS
 from pipelines.storage import Store, open_store
 
 BINS: Final = 40
