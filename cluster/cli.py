@@ -54,6 +54,28 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class CalibrationMethod(StrEnum):
+    """How logits become probabilities."""
+
+    TEMPERATURE = "temperature"
+    PLATT = "platt"
+    ISOTONIC = "isotonic"
+
+
+class Selection(StrEnum):
+    """Which trial of a study becomes its model."""
+
+    AUC = "auc"
+    ROBUST = "robust"
+
+
+class PriorShift(StrEnum):
+    """How the share of disease among unlabelled films is estimated."""
+
+    SAERENS = "saerens"
+    BBSE = "bbse"
+
+
 class Format(StrEnum):
     """How `query` prints its answer."""
 
@@ -149,24 +171,46 @@ def prepare(
 def train(
     dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
     out: Annotated[str, typer.Option(help="Where the bundle goes.")],
-    model: Annotated[str, typer.Option(help="majority, mlp, cnn, or the name of a timm backbone.")],
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME|R.toml", help="How to make the model; `rayscan recipes` lists them.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="majority, mlp, cnn, or the name of a timm backbone.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|imagenet", help="Pretrained weights to start from: .safetensors or .pth."),
+    ] = None,
+    calibration: Annotated[CalibrationMethod | None, typer.Option(help="How probabilities are calibrated.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the network's input (the data set's).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the films (9).")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest of the one-cycle schedule (0.003).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest of the schedule (0.002).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Films of one step (32).")] = None,
-    augment: Annotated[float | None, typer.Option(help="Strength of augmentation; 0 is none (1).")] = None,
+    augment: Annotated[float | None, typer.Option(help="Strength of augmentation; 0 is none (0.5).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation (0).")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Train one model, calibrate it, lock its operating points, and save it as a bundle."""
-    from tuning.loop import TrainSettings
+    """Train one model, calibrate it, lock its operating points, and save it as a bundle. Flags win over the recipe."""
+    from dataclasses import replace
+
+    from models.errors import InputError
+    from tuning.recipe import Recipe, read_recipe
     from tuning.train import train as run_train
 
-    settings = TrainSettings(
-        **given(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, augment=augment, seed=seed)
-    )
-    output.show(run_train(dataset, out, model, settings, size=size), as_json=json)
+    if recipe is None and model is None:
+        raise InputError("say what to train: --recipe NAME (see `rayscan recipes`), or --model NAME")
+    found = read_recipe(recipe) if recipe else Recipe(model=str(model))
+    training = given(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, augment=augment, seed=seed)
+    chosen = given(model=model, weights=weights, calibrate=calibration and calibration.value, size=size)
+    found = replace(found, **chosen, training=replace(found.training, **training))
+    output.show(run_train(dataset, out, found), as_json=json)
+
+
+@verb(app)
+def recipes(config: Config = None, json: Json = False) -> None:
+    """The recipes of `train`: what earlier projects on these films did, and today's best."""
+    from tuning.recipe import read_recipe, recipe_names
+
+    output.show({name: read_recipe(name).about for name in recipe_names()}, as_json=json)
 
 
 @verb(app)
@@ -184,6 +228,9 @@ def tune(
         list[int] | None, typer.Option(help="Input side to search, repeatable (64, 96, 128).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
+    select: Annotated[
+        Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out.")] = False,
     address: Address = None,
     config: Config = None,
@@ -202,6 +249,7 @@ def tune(
             epochs=epochs,
             seed=seed,
             time_budget_s=seconds(time_budget) if time_budget else None,
+            select=select and select.value,
             families=tuple(family) if family else None,
             resolutions=tuple(resolution) if resolution else None,
         ),
@@ -216,14 +264,28 @@ def evaluate(
     bundle: Annotated[str, typer.Argument(help="A model.")],
     dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
     split: Annotated[Split, typer.Option(help="Reading test is written into the bundle's ledger, each time.")],
+    prior_shift: Annotated[
+        PriorShift | None,
+        typer.Option(help="Estimate the share of disease from the scores alone; assumes label shift."),
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="BUNDLE", help="Compare with another model; may be given again.")
+    ] = None,
     out: Annotated[str | None, typer.Option(metavar="R.html", help="Write the pictures as a page too.")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Judge a model on one split: AUC, accuracy, sensitivity, specificity, with 95 % intervals."""
+    from pipelines.evaluate import compare
     from pipelines.evaluate import evaluate as run_evaluate
 
-    output.show(run_evaluate(bundle, dataset, split.value, report=out), as_json=json)
+    if against:
+        output.show(compare([bundle, *against], dataset, split.value, report=out), as_json=json)
+        return
+    output.show(
+        run_evaluate(bundle, dataset, split.value, report=out, prior_shift=prior_shift and prior_shift.value),
+        as_json=json,
+    )
 
 
 @verb(app)

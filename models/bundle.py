@@ -14,6 +14,7 @@ model. This module knows local folders only.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ EVALUATION: Final = "evaluation.json"
 CARD: Final = "card.html"
 FAMILIARITY: Final = "familiarity."
 """Begins the names of those tensors among the weights that are not the network's."""
+LIMIT: Final = f"{FAMILIARITY}limit"
 FILES: Final = (WEIGHTS, CALIBRATION, EVALUATION, CARD)
 """Everything every bundle has but the manifest, which is written last: a folder without it is no bundle."""
 GRAPH: Final = ("graph.xml", "graph.bin")
@@ -63,6 +65,13 @@ class Bundle:
         xml, weights = (_read(self.folder, name, self.hashes[name]) for name in GRAPH)
         return xml, weights
 
+    def distance_limit(self) -> float:
+        """The distance from the training films beyond which a film is refused; infinite for a model without one."""
+        from safetensors import safe_open  # noqa: PLC0415 (see above)
+
+        with safe_open(self.folder / WEIGHTS, framework="numpy") as tensors:
+            return float(tensors.get_tensor(LIMIT)) if LIMIT in tensors.keys() else math.inf  # noqa: SIM118
+
     def network(self) -> "nn.Module":
         """The network with its weights, in evaluation mode. Raises `BundleError`."""
         return self._modules()[0]
@@ -76,7 +85,7 @@ class Bundle:
         classifier = ScanClassifier(
             Preprocess(self.spec.preprocessing),
             network,
-            temperature=self.calibration.temperature,
+            calibration=self.calibration,
             familiarity=familiarity,
         )
         return classifier.eval()

@@ -1,8 +1,11 @@
 """The whole model as one module: grey levels in, calibrated class probabilities and the feature distance out."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
+from models.calibration import Calibration
 from models.familiarity import Familiarity
 from models.preprocess import Preprocess
 from models.zoo import classify, features
@@ -11,13 +14,11 @@ from models.zoo import classify, features
 class ScanClassifier(nn.Module):
     """uint8 [N, H, W] -> float32 [N, C] probabilities that sum to 1. What training, engines and exports share."""
 
-    temperature: Tensor
-
     def __init__(
         self,
         preprocess: Preprocess,
         network: nn.Module,
-        temperature: float = 1.0,
+        calibration: Calibration | None = None,
         familiarity: Familiarity | None = None,
     ) -> None:
         super().__init__()
@@ -25,7 +26,7 @@ class ScanClassifier(nn.Module):
         self.network = network
         self.familiarity = familiarity
         self.precision = torch.float32
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.calibrate = Calibrate(calibration)
 
     def to_bfloat16(self) -> "ScanClassifier":
         """Run the network in bfloat16 from now on; what is before and after it stays in float32."""
@@ -40,7 +41,7 @@ class ScanClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Calibrated probabilities."""
-        return self._calibrated(self.logits(pixels))
+        return torch.softmax(self.calibrate(self.logits(pixels)), dim=1)
 
     def features(self, pixels: Tensor) -> Tensor:
         """What the network's classifier sees, float32 [N, D]; for networks that `zoo.has_features`."""
@@ -52,15 +53,47 @@ class ScanClassifier(nn.Module):
             probabilities = self(pixels)
             return probabilities, torch.full_like(probabilities[:, 0], torch.nan)
         found = features(self.network, self._input(pixels))
-        probabilities = self._calibrated(classify(self.network, found).float())
+        probabilities = torch.softmax(self.calibrate(classify(self.network, found).float()), dim=1)
         return probabilities, self.familiarity(found.flatten(1).float())
 
     def _input(self, pixels: Tensor) -> Tensor:
         prepared: Tensor = self.preprocess(pixels)
         return prepared.to(self.precision)
 
-    def _calibrated(self, logits: Tensor) -> Tensor:
-        return torch.softmax(logits / self.temperature, dim=1)
+
+class Calibrate(nn.Module):
+    """Logits float32 [N, C] -> calibrated logits: what `Calibration.probabilities` does before the softmax."""
+
+    temperature: Tensor
+    bias: Tensor
+    starts: Tensor
+    widths: Tensor
+    slopes: Tensor
+
+    def __init__(self, calibration: Calibration | None) -> None:
+        super().__init__()
+        known = calibration or Calibration(temperature=1.0, operating_points={"balanced": 0.5})
+        self.has_curve, self.moves = bool(known.curve), bool(known.curve or known.bias)
+        pieces = list(pairwise(known.curve))
+        ends = [known.curve[0], known.curve[-1]] if known.curve else [(0.0, 0.0)] * 2
+        (self.first, self.lowest), (self.last, _) = ends
+        self.register_buffer("temperature", torch.tensor(float(known.temperature)))
+        self.register_buffer("bias", torch.tensor(float(known.bias)))
+        self.register_buffer("starts", torch.tensor([x for (x, _), _ in pieces]))
+        self.register_buffer("widths", torch.tensor([to_x - x for (x, _), (to_x, _) in pieces]))
+        self.register_buffer("slopes", torch.tensor([(to_y - y) / (to_x - x) for (x, y), (to_x, to_y) in pieces]))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The same where there is only a temperature; else the first class is moved so that the odds are as wanted."""
+        scaled = logits / self.temperature
+        if not self.moves:
+            return scaled
+        odds = torch.logsumexp(scaled[:, 1:], dim=1) - scaled[:, 0]
+        along = torch.minimum(torch.relu(odds[:, None] - self.starts), self.widths)
+        beyond = -torch.relu(self.first - odds) + torch.relu(odds - self.last)
+        mapped = self.lowest + (along * self.slopes).sum(dim=1) + beyond if self.has_curve else odds
+        moved = scaled[:, :1] + (odds - mapped - self.bias)[:, None]
+        return torch.cat([moved, scaled[:, 1:]], dim=1)
 
 
 class InferenceGraph(nn.Module):

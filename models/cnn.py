@@ -1,9 +1,11 @@
 """A small convolutional network whose shape the search may choose.
 
-A strided stem, then `depth` stages; each stage halves the film and doubles the channels. Batch normalisation and ReLU
-throughout: on a CPU they are what a step spends most of its time on, so there are no more of them than convolutions.
+A strided stem, then `depth` stages; each stage halves the film and doubles the channels. By default batch
+normalisation and ReLU throughout: on a CPU they are what a step spends most of its time on, so there are no more of
+them than convolutions.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from models.errors import InputError
 
 Pooling = Literal["avg", "max", "both"]
+Norm = Literal["batch", "group", "none"]
+Downsample = Literal["stride", "max", "avg"]
+KERNELS = (3, 5, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,14 @@ class CNNSettings:
     """Blocks of two convolutions in each stage."""
     residual: bool = True
     """Add each block's input to its output."""
+    kernel: int = 3
+    """Side of every convolution: 3, 5 or 7 pixels."""
+    norm: str = "batch"
+    """After each convolution: `batch` normalisation, `group` normalisation (Wu & He 2018: the same in training and
+    scoring, and for batches of any size) or `none`."""
+    downsample: str = "stride"
+    """How a stage halves its film: by the `stride` of its first convolution, or by a `max` or `avg` pooling before it,
+    which then sees every pixel."""
     pooling: str = "avg"
     """How the last feature maps become a vector: their mean (`avg`), maximum (`max`) or `both`."""
     dropout: float = 0.1
@@ -40,14 +53,30 @@ class CNNSettings:
                 raise InputError(f"cnn: {name}={getattr(self, name)} is out of range; choose {low} to {high}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"cnn: dropout={self.dropout} is out of range; choose from 0 up to, not including, 1")
-        if self.pooling not in get_args(Pooling):
-            raise InputError(f"cnn: unknown pooling {self.pooling!r}; choose from {', '.join(get_args(Pooling))}")
+        if self.kernel not in KERNELS:
+            raise InputError(f"cnn: kernel={self.kernel} is out of range; choose from {', '.join(map(str, KERNELS))}")
+        for name, kind in (("pooling", Pooling), ("norm", Norm), ("downsample", Downsample)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(
+                    f"cnn: unknown {name} {getattr(self, name)!r}; choose from {', '.join(get_args(kind))}"
+                )
 
 
-def _convolution(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)
-    )
+def _convolution(inputs: int, outputs: int, *, norm: str, kernel: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=norm == "none")
+    if norm == "none":
+        # nothing rescales what comes out: the weights must keep its variance (He et al. 2015, eq. 10)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+        return nn.Sequential(convolution)
+    # at most 8 groups, as many as divide any number of channels
+    normalise = nn.BatchNorm2d(outputs) if norm == "batch" else nn.GroupNorm(math.gcd(outputs, 8), outputs)
+    return nn.Sequential(convolution, normalise)
+
+
+def _halving(downsample: str) -> nn.Module:
+    """[N, C, H, W] -> [N, C, H / 2, W / 2], rounded up as a padded convolution of stride 2 does."""
+    return nn.MaxPool2d(2, ceil_mode=True) if downsample == "max" else nn.AvgPool2d(2, ceil_mode=True)
 
 
 class Block(nn.Module):
@@ -58,19 +87,29 @@ class Block(nn.Module):
     input channels in channels_last order writes past its buffer (uxlfoundation/oneDNN#6035; seen with torch 2.15).
     """
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int, residual: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, halve: bool, settings: CNNSettings) -> None:
         super().__init__()
+        norm, kernel = settings.norm, settings.kernel
+        pooled = halve and settings.downsample != "stride"
         self.body = nn.Sequential(
-            _convolution(inputs, outputs, stride=stride), nn.ReLU(inplace=True), _convolution(outputs, outputs)
+            *([_halving(settings.downsample)] if pooled else []),
+            _convolution(inputs, outputs, norm=norm, kernel=kernel, stride=2 if halve and not pooled else 1),
+            nn.ReLU(inplace=True),
+            _convolution(outputs, outputs, norm=norm, kernel=kernel),
         )
         self.shortcut: nn.Module | None = None
-        if residual:
-            pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        if settings.residual:
+            pool = _halving("avg") if halve else nn.Identity()
             same = inputs == outputs
-            self.shortcut = nn.Sequential(pool, nn.Identity() if same else _convolution(inputs, outputs, kernel=1))
+            self.shortcut = nn.Sequential(
+                pool, nn.Identity() if same else _convolution(inputs, outputs, norm=norm, kernel=1)
+            )
+            if norm == "none":
+                # the sum starts as the shortcut, or it would double in variance with each block (Zhang et al. 2019)
+                nn.init.zeros_(self.body[-1][0].weight)  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
+        """[N, inputs, H, W] -> [N, outputs, H, W], or half of H and W."""
         y = self.body(x)
         return torch.relu(y if self.shortcut is None else y + self.shortcut(x))
 
@@ -91,16 +130,18 @@ class CNN(nn.Module):
                 f"cnn: depth={settings.depth} needs films of at least {smallest} pixels, these have {size};"
                 " lower the depth or raise the size"
             )
-        self.stem = nn.Sequential(_convolution(1, settings.width, stride=2), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            _convolution(1, settings.width, norm=settings.norm, kernel=settings.kernel, stride=2), nn.ReLU(inplace=True)
+        )
         stages: list[nn.Module] = []
         channels = settings.width
         for stage in range(settings.depth):
             outputs = settings.width * 2**stage
             for block in range(settings.blocks):
-                stride = 2 if block == 0 else 1
-                stages.append(Block(channels, outputs, stride=stride, residual=settings.residual))
+                stages.append(Block(channels, outputs, halve=block == 0, settings=settings))
                 channels = outputs
         self.stages = nn.Sequential(*stages)
+        self.blocks = settings.blocks
         self.pooling = settings.pooling
         features = channels * (2 if settings.pooling == "both" else 1)
         hidden = [nn.Linear(features, settings.head), nn.ReLU(inplace=True)] if settings.head else []
@@ -121,6 +162,13 @@ class CNN(nn.Module):
         """Logits of features."""
         logits: Tensor = self.head[-1](features)
         return logits
+
+    def groups(self) -> list[nn.Module]:
+        """Its layers from shallow to deep: the stem, each stage, what the head hides, the last layer."""
+        stages: list[nn.Module] = [
+            self.stages[start : start + self.blocks] for start in range(0, len(self.stages), self.blocks)
+        ]
+        return [self.stem, *stages, self.head[:-1], self.head[-1]]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""

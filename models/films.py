@@ -1,6 +1,7 @@
 """Prepared films in memory: what training and evaluation read."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ class Films:
     """`bacteria`, `virus` or the empty string [N]."""
     scan_ids: npt.NDArray[np.str_]
     """Scan identity [N]."""
+
+    groups: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    """Kind of subgroup (`site`, `view`, `width`) -> the name of each film's [N], empty where it is not known."""
 
     def __len__(self) -> int:
         return len(self.labels)

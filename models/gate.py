@@ -1,15 +1,38 @@
-"""Is this a frontal chest film the model knows? The cheap checks that come before any probability.
+"""Is this a frontal chest film the model knows? The cheap checks that come before any probability, and one after.
 
 A film whose header says nothing passes: archives of plain JPEG have no header, and a missing tag is no evidence.
 A header that says something else than a frontal chest film is believed: a probability for a hip is worse than none.
+The pixels are judged by `models/orientation.py`, and a film is rejected only when they are clear.
+
+Measured on Kermany's films at 224 x 224, of patients the templates were not fitted to (2,579 films), each also turned,
+negated and cut, and on real DICOM files (`RAYSCAN_REAL_DATA=... pytest tests/models/test_gate.py` measures again):
+
+    films                                     rejected   by a reason they deserve
+    as they are                                  0.1 %
+    300 originals through the whole decoding     0
+    negative                                   100.0 %   99.2 %
+    turned by 90, 270 degrees                  100.0 %   99.3 %
+    turned by 180 degrees                       98.4 %   97.6 %
+    left, right half alone                      98.8 %   98.4 %
+    a quarter alone                             92.1 %   91.8 %
+    upper half alone                            55.3 %   54.7 %
+    lower half alone                             4.3 %    3.8 %   children's films often look so when they are whole
+    three adult chests, two others (DICOM)       0 of 3, 2 of 2 (`not_chest`)
+    phantoms (`pipelines/phantom`)               0 of 300
+
+After the model has run, a film may still lie far from all the model learned from: `check_distance`.
 """
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+from models.orientation import Templates, from_text, look
+from models.orientation_templates import TOLD
 
 MODALITIES: Final = frozenset({"CR", "DX", "DR", "RG", "OT"})
 """DICOM PS3.3 C.7.3.1.1.1: computed and digital radiography, radiographic film; OT is what film digitisers write."""
@@ -26,6 +49,17 @@ NOT_FRONTAL: Final = frozenset(
 
 BLANK_SPREAD: Final = 16
 """Fewest grey levels between the 5th and 95th percentile of a film that shows something."""
+
+JUDGED: Final = 64
+"""Side in pixels of the smallest film whose pixels are judged for more than blankness."""
+CLEAR: Final = 2.0
+"""Log odds against an upright chest from which a film counts as turned, or as a negative."""
+CLEARLY_CUT: Final = 5.0
+"""The same for a part of a chest. More, for children's films show much of the abdomen, and some hardly an apex."""
+CHESTLIKE: Final = 0.3
+"""Strangeness of a righted film up to which it is a chest; 99 in 100 chests are below 0.28."""
+STRANGE: Final = 0.7
+"""Strangeness from which a film that lies well is no chest either; no chest film had more than 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +89,34 @@ def check_tags(tags: ScanTags) -> str | None:
 
 
 def check_pixels(pixels: npt.NDArray[np.uint8]) -> str | None:
-    """`blank` for grey levels [H, W] that are almost uniform (a small marker or letter aside), else None."""
+    """What grey levels [H, W] show instead of a whole upright chest; None to go on.
+
+    `blank` for a film that is almost uniform (a small marker or letter aside), `inverted` for a negative, turned or
+    not, `rotated` for a film on its side or on its head, `cropped` for a part of a chest, `not_chest` for the rest.
+    0.10 ms of CPU.
+    """
     step = max(1, min(pixels.shape) // 32)
     sample = np.sort(pixels[::step, ::step], axis=None)
     low, high = sample[len(sample) * 5 // 100], sample[len(sample) * 95 // 100]
-    return "blank" if int(high) - int(low) < BLANK_SPREAD else None
+    if int(high) - int(low) < BLANK_SPREAD:
+        return "blank"
+    return _check_orientation(pixels) if min(pixels.shape) >= JUDGED else None
+
+
+def check_distance(distance: float, limit: float) -> str | None:
+    """`out_of_distribution` for a film farther from the training films than `Familiarity.limit`; NaN is not far."""
+    return "out_of_distribution" if distance > limit else None
+
+
+def _check_orientation(pixels: npt.NDArray[np.uint8]) -> str | None:
+    seen = look(pixels, _templates())
+    if seen.lie in {"inverted", "rotated"} and seen.lead > CLEAR:
+        return seen.lie if seen.righted < CHESTLIKE else "not_chest"
+    if seen.lie == "cropped" and seen.lead > CLEARLY_CUT:
+        return "cropped"
+    return "not_chest" if seen.strangeness > STRANGE else None
+
+
+@cache
+def _templates() -> Templates:
+    return from_text(TOLD)

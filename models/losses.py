@@ -1,4 +1,10 @@
-"""What training minimises. All take logits float32 [N, C] and class indices int64 [N] and give a scalar."""
+"""What training minimises. All take logits float32 [N, C] and labels, and give a scalar.
+
+Labels are class indices int64 [N], or shares of the classes float32 [N, C] that sum to 1, as mixing films leaves them.
+Shares of 0 and 1 give what the indices give. Each film counts with its `importance`, and the mean is over the sum of
+these, as torch's cross entropy has it for indices (for shares, torch divides by the number of films instead). So the
+loss of a batch is the mean of its parts' losses, weighted by their importances.
+"""
 
 import torch
 from torch import Tensor
@@ -11,9 +17,19 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     return counts.sum() / (classes * counts)
 
 
+def importance(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How much each film counts: float32 [N], the weight of its class, or of its classes by their shares."""
+    if weights is None:
+        return torch.ones(len(labels), device=labels.device)
+    return weights[labels] if labels.ndim == 1 else labels @ weights
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Cross entropy, each film weighted by its class; label smoothing as in Szegedy et al. 2016, sec. 7."""
-    return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+    total = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="sum")
+    return total / importance(labels, weights).sum()
 
 
 def focal(
@@ -21,9 +37,13 @@ def focal(
 ) -> Tensor:
     """Focal loss (Lin et al. 2017, eq. 5): films the network is already sure of count less. Gamma 0 is cross entropy.
 
-    The weighted films are averaged by the sum of their weights, as torch's cross entropy does.
+    Of a mixed film, sure means the probability of its classes, by their shares.
     """
     each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    sure = torch.softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-    importance = torch.ones_like(each) if weights is None else weights[labels]
-    return (importance * (1 - sure) ** gamma * each).sum() / importance.sum()
+    probabilities = torch.softmax(logits, dim=1)
+    if labels.ndim == 1:
+        sure = probabilities.gather(1, labels[:, None]).squeeze(1)
+    else:
+        sure = (probabilities * labels).sum(dim=1)
+    counts = importance(labels, weights)
+    return (counts * (1 - sure) ** gamma * each).sum() / counts.sum()

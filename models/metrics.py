@@ -1,7 +1,7 @@
 """How good a model is, each figure with its 95 % interval.
 
 The intervals say what other films of the same archive might have given. They say nothing about another hospital.
-Labels are class indices [N], 1 for disease (0 for none); scores and probabilities are of disease [N].
+Labels are class indices [N], 0 for no disease, others for kinds of it; scores and probabilities are of disease [N].
 """
 
 import math
@@ -75,7 +75,7 @@ def evaluate(labels: Labels, probability: Scores, threshold: float) -> Evaluatio
 
 def confusion(labels: Labels, probability: Scores, threshold: float) -> tuple[int, int, int, int]:
     """True positives, false positives, true negatives, false negatives."""
-    disease, called = labels == 1, probability >= threshold
+    disease, called = labels != 0, probability >= threshold
     return (
         int((disease & called).sum()),
         int((~disease & called).sum()),
@@ -104,15 +104,21 @@ def auc_interval(labels: Labels, scores: Scores) -> Interval:
     value = auc(labels, scores)
     variance = 0.0
     if min(m, n) > 1:
-        ranks = _midranks(np.concatenate([positive, negative]))
-        of_positive = (ranks[:m] - _midranks(positive)) / n
-        of_negative = 1 - (ranks[m:] - _midranks(negative)) / m
+        of_positive, of_negative = delong_components(labels, scores)
         variance = float(of_positive.var(ddof=1) / m + of_negative.var(ddof=1) / n)
     if variance < 1e-15 or value in {0.0, 1.0}:
         return wilson(value * min(m, n), min(m, n))
     logit = math.log(value / (1 - value))
     reach = Z * math.sqrt(variance) / (value * (1 - value))
     return Interval(value=value, low=_expit(logit - reach), high=_expit(logit + reach))
+
+
+def delong_components(labels: Labels, scores: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of each diseased film the share of healthy ones it scores above, and the reverse of each healthy one."""
+    positive, negative = _sides(labels, scores)
+    m, n = len(positive), len(negative)
+    ranks = _midranks(np.concatenate([positive, negative]))
+    return (ranks[:m] - _midranks(positive)) / n, 1 - (ranks[m:] - _midranks(negative)) / m
 
 
 def wilson(k: float, n: int) -> Interval:
@@ -129,7 +135,7 @@ def wilson(k: float, n: int) -> Interval:
 
 def brier(labels: Labels, probability: Scores) -> float:
     """Mean squared difference of probability and outcome (Brier 1950, for two classes: half of his sum)."""
-    return float(np.square(probability.astype(np.float64) - (labels == 1)).mean())
+    return float(np.square(probability.astype(np.float64) - (labels != 0)).mean())
 
 
 def ece(labels: Labels, probability: Scores) -> float:
@@ -140,7 +146,7 @@ def ece(labels: Labels, probability: Scores) -> float:
     probability = probability.astype(np.float64)
     edges = np.quantile(probability, np.linspace(0, 1, ECE_BINS + 1)[1:-1])
     bins = np.searchsorted(edges, probability, side="right")
-    gap = np.bincount(bins, weights=probability - (labels == 1))
+    gap = np.bincount(bins, weights=probability - (labels != 0))
     return float(np.abs(gap).sum() / len(labels))
 
 
@@ -148,10 +154,10 @@ def sensitivity_by_group(
     labels: Labels, probability: Scores, groups: npt.NDArray[np.str_], threshold: float
 ) -> dict[str, tuple[int, Interval]]:
     """For each named group of diseased films (bacteria, virus): how many there are, and the sensitivity."""
-    named = [str(group) for group in np.unique(groups[labels == 1]) if group]
+    named = [str(group) for group in np.unique(groups[labels != 0]) if group]
     found = {}
     for group in named:
-        called = probability[(labels == 1) & (groups == group)] >= threshold
+        called = probability[(labels != 0) & (groups == group)] >= threshold
         found[group] = (len(called), wilson(int(called.sum()), len(called)))
     return found
 
@@ -160,8 +166,8 @@ def _sides(labels: Labels, scores: Scores) -> tuple[npt.NDArray[np.float64], npt
     """Scores of the diseased and of the healthy films."""
     if labels.shape != scores.shape or not np.isfinite(scores).all():
         raise InputError(f"AUC needs one finite score for each of {len(labels)} films")
-    positive = scores[labels == 1].astype(np.float64)
-    negative = scores[labels != 1].astype(np.float64)
+    positive = scores[labels != 0].astype(np.float64)
+    negative = scores[labels == 0].astype(np.float64)
     if not len(positive) or not len(negative):
         raise InputError(
             f"AUC needs films of both classes; there are {len(positive)} with disease and {len(negative)} without"

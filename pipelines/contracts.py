@@ -41,6 +41,10 @@ class Reason(StrEnum):
     NOT_CHEST = "not_chest"
     NOT_FRONTAL = "not_frontal"
     BLANK = "blank"
+    INVERTED = "inverted"
+    ROTATED = "rotated"
+    CROPPED = "cropped"
+    OUT_OF_DISTRIBUTION = "out_of_distribution"
     # failed
     VANISHED = "vanished"
     CHANGED = "changed"
@@ -64,6 +68,10 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.NOT_CHEST: Status.REJECTED,
     Reason.NOT_FRONTAL: Status.REJECTED,
     Reason.BLANK: Status.REJECTED,
+    Reason.INVERTED: Status.REJECTED,
+    Reason.ROTATED: Status.REJECTED,
+    Reason.CROPPED: Status.REJECTED,
+    Reason.OUT_OF_DISTRIBUTION: Status.REJECTED,
     Reason.VANISHED: Status.FAILED,
     Reason.CHANGED: Status.FAILED,
     Reason.ACCESS_DENIED: Status.FAILED,

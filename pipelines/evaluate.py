@@ -1,19 +1,26 @@
 """`rayscan evaluate`: one model on one split of one data set. Reading the test split is written into the ledger."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from models.bundle import Bundle
+from models.calibration import called_positive
 from models.engine import load_engine
 from models.evaluation import evaluation_entry
+from models.films import Films
+from models.metrics import brier, ece
+from models.prior_shift import METHODS, bbse, saerens
 from models.spec import DISCLAIMER, ModelSpec
 from pipelines.bundles import fetch_bundle, record_evaluation
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.progress import progress
+from pipelines.results.pages.comparison import Judged, comparison_page
 from pipelines.results.report import evaluation_page, put_page
 
 BATCH = 32
@@ -31,22 +38,77 @@ class EvaluationSummary:
     metrics: Mapping[str, Any]
     """As models.metrics.Evaluation.to_json gives them."""
     subtypes: Mapping[str, Any]
+    prior_shift: Mapping[str, Any] | None
+    """Where it was asked for: `training`, `estimated` and `true` share of disease; `brier` and `ece` before, after."""
     report: str | None
     notice: str = DISCLAIMER
 
 
-def evaluate(bundle_uri: str, dataset: str, split: str, *, report: str | None = None) -> EvaluationSummary:
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSummary:
+    """How several models did on the same films, in the order they were named."""
+
+    dataset: str
+    split: str
+    films: int
+    models: Sequence[EvaluationSummary]
+    report: str | None
+    notice: str = DISCLAIMER
+
+
+def evaluate(
+    bundle_uri: str, dataset: str, split: str, *, report: str | None = None, prior_shift: str | None = None
+) -> EvaluationSummary:
     """Score the films of a split and compare with their labels; `report` names a page to write.
+
+    `prior_shift`, one of `models.prior_shift.METHODS`, estimates the share of disease from the scores alone, and says
+    what probabilities corrected for it would be worth: the entry gets `prior_shift`. Nothing else changes by it.
 
     Raises `InputError` when the data set was not prepared as the model expects its films.
     """
-    bundle = fetch_bundle(bundle_uri)
+    films = _films([bundle_uri], dataset, split)
+    one = _judge(bundle_uri, dataset, split, films, prior_shift)
+    if report:
+        page = evaluation_page(
+            one.entry,
+            labels=films.labels,
+            probability=one.probability,
+            model=one.name,
+            model_id=one.model_id,
+            dataset=dataset,
+        )
+        report = put_page(page, report)
+    return _summary(one, dataset, split, films, report)
+
+
+def compare(bundle_uris: Sequence[str], dataset: str, split: str, *, report: str | None = None) -> ComparisonSummary:
+    """The same for several models on the same films; `report` names a page that shows them side by side.
+
+    Raises `InputError` as `evaluate`, and when two of the bundles are one model.
+    """
+    films = _films(bundle_uris, dataset, split)
+    judged = [_judge(uri, dataset, split, films) for uri in bundle_uris]
+    if len({one.model_id for one in judged}) < len(judged):
+        raise InputError("two of the bundles hold the same model; name each once")
+    if report:
+        report = put_page(comparison_page(films.labels, judged, split=split, dataset=dataset), report)
+    models = [_summary(one, dataset, split, films, None) for one in judged]
+    return ComparisonSummary(dataset=dataset, split=split, films=len(films), models=models, report=report)
+
+
+def _films(bundle_uris: Sequence[str], dataset: str, split: str) -> Films:
+    """The films of the split, when they are what all these models take."""
     info = read_dataset_info(dataset)
-    _check_fit(bundle.spec, info, dataset)
-    films = load_films(dataset, split)
+    for uri in bundle_uris:
+        _check_fit(fetch_bundle(uri).spec, info, dataset)
+    return load_films(dataset, split)
+
+
+def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift: str | None = None) -> Judged:
+    bundle = fetch_bundle(bundle_uri)
     engine = load_engine(bundle)
     probability = np.empty(len(films), dtype=np.float32)
-    with progress(f"evaluate on {split}", len(films), "films") as advance:
+    with progress(f"evaluate {bundle.spec.name} on {split}", len(films), "films") as advance:
         for start in range(0, len(films), BATCH):
             classes = engine(films.pixels[start : start + BATCH]).probabilities
             probability[start : start + BATCH] = 1.0 - classes[:, 0]
@@ -57,27 +119,53 @@ def evaluate(bundle_uri: str, dataset: str, split: str, *, report: str | None = 
         probability=probability,
         subtypes=films.subtypes,
         calibration=bundle.calibration,
+        patients=films.patients,
+        groups=films.groups,
     )
+    if prior_shift is not None:
+        entry["prior_shift"] = _prior_shift(bundle, prior_shift, films, probability)
     if split == "test":
-        record_evaluation(bundle_uri, {**entry, "dataset": dataset, "fingerprint": info.fingerprint, "when": _now()})
-    if report:
-        page = evaluation_page(
-            entry,
-            labels=films.labels,
-            probability=probability,
-            model=bundle.spec.name,
-            model_id=bundle.model_id,
-            dataset=dataset,
-        )
-        report = put_page(page, report)
-    return EvaluationSummary(
+        fingerprint = read_dataset_info(dataset).fingerprint
+        record_evaluation(bundle_uri, {**entry, "dataset": dataset, "fingerprint": fingerprint, "when": _now()})
+    return Judged(
+        name=bundle.spec.name,
         model_id=bundle.model_id,
+        entry=entry,
+        probability=probability,
+        called=called_positive(probability, bundle.calibration.threshold),
+    )
+
+
+def _prior_shift(bundle: Bundle, method: str, films: Films, probability: npt.NDArray[np.float32]) -> dict[str, Any]:
+    known = bundle.evaluation.get("val", {}).get("metrics")
+    if method not in METHODS or not known:
+        what = f"there is no estimate {method!r} of a prior; choose {' or '.join(METHODS)}"
+        raise InputError(what if known else f"{bundle.model_id} does not say how it did on validation films")
+    training = known["positives"] / known["n"]
+    if method == "saerens":
+        shift = saerens(probability, training)
+    else:
+        rates = {name: known[name]["value"] for name in ("sensitivity", "specificity")}
+        shift = bbse(probability, bundle.calibration.threshold, **rates, training=training)
+    corrected = shift.corrected(probability)
+    return {
+        **asdict(shift),
+        "true": float((films.labels != 0).mean()),
+        "brier": [brier(films.labels, values) for values in (probability, corrected)],
+        "ece": [ece(films.labels, values) for values in (probability, corrected)],
+    }
+
+
+def _summary(one: Judged, dataset: str, split: str, films: Films, report: str | None) -> EvaluationSummary:
+    return EvaluationSummary(
+        model_id=one.model_id,
         dataset=dataset,
         split=split,
         films=len(films),
-        operating_point=entry["operating_point"],
-        metrics=entry["metrics"],
-        subtypes=entry["subtypes"],
+        operating_point=one.entry["operating_point"],
+        metrics=one.entry["metrics"],
+        subtypes=one.entry["subtypes"],
+        prior_shift=one.entry.get("prior_shift"),
         report=report,
     )
 

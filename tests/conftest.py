@@ -17,7 +17,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the credentials or settings of the person who runs it."""
     for name in list(os.environ):
-        if name.startswith(("AWS_", "RAYSCAN_")) and name != "RAYSCAN_REAL_DATA":
+        if name.startswith(("AWS_", "RAYSCAN_")) and name not in {"RAYSCAN_REAL_DATA", "RAYSCAN_REAL_WEIGHTS"}:
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     storage._kept_store.cache_clear()

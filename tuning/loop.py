@@ -5,15 +5,19 @@ fitted on their logits hold for the engine. The epoch of the best validation AUC
 
 Films larger than the model's input are shrunk once, before the first epoch; `models.preprocess.resize` gives whole grey
 levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
+
+All that is random comes from the seed: the order of films and their mixing from the number of the epoch and step, and
+augmentation and dropout from generators whose state a `Checkpoint` keeps.
 """
 
 import contextlib
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,68 +29,26 @@ from models.augment import Augment
 from models.classifier import ScanClassifier
 from models.errors import InputError, RayscanError
 from models.films import Films
-from models.losses import class_weights, cross_entropy, focal
+from models.losses import class_weights, cross_entropy, focal, importance
 from models.machine import choose_device
 from models.metrics import auc
+from models.mix import mix
 from models.preprocess import Preprocess, resize_films
 from models.spec import ModelSpec
-from models.zoo import Majority, build
+from models.zoo import Majority, build, layer_groups
+from tuning.checkpoint import Checkpoint, optimiser_state, restore_network, restore_optimiser, under
+from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
+from tuning.schedule import Indices, films_of_epoch, mixing_generator, rate, steps_of_epoch
+from tuning.train_settings import ClassWeighting, TrainSettings
+
+__all__ = ["ClassWeighting", "EpochReport", "EpochState", "Fitted", "OnEpoch", "StateDict", "TrainSettings", "fit"]
 
 log = logging.getLogger("rayscan")
 
-Optimiser = Literal["adamw", "sgd"]
-Loss = Literal["cross_entropy", "focal"]
-ClassWeighting = Literal["none", "balanced"]
 StateDict = dict[str, Tensor]
 
-WARM_UP: Final = 0.25
-"""Share of the steps in which the learning rate rises; it falls along a cosine in the rest (Smith & Topin 2018)."""
-CLIP_NORM: Final = 1.0
 EVALUATION_BATCH: Final = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How one model is trained."""
-
-    epochs: int = 9
-    """Passes over the training films."""
-    batch_size: int = 32
-    """Films of one step."""
-    learning_rate: float = 2e-3
-    """Highest of the one cycle."""
-    weight_decay: float = 0.02
-    """Decoupled for adamw; weights of convolutions and linear layers only."""
-    optimiser: Optimiser = "adamw"
-    """`adamw`, or `sgd` with Nesterov momentum 0.9."""
-    loss: Loss = "cross_entropy"
-    """`cross_entropy` or `focal` (gamma 2)."""
-    class_weighting: ClassWeighting = "none"
-    """`balanced` gives both classes the same share of the loss; probabilities then overstate the rarer class."""
-    label_smoothing: float = 0.0
-    """Share of each label spread over all classes."""
-    augment: float = 0.5
-    """Strength of augmentation; 0 for none, 1 strong for a few thousand films and nine epochs."""
-    seed: int = 0
-    """Of weights, order of films, augmentation and dropout."""
-    device: str | None = None
-    """`cpu`, `cuda`, `cuda:N`; by default a GPU when there is one."""
-    threads: int | None = None
-    """Torch threads of this training; by default torch's own choice."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 2), ("seed", 0), ("threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InputError(f"{name}={value} is out of range; choose {low} or more")
-        if not 0 < self.learning_rate <= 10 or not 0 <= self.weight_decay <= 10:
-            raise InputError("learning_rate must lie above 0 and weight_decay at 0 or above, both at most 10")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing={self.label_smoothing} is out of range; choose from 0 up to 1")
-        for name, kind in (("optimiser", Optimiser), ("loss", Loss), ("class_weighting", ClassWeighting)):
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"unknown {name} {getattr(self, name)!r}; choose {' or '.join(get_args(kind))}")
-        Augment(self.augment)
+LOSSES: Final = {"cross_entropy": cross_entropy, "focal": focal}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,136 +79,317 @@ class Fitted:
     seconds: float
 
 
-OnEpoch = Callable[[EpochReport, Callable[[], StateDict]], bool]
+class EpochState:
+    """The state of a training after an epoch; only what is asked for is copied, and as it is when it is asked for."""
+
+    def __init__(self, training: "_Training") -> None:
+        self._training = training
+
+    def __call__(self) -> StateDict:
+        """The weights that were evaluated, on the CPU."""
+        return self._training.state_dict()
+
+    def checkpoint(self) -> Checkpoint:
+        """All that `fit(..., resume=...)` needs to go on from here."""
+        return self._training.checkpoint()
+
+
+OnEpoch = Callable[[EpochReport, EpochState], bool]
 """Called after each epoch with its report and a getter of the weights as they are now; False stops training."""
 
 
-def fit(spec: ModelSpec, train: Films, val: Films, settings: TrainSettings, on_epoch: OnEpoch | None = None) -> Fitted:
+def fit(
+    spec: ModelSpec,
+    train: Films,
+    val: Films,
+    settings: TrainSettings,
+    on_epoch: OnEpoch | None = None,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    resume: Checkpoint | None = None,
+) -> Fitted:
     """Train a model; the same arguments give the same weights on the same machine and number of threads.
 
-    Raises `InputError` for films that cannot be trained on, `RayscanError` when training diverges.
+    Labels are class indices; where there are several diseases, the validation AUC is that of any disease against none.
+    `weights` is a state of the same architecture to start from; what it lacks of the classifier starts at random.
+    `resume` goes on after the checkpoint's epoch, with the films and settings it was made with (device and threads may
+    differ); `weights` is then not looked at.
+
+    Raises `InputError` for films that cannot be trained on, for weights or a checkpoint that do not fit, and for
+    settings under which no layer learns; `RayscanError` when training diverges.
     """
     _check(spec, train, val)
     device = choose_device(settings.device)
     if device.type == "cpu":
         keep_memory()
     with _deterministic(settings, device):
-        return _Training(spec, train, val, settings, device).run(on_epoch)
+        training = _Training(spec, train, val, settings, device, None if resume else weights)
+        if resume is not None:
+            training.restore(resume)
+        return training.run(on_epoch)
 
 
 class _Training:
     """The state of one training."""
 
     def __init__(
-        self, spec: ModelSpec, train: Films, val: Films, settings: TrainSettings, device: torch.device
+        self,
+        spec: ModelSpec,
+        train: Films,
+        val: Films,
+        settings: TrainSettings,
+        device: torch.device,
+        weights: Mapping[str, Tensor] | None,
     ) -> None:
         self.spec, self.settings, self.device = spec, settings, device
         self.train, self.train_labels = resize_films(train.pixels, spec.preprocessing.size), train.labels
         self.val, self.val_labels = resize_films(val.pixels, spec.preprocessing.size), val.labels
+        self.films = _digest(train, val)
         self.network = build(spec).to(device).to(memory_format=torch.channels_last)
         self.classifier = ScanClassifier(Preprocess(spec.preprocessing), self.network).to(device)
-        self.augment = Augment(settings.augment)
-        self.generator = torch.Generator(device).manual_seed(settings.seed)
-        labels = torch.tensor(train.labels)
-        balanced = settings.class_weighting == "balanced"
-        self.weights = class_weights(labels, len(spec.classes)).to(device) if balanced else None
         self.learns = any(parameter.requires_grad for parameter in self.network.parameters())
+        self.groups: Sequence[Sequence[nn.Parameter]] = layer_groups(self.network) if self.learns else []
+        if weights is not None:
+            load_weights(self.network, self.groups[-1] if self.groups else [], weights)
+        labels = torch.tensor(train.labels)
         if isinstance(self.network, Majority):
             self.network.learn(labels.to(device))
+        self.average = Average(self.network, settings.ema) if settings.ema and self.learns else None
+        self.optimiser = make_optimiser(self.groups, settings) if self.learns else None
+        self.augment = Augment(settings.augmentation)
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        balanced = settings.class_weighting == "balanced"
+        self.weights = class_weights(labels, len(spec.classes)).to(device) if balanced else None
+        self.history: list[EpochReport] = []
+        self.best_state: StateDict = {}
+        self.best_logits = np.empty(0, dtype=np.float32)
+        self.earlier = 0.0
+        self.begun = time.perf_counter()
+
+    @property
+    def best(self) -> EpochReport | None:
+        """The first of the epochs that are as good as any; None before the first."""
+        return max(self.history, key=_quality, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning, those before an interruption included."""
+        return self.earlier + time.perf_counter() - self.begun
+
+    @property
+    def judged(self) -> ScanClassifier:
+        """What is evaluated and kept: with the averaged weights, where there are such."""
+        if self.average is None:
+            return self.classifier
+        return ScanClassifier(self.classifier.preprocess, self.average.network).to(self.device)
 
     def run(self, on_epoch: OnEpoch | None) -> Fitted:
-        started = time.perf_counter()
         epochs = self.settings.epochs if self.learns else 1
-        steps = max(1, len(self.train_labels) // self.settings.batch_size)
-        optimiser = _optimiser(self.network, self.settings) if self.learns else None
-        history: list[EpochReport] = []
-        best, best_state, best_logits = None, self.state_dict(), np.empty(0, dtype=np.float32)
-        for epoch in range(1, epochs + 1):
-            begun = time.perf_counter()
-            losses = [
-                self._step(index, optimiser, rate=_one_cycle((epoch - 1) * steps + step, epochs * steps))
-                for step, index in enumerate(self._batches(epoch, steps))
-            ]
-            logits = self._evaluate()
-            report = EpochReport(
-                epoch=epoch,
-                train_loss=float(np.mean(losses)),
-                val_auc=auc(self.val_labels, logits[:, 1] - logits[:, 0]),
-                val_loss=float(cross_entropy(torch.from_numpy(logits), torch.tensor(self.val_labels))),
-                seconds=time.perf_counter() - begun,
-            )
+        for epoch in range(len(self.history) + 1, epochs + 1):
+            if self._is_stale():
+                break
+            report = self._epoch(epoch)
             log.info(
                 "%s epoch %d/%d: train loss %.4f, val AUC %.4f, val loss %.4f, %.1f s",
                 *(self.spec.name, epoch, epochs, report.train_loss, report.val_auc, report.val_loss, report.seconds),
             )
-            history.append(report)
-            if best is None or (report.val_auc, -report.val_loss) > (best.val_auc, -best.val_loss):
-                best, best_state, best_logits = report, self.state_dict(), logits
-            if on_epoch is not None and not on_epoch(report, self.state_dict):
+            if on_epoch is not None and not on_epoch(report, EpochState(self)):
                 break
-        assert best is not None
+        assert self.best is not None
         return Fitted(
             spec=self.spec,
             settings=self.settings,
-            state_dict=best_state,
-            val_logits=best_logits,
-            history=tuple(history),
-            best=best,
-            seconds=time.perf_counter() - started,
+            state_dict=self.best_state,
+            val_logits=self.best_logits,
+            history=tuple(self.history),
+            best=self.best,
+            seconds=self.seconds,
         )
 
     def state_dict(self) -> StateDict:
-        """A copy of the weights on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        """A copy of the evaluated weights on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.judged.network.state_dict().items()}
 
-    def _batches(self, epoch: int, steps: int) -> list[npt.NDArray[np.int64]]:
-        """Indices of this epoch's films in its own order; what does not fill a batch waits for another epoch."""
-        order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.train_labels))
-        return np.array_split(order[: steps * self.settings.batch_size], steps)
+    def checkpoint(self) -> Checkpoint:
+        """The whole state."""
+        tensors = {
+            **dict(under("network", self.network.state_dict())),
+            **dict(under("best", self.best_state)),
+            **dict(under("generator", self._generators())),
+            "best_logits": torch.tensor(self.best_logits),
+        }
+        facts: dict[str, Any] = {
+            **self._identity(),
+            "epoch": len(self.history),
+            "device": self.device.type,
+            "history": [asdict(report) for report in self.history],
+            "seconds": self.seconds,
+        }
+        if self.optimiser is not None:
+            tensors |= dict(under("optimiser", optimiser_state(self.optimiser)))
+        if self.average is not None:
+            tensors |= dict(under("average", self.average.network.state_dict()))
+            facts["averaged_steps"] = self.average.updates
+        return Checkpoint(tensors=tensors, facts=facts)
 
-    def _step(self, index: npt.NDArray[np.int64], optimiser: torch.optim.Optimizer | None, *, rate: float) -> float:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from there. Raises `InputError` when it is of another training."""
+        checkpoint.require(self._identity())
+        restore_network(self.network, checkpoint.part("network"))
+        if self.optimiser is not None:
+            restore_optimiser(self.optimiser, checkpoint.part("optimiser"))
+        if self.average is not None:
+            restore_network(self.average.network, checkpoint.part("average"))
+            self.average.updates = int(checkpoint.facts["averaged_steps"])
+        self.best_state = checkpoint.part("best")
+        self.best_logits = checkpoint.tensors["best_logits"].numpy()
+        self.history = [EpochReport(**report) for report in checkpoint.facts["history"]]
+        self.earlier = float(checkpoint.facts["seconds"])
+        states = checkpoint.part("generator")
+        torch.set_rng_state(states["torch"])
+        # generators of different kinds of devices cannot take over from one another
+        if checkpoint.facts["device"] == self.device.type:
+            self.generator.set_state(states["augment"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(states["cuda"], self.device)
+
+    def _identity(self) -> dict[str, Any]:
+        """What two trainings must share for one to go on with the other's checkpoint."""
+        settings = asdict(self.settings)
+        del settings["device"], settings["threads"]
+        return {"spec": self.spec.to_json(), "settings": settings, "films": self.films}
+
+    def _generators(self) -> dict[str, Tensor]:
+        states = {"torch": torch.get_rng_state(), "augment": self.generator.get_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _is_stale(self) -> bool:
+        """Whether so many epochs went by without a better one that training stops."""
+        if self.best is None or not self.settings.patience:
+            return False
+        return len(self.history) - self.best.epoch >= self.settings.patience
+
+    def _epoch(self, epoch: int) -> EpochReport:
+        """Train for one epoch, evaluate, and keep the weights if none were better."""
+        begun = time.perf_counter()
+        if self.learns:
+            freeze(self.groups, self.settings, epoch)
+        losses = [
+            self._step(epoch, step, index)
+            for step, index in enumerate(films_of_epoch(self.settings, self.train_labels, epoch))
+        ]
+        logits = self._evaluate()
+        report = EpochReport(
+            epoch=epoch,
+            train_loss=float(np.mean(losses)),
+            val_auc=auc((self.val_labels > 0).astype(np.int64), disease_log_odds(logits)),
+            val_loss=float(cross_entropy(torch.from_numpy(logits), torch.tensor(self.val_labels))),
+            seconds=time.perf_counter() - begun,
+        )
+        self.history.append(report)
+        if self.best is report:
+            self.best_state, self.best_logits = self.state_dict(), logits
+        return report
+
+    def _step(self, epoch: int, step: int, index: Indices) -> float:
         """One step of gradient descent; the loss before it."""
         # only the batch is copied: the films may be a read-only view of memory that other processes share
         films = torch.from_numpy(self.train[index]).to(self.device)
         labels = torch.from_numpy(self.train_labels[index]).to(self.device)
-        self.network.train()
-        with torch.set_grad_enabled(self.learns):
-            films = self.augment(films, self.generator)
-            # measured: on CPUs bfloat16 is slower in training than float32 once the allocator keeps its memory
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-                logits = self.classifier.logits(films)
-            minimised = cross_entropy if self.settings.loss == "cross_entropy" else focal
-            loss = minimised(logits, labels, weights=self.weights, smoothing=self.settings.label_smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise RayscanError(
-                f"training of {self.spec.name} diverged: the loss is {value};"
-                f" lower the learning rate ({self.settings.learning_rate:g})"
+        films = self.augment(films, self.generator)
+        if self.settings.mixup or self.settings.cutmix:
+            films, labels = mix(
+                films,
+                labels,
+                classes=len(self.spec.classes),
+                mixup=self.settings.mixup,
+                cutmix=self.settings.cutmix,
+                rng=mixing_generator(self.settings, epoch, step),
             )
-        if optimiser is not None:
-            for group in optimiser.param_groups:
-                group["lr"] = self.settings.learning_rate * rate
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
-            optimiser.step()
+        train_mode(self.network)
+        if self.optimiser is not None:
+            self.optimiser.zero_grad()
+        value = self._gradients(films, labels)
+        if self.optimiser is not None:
+            steps = steps_of_epoch(self.settings, len(self.train_labels))
+            share = rate(self.settings, (epoch - 1) * steps + step, self.settings.epochs * steps)
+            set_rate(self.optimiser, self.settings.learning_rate * share)
+            if self.settings.clip_norm:
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
+            self.optimiser.step()
+        if self.average is not None:
+            self.average.update(self.network)
+        return value
+
+    def _gradients(self, films: Tensor, labels: Tensor) -> float:
+        """Add up the gradients of a step's batches; the mean loss of all its films."""
+        # two films a batch, where there are so many: batch normalisation cannot do with one
+        parts = max(1, min(self.settings.accumulate, len(films) // 2))
+        whole, value = importance(labels, self.weights).sum(), 0.0
+        for batch, wanted in zip(films.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            with torch.set_grad_enabled(self.learns), _precision(self.device):
+                logits = self.classifier.logits(batch)
+                loss = LOSSES[self.settings.loss](
+                    logits, wanted, weights=self.weights, smoothing=self.settings.label_smoothing
+                )
+                if parts > 1:
+                    loss = loss * (importance(wanted, self.weights).sum() / whole)
+            value += loss.item()
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss is {value}")
+            if self.learns:
+                loss.backward()  # type: ignore[no-untyped-call]
         return value
 
     @torch.inference_mode()
     def _evaluate(self) -> npt.NDArray[np.float32]:
         """Logits [N, C] of the validation films, as the engine computes them."""
-        self.network.eval()
+        classifier = self.judged
+        classifier.network.eval()
         parts = [
-            self.classifier.logits(torch.tensor(self.val[start : start + EVALUATION_BATCH]).to(self.device)).cpu()
+            classifier.logits(torch.tensor(self.val[start : start + EVALUATION_BATCH]).to(self.device)).cpu()
             for start in range(0, len(self.val), EVALUATION_BATCH)
         ]
         logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
         if not np.isfinite(logits).all():
-            raise RayscanError(
-                f"training of {self.spec.name} diverged: its logits are not finite;"
-                f" lower the learning rate ({self.settings.learning_rate:g})"
-            )
+            raise self._diverged("its logits are not finite")
         return logits
+
+    def _diverged(self, how: str) -> RayscanError:
+        return RayscanError(
+            f"training of {self.spec.name} diverged: {how}; lower the learning rate ({self.settings.learning_rate:g})"
+        )
+
+
+def disease_log_odds(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logits [N, C] -> log-odds [N] of any disease against none: ln((1 - p) / p) of the first class's probability p.
+
+    From the logits, as the probability itself is 0 or 1 in float32 for films a network is sure of, and ties them.
+    """
+    diseases, none = logits[:, 1:], logits[:, 0]
+    highest = diseases.max(axis=1)
+    odds: npt.NDArray[np.float32] = highest + np.log(np.exp(diseases - highest[:, None]).sum(axis=1)) - none
+    return odds
+
+
+def _quality(report: EpochReport) -> tuple[float, float]:
+    return report.val_auc, -report.val_loss
+
+
+def _precision(device: torch.device) -> torch.autocast:
+    """bfloat16 on GPUs. On CPUs float32: measured, it is faster once the allocator keeps its memory."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _digest(train: Films, val: Films) -> str:
+    """Which films in which order, and their labels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for films in (train, val):
+        digest.update("\n".join(films.scan_ids.tolist()).encode())
+        digest.update(np.ascontiguousarray(films.labels).tobytes())
+    return digest.hexdigest()
 
 
 def _check(spec: ModelSpec, train: Films, val: Films) -> None:
@@ -258,26 +401,6 @@ def _check(spec: ModelSpec, train: Films, val: Films) -> None:
             raise InputError(f"there are no {split} films of class {', '.join(missing)}; prepare a larger dataset")
         if films.labels.min() < 0 or films.labels.max() >= len(spec.classes):
             raise InputError(f"{split} films have labels beyond the classes {', '.join(spec.classes)}")
-
-
-def _optimiser(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """No decay for biases and normalisation, which it would only push off their purpose."""
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-
-def _one_cycle(step: int, steps: int) -> float:
-    """Share of the highest learning rate at a step from 0."""
-    rising = max(1, round(WARM_UP * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return (1 + math.cos(math.pi * (step - rising + 1) / (steps - rising + 1))) / 2
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 
 from models.agreement import choose_films, measure
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration, fit_temperature, operating_points
+from models.calibration import Calibration, Method, fit_calibration, operating_points
 from models.classifier import ScanClassifier
 from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder
 from models.evaluation import evaluation_entry
@@ -31,6 +31,7 @@ from models.fingerprint import fingerprint
 from models.inference import EngineError
 from models.machine import choose_device, this_machine
 from models.preprocess import Preprocess
+from models.robustness import robustness
 from models.spec import ModelSpec
 from models.zoo import build, has_features
 from pipelines.bundles import fetch_bundle, publish_bundle
@@ -39,30 +40,45 @@ from tuning.loop import Fitted
 
 FAMILIAR_FILMS: Final = 2000
 """Training films the familiarity is fitted to at most."""
+ROBUSTNESS_FILMS: Final = 300
+"""Validation films that are changed and scored again, nine times, at most."""
 BATCH: Final = 64
 
 log = logging.getLogger("rayscan")
 
 
 def promote(
-    fitted: Fitted, train: Films, val: Films, dataset_info: DatasetInfo, out: str, *, lineage: Mapping[str, Any]
+    fitted: Fitted,
+    train: Films,
+    val: Films,
+    dataset_info: DatasetInfo,
+    out: str,
+    *,
+    lineage: Mapping[str, Any],
+    calibrate: Method = "temperature",
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
 
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
     counts, versions, time): where the model comes from, a trial of a study for instance.
     """
-    temperature = fit_temperature(fitted.val_logits, val.labels)
-    uncut = Calibration(temperature=temperature, operating_points={"balanced": 0.5})
-    probability = uncut.probabilities(fitted.val_logits)[:, 1]
-    calibration = Calibration(temperature=temperature, operating_points=operating_points(val.labels, probability))
+    uncut = fit_calibration(fitted.val_logits, val.labels, calibrate)
+    probability = 1 - uncut.probabilities(fitted.val_logits)[:, 0]
+    calibration = replace(uncut, operating_points=operating_points(val.labels, probability))
     entry = evaluation_entry(
-        split="val", labels=val.labels, probability=probability, subtypes=val.subtypes, calibration=calibration
+        split="val",
+        labels=val.labels,
+        probability=probability,
+        subtypes=val.subtypes,
+        calibration=calibration,
+        patients=val.patients,
+        groups=val.groups,
     )
     device = choose_device(fitted.settings.device)
-    classifier = _classifier(fitted, temperature)
-    classifier.familiarity = _familiarity(classifier, train, device)
+    classifier = _classifier(fitted, calibration)
+    classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
+    entry["robustness"] = _robustness(classifier, val, calibration.threshold, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),
@@ -90,22 +106,44 @@ def promote(
     return fetch_bundle(out)
 
 
-def _classifier(fitted: Fitted, temperature: float) -> ScanClassifier:
+def _classifier(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
     network = build(fitted.spec)
     network.load_state_dict(dict(fitted.state_dict))
-    return ScanClassifier(Preprocess(fitted.spec.preprocessing), network, temperature=temperature).eval()
+    return ScanClassifier(Preprocess(fitted.spec.preprocessing), network, calibration).eval()
 
 
 @torch.inference_mode()
-def _familiarity(classifier: ScanClassifier, train: Films, device: torch.device) -> Familiarity | None:
-    """Fitted to training films chosen by a fixed seed; None for a network without features of its own."""
+def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: torch.device) -> Familiarity | None:
+    """Fitted to training films chosen by a fixed seed, its limit to validation films as well.
+
+    None for a network without features of its own.
+    """
     on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
-    pixels = train.pixels[choose_films(train.labels, FAMILIAR_FILMS)]
-    batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
-    if not has_features(on_device.network, on_device.preprocess(batches[0][:2].to(device))):
+    if not has_features(on_device.network, on_device.preprocess(torch.tensor(train.pixels[:2], device=device))):
         log.info("this network has no features to tell unfamiliar films by: its scores will have no ood_score")
         return None
-    return fit_familiarity(torch.cat([on_device.features(films.to(device)).cpu() for films in batches]))
+
+    def features(films: Films) -> torch.Tensor:
+        pixels = films.pixels[choose_films(films.labels, FAMILIAR_FILMS)]
+        batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+        return torch.cat([on_device.features(batch.to(device)).cpu() for batch in batches])
+
+    return fit_familiarity(features(train), features(val))
+
+
+@torch.inference_mode()
+def _robustness(classifier: ScanClassifier, val: Films, threshold: float, device: torch.device) -> dict[str, Any]:
+    on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
+
+    def score(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+        healthy: npt.NDArray[np.float32] = torch.cat(
+            [on_device(films.to(device))[:, 0].cpu() for films in batches]
+        ).numpy()
+        return 1 - healthy
+
+    chosen = choose_films(val.labels, ROBUSTNESS_FILMS)
+    return robustness(score, val.pixels[chosen], val.labels[chosen], threshold).to_json()
 
 
 def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:

@@ -31,6 +31,7 @@ from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tuning.ledger import Ledger
 from tuning.scheduler import FamilyScheduler
+from tuning.selection import SELECTS, Select
 from tuning.space import BASELINE, BASELINES, SearchSpace, leaves, space_for
 from tuning.study import (
     BEST,
@@ -73,6 +74,8 @@ class SearchSettings:
     seed: int = 0
     """Of the suggestions and of every trial's training. With several trials at a time the order in which they end
     steers TPE, so a search repeats exactly only one trial at a time."""
+    select: Select = "auc"
+    """Which trial becomes the model: the best validation `auc`, or of the few best the most `robust` one."""
     resume: bool = False
     """Go on with the study that stands at STUDY; its finished trials are not run again."""
     cpus_per_trial: int = 1
@@ -85,6 +88,8 @@ class SearchSettings:
         for name in ("trials", "epochs", "grace_epochs", "cpus_per_trial"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.select not in SELECTS:
+            raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
         if self.reduction_factor < 2:
             raise InputError(f"reduction_factor is {self.reduction_factor}; give at least 2")
         if self.time_budget_s is not None and self.time_budget_s <= 0:
@@ -138,7 +143,9 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
             reuse_actors=True,
         )
         _run(trainable, config, ledger)
-    record, bundle = promote_best(store, ledger.records, study, dataset=info, train=train, val=val)
+    record, bundle = promote_best(
+        store, ledger.records, study, dataset=info, train=train, val=val, select=settings.select
+    )
     assert record.auc is not None  # the leaderboard holds only trials with a result
     return StudySummary(
         study=store.root,

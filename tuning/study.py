@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 
 from models.bundle import Bundle
+from models.calibration import Calibration
 from models.classifier import ScanClassifier
 from models.errors import BundleError, InputError, RayscanError
 from models.films import Films
@@ -35,8 +36,9 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError, NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
-from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, StateDict
+from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, StateDict, TrainSettings
 from tuning.promote import promote
+from tuning.selection import TOP, Score, Select, most_robust
 from tuning.space import to_spec_and_settings
 
 TrialStatus = Literal["complete", "pruned", "failed"]
@@ -231,41 +233,67 @@ def count_statuses(records: Sequence[TrialRecord]) -> dict[str, int]:
 
 
 def promote_best(
-    store: Store, records: Sequence[TrialRecord], study: StudyInfo, *, dataset: DatasetInfo, train: Films, val: Films
+    store: Store,
+    records: Sequence[TrialRecord],
+    study: StudyInfo,
+    *,
+    dataset: DatasetInfo,
+    train: Films,
+    val: Films,
+    select: Select = "auc",
 ) -> tuple[TrialRecord, Bundle]:
     """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
+
+    `select` "robust" takes, of the few best, the one that does best on changed films; see `tuning/selection.py`.
 
     Its figures are computed anew from those weights, not taken from the table. Where that trial is the bundle already,
     it stays as it is: another model_id would have every archive scored again.
 
     Raises `RayscanError` where every trial failed, `IncompleteError` where none came as far as its first epoch.
     """
-    record = best_trial(records)
-    if record is None:
+    ranked = leaderboard(records)
+    if not ranked:
         raise _no_result(store, records)
+    record = ranked[0]
+    lineage: dict[str, Any] = {}
+    if select == "robust":
+        place, told = most_robust([_scorer(store, one, study, dataset) for one in ranked[:TOP]], val)
+        record = ranked[place]
+        lineage["selection"] = [{"trial": one.number, **of} for one, of in zip(ranked, told, strict=False)]
     if (standing := _standing(store)) is not None and standing.lineage.get("trial_id") == record.trial_id:
         return record, standing
-    spec, settings = to_spec_and_settings(
-        record.parameters,
-        preprocessing=dataset.preprocessing,
-        epochs=study.epochs,
-        seed=record.seed,
-        threads=study.settings["cpus_per_trial"],
-    )
+    spec, settings = _spec_and_settings(record, study, dataset)
     weights = load_weights(store, record.trial_id)
     history = tuple(EpochReport(**epoch) for epoch in record.history)
     fitted = Fitted(
         spec=spec,
         settings=settings,
         state_dict=weights,
-        val_logits=_logits(spec, weights, val),
+        val_logits=_logits(spec, weights, val.pixels),
         history=history,
         best=max(history, key=lambda report: (report.val_auc, -report.val_loss)),
         seconds=record.seconds,
     )
-    lineage = {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
+    lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
     bundle = promote(fitted, train, val, dataset_info=dataset, out=store.uri(BEST), lineage=lineage)
     return record, bundle
+
+
+def _spec_and_settings(record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> tuple[ModelSpec, TrainSettings]:
+    return to_spec_and_settings(
+        record.parameters,
+        preprocessing=dataset.preprocessing,
+        epochs=study.epochs,
+        seed=record.seed,
+        threads=study.settings["cpus_per_trial"],
+    )
+
+
+def _scorer(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> Score:
+    spec, _ = _spec_and_settings(record, study, dataset)
+    weights = load_weights(store, record.trial_id)
+    plain = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
+    return lambda pixels: 1 - plain.probabilities(_logits(spec, weights, pixels))[:, 0]
 
 
 def _no_result(store: Store, records: Sequence[TrialRecord]) -> RayscanError:
@@ -284,13 +312,13 @@ def _standing(store: Store) -> Bundle | None:
 
 
 @torch.inference_mode()
-def _logits(spec: ModelSpec, weights: StateDict, films: Films) -> npt.NDArray[np.float32]:
+def _logits(spec: ModelSpec, weights: StateDict, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Uncalibrated logits [N, C] in float32 on the CPU, as the engine computes them."""
     network = build(spec)
     network.load_state_dict(weights)
     classifier = ScanClassifier(Preprocess(spec.preprocessing), network).eval()
     classifier.to(memory_format=torch.channels_last)
-    starts = range(0, len(films), EVALUATION_BATCH)
-    parts = [classifier.logits(torch.tensor(films.pixels[start : start + EVALUATION_BATCH])) for start in starts]
+    starts = range(0, len(pixels), EVALUATION_BATCH)
+    parts = [classifier.logits(torch.tensor(pixels[start : start + EVALUATION_BATCH])) for start in starts]
     logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return logits

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ from pipelines.storage import Store, open_store
 MANIFEST = "dataset.json"
 READ_THREADS = 8
 _ROWS = ["scan_id", "label", "subtype", "patient_key"]
+_GROUPS = ["site", "view", "width"]
+"""Columns whose values are subgroups of an evaluation."""
+_WIDTHS = (0, 800, 1200, 1600, 2000)
+"""Lower ends of the groups of widths, in pixels of the file."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -85,13 +90,26 @@ def load_films(uri: str, split: str) -> Films:
         patients=pc.coalesce(table["patient_key"], table["scan_id"]).to_numpy().astype(str),
         subtypes=pc.fill_null(table["subtype"], "").to_numpy().astype(str),
         scan_ids=table["scan_id"].to_numpy().astype(str),
+        groups={name: _names(table[name]) for name in _GROUPS},
     )
+
+
+def _names(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
+    """The subgroup of each film; empty where the column says nothing."""
+    if pa.types.is_integer(column.type):
+        low = np.array(_WIDTHS)
+        names = [f"{a} to {b - 1} px" for a, b in pairwise(low)] + [f"{low[-1]} px and more"]
+        known = pc.fill_null(column, -1).to_numpy()
+        named = np.array(names)[np.searchsorted(low, known, side="right") - 1]
+        return np.where(known < 0, "", named)
+    found: npt.NDArray[np.str_] = pc.fill_null(column, "").to_numpy(zero_copy_only=False).astype(str)
+    return found
 
 
 def _read_part(store: Store, part: str) -> tuple[pa.Table, Pixels]:
     """The rows without pixels, and the pixels [n, size, size]."""
     try:
-        table = pq.read_table(pa.BufferReader(store.get(part)), columns=[*_ROWS, "pixels"]).combine_chunks()
+        table = pq.read_table(pa.BufferReader(store.get(part)), columns=[*_ROWS, *_GROUPS, "pixels"]).combine_chunks()
     except pa.ArrowException as error:
         raise InputError(f"{store.uri(part)}: not a readable part; run `rayscan prepare` again") from error
-    return table.select(_ROWS), table["pixels"].chunk(0).to_numpy_ndarray()
+    return table.select([*_ROWS, *_GROUPS]), table["pixels"].chunk(0).to_numpy_ndarray()

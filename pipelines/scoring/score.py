@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from models.bundle import Bundle
 from models.calibration import Calibration, called_positive
+from models.gate import check_distance
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason, Status
@@ -139,6 +140,7 @@ class _Writing:
         self.plan = plan
         bundle = _bundle(plan)
         self.calibration = bundle.calibration
+        self.limit = bundle.distance_limit()
         self.side = bundle.spec.preprocessing.film_size
         device, self.batch = ("cuda", GPU_BATCH) if layout.gpus_per_actor else ("cpu", CPU_BATCH)
         self.engine = load_engine(bundle, device=device, threads=1, precision=precision, batch=self.batch)
@@ -148,7 +150,7 @@ class _Writing:
         summary: dict[str, Any] = {"shard": shard, "scans": rows.num_rows, "engine": self.engine.choice.to_json()}
         if films is None:
             return {name: [value] for name, value in {**summary, **dict.fromkeys(_MEASURED, 0)}.items()}
-        read, verdicts, infer_seconds = infer(films, self.engine, self.batch)
+        read, verdicts, infer_seconds = infer(films, self.engine, self.batch, self.limit)
         started = time.perf_counter()
         write_part(self.store, self.plan, shard, to_scores(rows, verdicts, self.plan, shard, self.calibration))
         measured = {
@@ -168,8 +170,10 @@ class _Writing:
 _MEASURED: Final = ("bytes", "fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
 
 
-def infer(films: Iterable[Film], engine: "Engine", batch: int) -> tuple[list[Film], list[Verdict], float]:
-    """Run the model on the films that have pixels, `batch` at a time.
+def infer(
+    films: Iterable[Film], engine: "Engine", batch: int, limit: float = math.inf
+) -> tuple[list[Film], list[Verdict], float]:
+    """Run the model on the films that have pixels, `batch` at a time; one farther off than `limit` is rejected.
 
     Returns what became of each scan, twice and in order: its film (without pixels) and its verdict; and the seconds of
     inference.
@@ -196,7 +200,7 @@ def infer(films: Iterable[Film], engine: "Engine", batch: int) -> tuple[list[Fil
             run()
     if waiting:
         run()
-    return read, [_verdict(film, *results.get(n, (None, None))) for n, film in enumerate(read)], seconds
+    return read, [_verdict(film, limit, *results.get(n, (None, math.nan))) for n, film in enumerate(read)], seconds
 
 
 def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, calibration: Calibration) -> pa.Table:
@@ -231,10 +235,12 @@ def _bundle(plan: Plan) -> Bundle:
     return bundle
 
 
-def _verdict(film: Film, classes: npt.NDArray[np.float32] | None, distance: float | None) -> Verdict:
-    status = Status.SCORED if film.reason is None else STATUS_OF_REASON[film.reason]
-    known = None if distance is None or math.isnan(distance) else distance
-    return Verdict(status, film.reason, classes, known, film.grey)
+def _verdict(film: Film, limit: float, classes: npt.NDArray[np.float32] | None, distance: float) -> Verdict:
+    known = None if math.isnan(distance) else distance
+    refusal = check_distance(distance, limit)
+    reason = Reason(refusal) if refusal else film.reason
+    status = Status.SCORED if reason is None else STATUS_OF_REASON[reason]
+    return Verdict(status, reason, None if refusal else classes, known, film.grey)
 
 
 def _handed_over(told: list[dict[str, Any]], pixels: bytes, side: int) -> Iterator[Film]:

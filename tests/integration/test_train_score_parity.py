@@ -12,6 +12,7 @@ from pipelines.ingest.prepare import PrepareSettings, prepare
 from pipelines.results.query import ask
 from pipelines.scoring.runs import ScoreSettings, score
 from tuning.loop import TrainSettings
+from tuning.recipe import Recipe
 from tuning.train import train
 
 
@@ -21,7 +22,7 @@ def test_scoring_an_archive_equals_the_engine_on_prepared_films(phantom_archive:
     build_catalog(str(phantom_archive), at["catalog"], CatalogSettings(labels="path"))
     prepare(at["catalog"], at["dataset"], PrepareSettings(size=64))
     # A network smaller than the films: scoring must decode as `prepare` did before it shrinks.
-    train(at["dataset"], at["bundle"], "cnn", TrainSettings(epochs=1), size=32)
+    train(at["dataset"], at["bundle"], Recipe(model="cnn", size=32, training=TrainSettings(epochs=1)))
     score(at["catalog"], at["bundle"], at["scores"], ScoreSettings(shard_size=50, precision="fp32"))
 
     films = load_films(at["dataset"], "val")

@@ -57,7 +57,7 @@ def save(folder: Path, **changes: Any) -> Bundle:
 
 def test_saved_and_loaded_model_gives_the_same_probabilities_bit_for_bit(tmp_path: Path) -> None:
     bundle = save(tmp_path / "b")
-    classifier = ScanClassifier(Preprocess(bundle.spec.preprocessing), network(), temperature=1.5).eval()
+    classifier = ScanClassifier(Preprocess(bundle.spec.preprocessing), network(), CALIBRATION).eval()
     films = torch.from_numpy(FILMS.pixels)
     with torch.inference_mode():
         expected = classifier(films).numpy()
@@ -78,6 +78,8 @@ def test_familiarity_lies_among_the_weights_and_comes_back(tmp_path: Path) -> No
     assert familiarity is not None
     assert kept is not None
     assert torch.equal(kept(spread), familiarity(spread))
+    assert bundle.distance_limit() == float(familiarity.limit)
+    assert save(tmp_path / "unlimited").distance_limit() == float("inf")
     assert set(bundle.network().state_dict()) == set(network().state_dict())
     assert bundle.model_id != save(tmp_path / "without").model_id
 

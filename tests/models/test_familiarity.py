@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models.classifier import ScanClassifier
-from models.familiarity import AXES, Familiarity, fit_familiarity
+from models.familiarity import AXES, MARGIN, USUAL, Familiarity, fit_familiarity
 from models.preprocess import Preprocess
 from models.zoo import build
 from tests.models.synthetic import blob_films, small_spec
@@ -59,6 +59,26 @@ def test_few_films_give_finite_distances(films: int) -> None:
     assert bool(torch.isfinite(familiarity(cloud(30, seed=2))).all())
 
 
+def test_the_limit_lies_beyond_films_of_the_same_kind_and_before_others() -> None:
+    familiarity = fit_familiarity(cloud(1500))
+    assert familiarity is not None
+    limit = float(familiarity.limit)
+    assert float(familiarity(cloud(1500)).max()) < limit
+    assert float(familiarity(cloud(3000, seed=4)).max()) < limit
+    assert float(familiarity(cloud(200, seed=5) + 40 * torch.eye(200)[3]).min()) > limit
+
+
+def test_the_limit_grows_with_films_the_network_did_not_learn_from() -> None:
+    learned, spread = cloud(400), 5 + 2 * (cloud(300, seed=1) - 5)
+    alone, together = fit_familiarity(learned), fit_familiarity(learned, held_out=spread)
+    assert alone is not None
+    assert together is not None
+    assert torch.equal(alone.axes, together.axes), "they say how far is far, not where the films lie"
+    assert float(together.limit) == pytest.approx(MARGIN * float(together(spread).quantile(USUAL)))
+    assert float(together.limit) > 1.5 * float(alone.limit)
+    assert float(fit_familiarity(learned, held_out=spread[:0]).limit) == float(alone.limit)  # type: ignore[union-attr]
+
+
 def test_features_that_do_not_vary_tell_nothing() -> None:
     assert fit_familiarity(torch.full((50, 8), 3.0)) is None
     assert fit_familiarity(torch.zeros(50, 8)) is None
@@ -72,6 +92,9 @@ def test_it_is_fitted_the_same_way_each_time_and_survives_its_state() -> None:
     features = cloud(20, seed=3)
     assert torch.equal(one(features), two(features))
     assert torch.equal(one(features), kept(features))
+    assert torch.equal(one.limit, kept.limit)
+    older = {name: tensor for name, tensor in one.state_dict().items() if name != "limit"}
+    assert float(Familiarity.from_state(older).limit) == float("inf"), "a model made before there was a limit has none"
     with pytest.raises(KeyError):
         Familiarity.from_state({"mean": torch.zeros(3)})
     with pytest.raises(TypeError):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.calibration import Calibration
 from models.classifier import ScanClassifier
 from models.preprocess import Preprocess, resize
 from models.spec import Normalise, Preprocessing
@@ -48,13 +49,16 @@ def test_resizing_beforehand_equals_resizing_in_the_graph() -> None:
 
 def test_classifier_exports_with_any_batch_and_gives_probabilities() -> None:
     spec = small_spec()
-    classifier = ScanClassifier(Preprocess(spec.preprocessing), build(spec), temperature=1.7).eval()
+    curve = ((-2.0, -1.5), (0.0, 0.2), (3.0, 2.0))
+    calibration = Calibration(temperature=1.7, operating_points={"balanced": 0.5}, bias=-0.4, curve=curve)
+    classifier = ScanClassifier(Preprocess(spec.preprocessing), build(spec), calibration).eval()
     films = torch.from_numpy(blob_films(4).pixels)
     exported = torch.export.export(classifier, (films,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     other = torch.from_numpy(blob_films(6, seed=1).pixels)
     with torch.inference_mode():
         probability = classifier(other)
         assert torch.allclose(exported.module()(other), probability, atol=1e-6)
-        assert torch.allclose(probability, torch.softmax(classifier.logits(other) / 1.7, dim=1))
+        expected = calibration.probabilities(classifier.logits(other).numpy())
+        assert torch.allclose(probability, torch.from_numpy(expected), atol=1e-6)
     assert torch.allclose(probability.sum(dim=1), torch.ones(6))
     assert probability.numpy().dtype == np.float32

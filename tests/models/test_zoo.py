@@ -4,8 +4,21 @@ import torch
 from models.errors import InputError
 from models.losses import cross_entropy
 from models.spec import ModelSpec, Scalar
-from models.zoo import build, classify, features, has_features, known_models
+from models.zoo import build, classify, entry, features, has_features, known_models, layer_groups
 from tests.models.synthetic import small_spec
+
+BACKBONES = {
+    "legacy_xception": 64,
+    "resnet18": 32,
+    "densenet121": 32,
+    "efficientnet_b0": 32,
+    "mobilenetv3_large_100": 32,
+    "mobilenetv2_035": 32,
+    "mobilenetv2_100": 32,
+    "convnext_tiny": 32,
+    "vit_small_patch16_224": 32,
+}
+"""And the side of films that is enough for each."""
 
 FILMS = torch.randn(4, 1, 32, 32)
 LABELS = torch.tensor([0, 1, 0, 1])
@@ -20,6 +33,9 @@ LABELS = torch.tensor([0, 1, 0, 1])
         small_spec("cnn", depth=3, width=12, residual=False, pooling="both", head=16, blocks=2),
         small_spec("cnn", depth=4, width=4, residual=True, pooling="max"),
         small_spec("cnn", size=36, depth=4, width=8),
+        small_spec("cnn", depth=3, width=12, kernel=5, norm="group", downsample="max"),
+        small_spec("cnn", depth=2, width=8, kernel=7, norm="none", downsample="avg", blocks=2),
+        small_spec("cnn", size=37, depth=2, width=8, norm="none", downsample="max", residual=False),
         small_spec("resnet10t", drop_rate=0.1),
         small_spec("vit_tiny_patch16_224", drop_path_rate=0.1),
     ],
@@ -60,6 +76,11 @@ def test_majority_gives_the_prevalence_and_has_no_gradient() -> None:
         ("cnn", {"depth": 5}, "needs films of at least 64 pixels, these have 32"),
         ("cnn", {"width": 0}, "out of range"),
         ("cnn", {"pooling": "median"}, "unknown pooling"),
+        ("cnn", {"kernel": 4}, "kernel=4 is out of range; choose from 3, 5, 7"),
+        ("cnn", {"norm": "layer"}, "unknown norm 'layer'; choose from batch, group, none"),
+        ("cnn", {"downsample": "min"}, "unknown downsample 'min'"),
+        ("resnet10t", {"drop_rate": 1.0}, "drop_rate=1.0 is out of range"),
+        ("resnet10t", {"same_padding": True}, "timm cannot build 'resnet10t'"),
         ("mlp", {"dropout": 1.0}, "out of range"),
         ("resnet10t", {"depth": 3}, "no parameter 'depth'"),
         ("vgg11", {"drop_path_rate": 0.1}, "timm cannot build 'vgg11'"),
@@ -86,21 +107,7 @@ def test_wide_spread_of_cnn_shapes_survives_a_backward_pass() -> None:
         assert all(module.stride == (1, 1) for module in strided)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("cnn", 32),
-        ("mlp", 32),
-        ("resnet18", 32),
-        ("densenet121", 32),
-        ("mobilenetv3_large_100", 32),
-        ("mobilenetv2_050", 32),
-        ("efficientnet_b0", 32),
-        ("convnext_tiny", 32),
-        ("vit_small_patch16_224", 32),
-        ("legacy_xception", 64),
-    ],
-)
+@pytest.mark.parametrize(("name", "size"), [("cnn", 32), ("mlp", 32), *BACKBONES.items()])
 def test_classifier_of_features_is_the_network(name: str, size: int) -> None:
     torch.manual_seed(0)
     network = build(small_spec(name, size)).eval()
@@ -121,3 +128,113 @@ def test_hidden_layers_before_the_classes_are_part_of_the_features() -> None:
     network = build(small_spec("cnn", depth=2, width=8, head=24)).eval()
     assert features(network, FILMS).shape == (4, 24)
     assert has_features(network, FILMS)
+
+
+@pytest.mark.parametrize(("name", "size"), BACKBONES.items())
+def test_groups_of_a_backbone_have_each_weight_once_and_the_classifier_last(name: str, size: int) -> None:
+    network = build(small_spec(name, size))
+    groups = layer_groups(network)
+    assert len(groups) >= 3
+    grouped = [id(parameter) for group in groups for parameter in group]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
+    known = entry(name)
+    classifier = network.get_submodule(known.classifier)
+    assert isinstance(classifier, torch.nn.Linear)
+    assert classifier.out_features == 2
+    assert {id(parameter) for parameter in classifier.parameters()} == {id(parameter) for parameter in groups[-1]}
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    assert id(first.weight) in {id(parameter) for parameter in groups[0]}
+    # a normalisation alone is no group to freeze or to give a rate of its own
+    assert all(any(parameter.ndim > 1 for parameter in group) for group in groups)
+
+
+def test_groups_of_a_backbone_that_names_none_are_its_top_level_modules() -> None:
+    network = build(small_spec("poolformer_s12"))
+    assert not hasattr(network, "group_matcher")
+    groups = layer_groups(network)
+    grouped = [id(parameter) for group in groups for parameter in group]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
+    assert [parameter.shape[0] for parameter in groups[-1]] == [2, 2]
+    assert len(groups) == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "groups"),
+    [
+        (small_spec("majority"), 0),
+        (small_spec("mlp", layers=0), 1),
+        (small_spec("mlp", layers=3), 4),
+        (small_spec("cnn", depth=3, width=8, blocks=2), 5),
+        (small_spec("cnn", depth=2, width=8, head=16), 5),
+        (small_spec("deit_tiny_distilled_patch16_224"), 14),
+    ],
+    ids=lambda value: value.name if isinstance(value, ModelSpec) else str(value),
+)
+def test_groups_are_stages_and_hidden_layers(spec: ModelSpec, groups: int) -> None:
+    network = build(spec)
+    found = layer_groups(network)
+    assert len(found) == groups
+    grouped = [id(parameter) for group in found for parameter in group]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
+    assert all(parameter.shape[0] == 2 for group in found[-1:] for parameter in group)
+
+
+def test_groups_run_from_the_film_to_the_classes() -> None:
+    """A change of a group moves the output of every deeper one, and of no shallower one."""
+    network = build(small_spec("cnn", depth=2, width=8, residual=False)).eval()
+    seen: list[torch.Tensor] = []
+    modules = [network.stem, *network.stages, network.head[-1]]  # type: ignore[misc, index]
+    for module in modules:
+        module.register_forward_hook(lambda _module, _args, output: seen.append(output.clone()))
+    network(FILMS)
+    before = seen[:]
+    for depth, group in enumerate(layer_groups(network)):
+        seen.clear()
+        kept = [parameter.detach().clone() for parameter in group]
+        with torch.no_grad():
+            for parameter in group:
+                parameter.add_(1)
+        network(FILMS)
+        assert [torch.equal(a, b) for a, b in zip(before, seen, strict=True)] == [n < depth for n in range(4)]
+        with torch.no_grad():
+            for parameter, value in zip(group, kept, strict=True):
+                parameter.copy_(value)
+
+
+def test_entries_say_what_pretrained_weights_want() -> None:
+    assert entry("legacy_xception").size == 299
+    assert entry("legacy_xception").mean == (0.5, 0.5, 0.5)
+    assert entry("resnet18").mean == (0.485, 0.456, 0.406)
+    assert entry("vit_small_patch16_224").normalise == "symmetric"
+    assert entry("cnn").normalise == "film"
+    assert entry("majority").classifier == ""
+    with pytest.raises(InputError, match=r"unknown model 'resnet51'; did you mean .*resnet50"):
+        entry("resnet51")
+
+
+def test_batches_do_not_matter_to_group_normalisation_nor_to_none() -> None:
+    for norm, alike in (("group", True), ("none", True), ("batch", False)):
+        network = build(small_spec("cnn", depth=2, width=8, dropout=0.0, norm=norm)).train()
+        alone = torch.cat([network(film[None]) for film in FILMS])
+        assert torch.allclose(network(FILMS), alone, rtol=1e-4, atol=1e-5) is alike, norm
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_signals_live_through_many_blocks_without_normalisation(residual: bool) -> None:
+    torch.manual_seed(0)
+    network = build(small_spec("cnn", 128, depth=3, width=16, blocks=4, norm="none", residual=residual)).eval()
+    found = features(network, torch.randn(2, 1, 128, 128)).detach()
+    assert 0.01 < float(found.std()) < 10
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "efficientnet_b0"])
+def test_same_padding_is_that_of_tensorflow(name: str) -> None:
+    network = build(small_spec(name, same_padding=True)).eval()
+    stem = network.get_submodule("conv_stem")
+    # TensorFlow's guide to padding SAME: an even side, kernel 3 and stride 2 leave one pixel, on the right and below
+    padded = torch.nn.functional.pad(FILMS, (0, 1, 0, 1))
+    expected = torch.nn.functional.conv2d(padded, stem.weight, stride=2)  # type: ignore[arg-type]
+    torch.testing.assert_close(stem(FILMS), expected)
+    strided = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.stride == (2, 2)]
+    assert len(strided) == 5
+    assert {module.padding for module in strided} == {(0, 0)}

@@ -1,54 +1,27 @@
 """One model judged on one split: figures by hand, films that fit the model, and a ledger of who read the test films."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration
 from models.engine import load_engine
+from models.evaluation import evaluation_entry
 from models.films import Films
 from models.spec import DISCLAIMER, Preprocessing
 from models.zoo import build
 from pipelines.bundles import evaluations
 from pipelines.errors import InputError
-from pipelines.evaluate import BATCH, evaluate
-from pipelines.storage import Store, open_store
+from pipelines.evaluate import BATCH, compare, evaluate
+from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films, small_spec
+from tests.pipelines.datasets import write_dataset
 
 SPLITS = {"val": blob_films(40, seed=1), "test": blob_films(2 * BATCH + 6, seed=2)}
-
-
-def write_dataset(store: Store, preprocessing: Preprocessing) -> None:
-    """The films of SPLITS as `prepare` would leave them."""
-    counts = {}
-    for split, films in SPLITS.items():
-        names = np.where(films.labels == 1, "PNEUMONIA", "NORMAL")
-        columns = {
-            "scan_id": films.scan_ids,
-            "label": names,
-            "subtype": films.subtypes,
-            "patient_key": films.patients,
-            "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(films.pixels),
-        }
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns), sink)
-        store.put(f"{split}.parquet", sink.getvalue().to_pybytes())
-        counts[split] = {label: int((names == label).sum()) for label in ("NORMAL", "PNEUMONIA")}
-    info = {
-        "size": SIZE,
-        "preprocessing": asdict(preprocessing),
-        "fingerprint": "9f3c",
-        "counts": counts,
-        "parts": {split: [f"{split}.parquet"] for split in SPLITS},
-    }
-    store.put("dataset.json", json.dumps(info).encode())
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +32,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     store = open_store(str(tmp_path_factory.mktemp("dataset")))
-    write_dataset(store, Preprocessing(size=SIZE))
+    write_dataset(store, Preprocessing(size=SIZE), SPLITS)
     return store.root
 
 
@@ -151,7 +124,7 @@ def test_a_page_is_written_when_asked_for(bundle: Bundle, dataset: str, tmp_path
 )
 def test_films_prepared_in_another_way_are_refused(bundle: Bundle, tmp_path: Path, prepared: Preprocessing) -> None:
     store = open_store(str(tmp_path / "dataset"))
-    write_dataset(store, prepared)
+    write_dataset(store, prepared, SPLITS)
     with pytest.raises(InputError, match=f"prepare the data set again with --size {SIZE} --decode dct"):
         evaluate(str(bundle.folder), store.root, "test")
     assert evaluations(str(bundle.folder)) == [], "nothing was read"
@@ -175,3 +148,76 @@ def test_what_the_graph_does_by_itself_needs_no_other_films(tmp_path: Path, data
 def test_a_split_without_films_is_named(bundle: Bundle, dataset: str) -> None:
     with pytest.raises(InputError, match="no films in split 'train'"):
         evaluate(str(bundle.folder), dataset, "train")
+
+
+def test_subgroups_and_intervals_over_patients_stand_in_the_ledger(bundle: Bundle, dataset: str) -> None:
+    evaluate(str(bundle.folder), dataset, "test")
+    (entry,) = evaluations(str(bundle.folder))
+    films, groups = SPLITS["test"], entry["groups"]
+    assert {name: group["n"] for name, group in groups["site"].items()} == {
+        "north": int((np.arange(len(films)) % 3 > 0).sum()),
+        "south": int((np.arange(len(films)) % 3 == 0).sum()),
+    }
+    assert groups["view"] == {}, "no film says its view"
+    assert sum(group["n"] for group in groups["width"].values()) <= len(films)
+    assert "800 to 1199 px" in groups["width"]
+    for figure in ("auc", "average_precision", "mcc", "log_loss"):
+        at = entry["over_patients"][figure]
+        assert at["low"] < at["value"] < at["high"], figure
+    rare, common = entry["predictive_values"][0], entry["predictive_values"][-1]
+    assert rare["ppv"]["value"] < common["ppv"]["value"]
+    assert rare["npv"]["value"] > common["npv"]["value"]
+
+
+def test_models_are_compared_on_the_same_films(bundle: Bundle, dataset: str, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    other = save_bundle(
+        tmp_path / "other",
+        spec=bundle.spec,
+        state_dict=build(bundle.spec).state_dict(),
+        calibration=bundle.calibration,
+        evaluation={},
+        lineage={},
+    )
+    page = tmp_path / "comparison.html"
+    summary = compare([str(bundle.folder), str(other.folder)], dataset, "test", report=str(page))
+    alone = [evaluate(str(one.folder), dataset, "test") for one in (bundle, other)]
+    assert [one.metrics for one in summary.models] == [one.metrics for one in alone]
+    told = page.read_text()
+    assert told.count("<svg") == 4, "curves, bars and two confusion matrices"
+    assert DISCLAIMER in told
+    assert all(one.model_id in told for one in (bundle, other))
+    with pytest.raises(InputError, match="hold the same model"):
+        compare([str(bundle.folder), str(bundle.folder)], dataset, "val")
+
+
+@pytest.mark.parametrize("method", ["saerens", "bbse"])
+def test_a_share_of_disease_is_estimated_only_when_asked_for(
+    bundle: Bundle, dataset: str, tmp_path: Path, method: str
+) -> None:
+    with pytest.raises(InputError, match="does not say how it did on validation films"):
+        evaluate(str(bundle.folder), dataset, "val", prior_shift=method)
+    val = evaluate(str(bundle.folder), dataset, "val")
+    assert val.prior_shift is None
+    films, rng = SPLITS["val"], np.random.default_rng(0)
+    good = (0.3 + 0.4 * films.labels + rng.normal(0, 0.15, len(films))).clip(0, 1).astype(np.float32)
+    points = bundle.calibration
+    entry = evaluation_entry(
+        split="val", labels=films.labels, probability=good, subtypes=films.subtypes, calibration=points
+    )
+    judged = save_bundle(
+        tmp_path / "judged",
+        spec=bundle.spec,
+        state_dict=bundle.network().state_dict(),
+        calibration=bundle.calibration,
+        evaluation={"val": entry},
+        lineage={},
+    )
+    page = tmp_path / "page.html"
+    found = evaluate(str(judged.folder), dataset, "val", prior_shift=method, report=str(page)).prior_shift
+    assert found is not None
+    assert found["method"] == method
+    assert found["training"] == found["true"] == val.metrics["positives"] / val.metrics["n"]
+    assert 0 < found["estimated"] < 1
+    assert found["brier"][0] == pytest.approx(val.metrics["brier"])
+    assert f"{100 * found['estimated']:.1f} % ({method})" in page.read_text()

@@ -15,7 +15,7 @@ from pipelines.errors import AccessError, InputError, NotFoundError, StorageErro
 from pipelines.storage import Store, open_store, split_uri
 from tests.chaos.fault_proxy import Faults, faulty
 from tests.servers import S3Server
-from tuning.loop import TrainSettings
+from tuning.recipe import Recipe
 from tuning.train import train
 
 AWKWARD_KEYS = [
@@ -168,7 +168,7 @@ def test_a_place_that_cannot_be_written_to_is_found_out_before_the_work(
     with pytest.raises(AccessError, match="access denied"):
         open_store(bucket).require_writable()
     with pytest.raises(AccessError, match="access denied"):  # before it asks for the data set
-        train("no-data-set-here", f"{bucket}/model", "mlp", TrainSettings())
+        train("no-data-set-here", f"{bucket}/model", Recipe(model="mlp"))
 
 
 def test_a_throttled_store_is_asked_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,9 @@ def evaluation_page(
         dataset=dataset,
         bins=CALIBRATION_BINS,
         roc=roc_chart(labels, probability, points, auc=at["auc"]["value"]),
+        precision_recall=precision_recall_chart(
+            labels, probability, evaluation["over_patients"]["average_precision"]["value"]
+        ),
         confusion=confusion_chart(at),
         histogram=histogram_chart(labels, probability, float(at["threshold"])),
         calibration=calibration_chart(labels, probability),
@@ -98,12 +101,29 @@ def roc_chart(labels: Labels, probability: Scores, points: Mapping[str, float], 
 def roc_curve(labels: Labels, probability: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Share of false alarms and sensitivity at every threshold, from none called positive to all."""
     order = np.argsort(-probability, kind="stable")
-    disease = labels[order] == 1
+    disease = labels[order] != 0
     # Films of equal probability are called together
     last = np.append(np.flatnonzero(np.diff(probability[order])), len(order) - 1)
     hits = np.concatenate([[0], np.cumsum(disease)[last]])
     called = np.concatenate([[0], last + 1])
     return (called - hits) / max(1, int((~disease).sum())), hits / max(1, int(disease.sum()))
+
+
+def precision_recall_chart(labels: Labels, probability: Scores, average_precision: float) -> Markup:
+    """Positive predictive value against sensitivity, of labels [N] and probabilities [N]."""
+    false_alarms, sensitivity = roc_curve(labels, probability)
+    share = float((labels != 0).mean())
+    found, alarms = sensitivity * share, false_alarms * (1 - share)
+    precision = np.divide(found, found + alarms, out=np.ones_like(found), where=found + alarms > 0)
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(share, color=GREY, linestyle=":", linewidth=1.2)
+        axes.step(sensitivity, precision, where="pre", color=BLUE, linewidth=2, clip_on=False)
+        axes.set(xlabel="Sensitivity", ylabel="Positive predictive value", xlim=(0, 1), ylim=(0, 1.005))
+        axes.text(0.03, 0.08, f"average precision {average_precision:.3f}", transform=axes.transAxes, size=12)
+
+    alt = f"Precision-recall curve; the average precision is {average_precision:.3f}"
+    return chart(paint, alt=alt, height=3.3)
 
 
 def histogram_chart(labels: Labels, probability: Scores, threshold: float) -> Markup:

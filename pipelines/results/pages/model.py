@@ -8,6 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from models.bundle import Bundle
+from models.calibration import Calibration
 from pipelines.bundles import evaluations, fetch_bundle
 from pipelines.results.pages.charts import BLUE, GREY, VERMILION, chart, legend_below, whole_numbers
 from pipelines.results.pages.evaluation import confusion_chart
@@ -62,9 +63,15 @@ def _identity(bundle: Bundle) -> dict[str, str]:
         "Input": f"{preprocessing.size} pixels square, grey, from films of {preprocessing.film_size}",
         "Decoding": preprocessing.decode,
         "Normalisation": preprocessing.normalise,
-        "Temperature": plain(bundle.calibration.temperature),
+        "Calibration": _calibration(bundle.calibration),
         "SHA-256 of the weights": bundle.hashes["weights.safetensors"],
     }
+
+
+def _calibration(found: Calibration) -> str:
+    how = "isotonic" if found.curve else "Platt" if found.bias else "temperature"
+    told = {"temperature": found.temperature, "offset of the log-odds": found.bias, "knots": len(found.curve)}
+    return f"{how}: {plain({name: value for name, value in told.items() if value})}"
 
 
 def _lineage(lineage: Mapping[str, Any]) -> dict[str, str]:

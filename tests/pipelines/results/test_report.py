@@ -172,7 +172,10 @@ class TestEvaluation:
         assert f"Missed {metrics['fn']} of {metrics['positives']} with pneumonia" in page.text
         assert "virus" in page.text
         kinds = [chart.split()[0] for chart in page.charts]
-        assert kinds == ["ROC", "Confusion", "Histogram", "Calibration:"]
+        assert kinds == ["ROC", "Precision-recall", "Confusion", "Histogram", "Calibration:"]
+        told = entry("test", seed=1)
+        assert interval(told["over_patients"]["mcc"]) in page.text
+        assert interval(told["predictive_values"][0]["ppv"]) in page.text
 
     def test_hostile_text_is_text_in_charts_too(self) -> None:
         calibration = Calibration(temperature=1.0, operating_points={HOSTILE: 0.4}, default=HOSTILE)

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
@@ -18,11 +19,14 @@ import pytest
 from models.bundle import Bundle, load_bundle
 from models.calibration import Calibration
 from models.engine import Engine, load_engine
+from models.inference import Inference
+from models.spec import Preprocessing
 from pipelines.contracts import PLAN, SCORES, STATUS_OF_REASON, Reason, Status
 from pipelines.errors import BundleError, IncompleteError
 from pipelines.ingest.decode import Scan, decode
 from pipelines.ingest.listing import list_archive
 from pipelines.phantom import broken_files, dicom_bytes, encode
+from pipelines.phantom import film as draw_film
 from pipelines.scoring import films as films_module
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers
 from pipelines.scoring.films import FAILURES_IN_A_ROW, Film, FilmReader, read_film
@@ -38,6 +42,10 @@ from tests.servers import S3Server
 TOTAL = GOOD + len(BAD)
 ISOLATED = {Reason.CRASHED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY, Reason.WORKER_LOST}
 """Told by the isolation of a shard that lost its worker; see test_isolation.py."""
+SEEN = {Reason.INVERTED, Reason.ROTATED, Reason.CROPPED}
+"""Told by pixels, of films larger than this model's."""
+AFTERWARDS = {Reason.OUT_OF_DISTRIBUTION}
+"""Told once the model has run."""
 FILM = encode(np.random.default_rng(9).integers(0, 255, (40, 48), dtype=np.uint8), "png")
 PIXELS = np.random.default_rng(6).integers(0, 255, (40, 48), dtype=np.uint8)
 
@@ -114,6 +122,22 @@ def test_more_scans_than_are_fetched_ahead_stay_in_order(
     np.testing.assert_allclose([v.classes for v in verdicts], expected, atol=1e-6)
 
 
+def test_a_film_beyond_the_limit_has_its_distance_and_no_probability(archive: Store, model: Bundle) -> None:
+    def engine(pixels: npt.NDArray[np.uint8]) -> Inference:
+        count = len(pixels)
+        return Inference(np.full((count, 2), 0.5, np.float32), pixels.mean(axis=(1, 2)).astype(np.float32))
+
+    films = [Film(pixels=np.full((32, 32), level, np.uint8)) for level in (10, 200, 30)] + [Film(reason=Reason.BLANK)]
+    _, verdicts, _ = infer(films, engine, 2, limit=100)  # type: ignore[arg-type]
+    assert [(v.status, v.reason, v.distance) for v in verdicts] == [
+        ("scored", None, 10),
+        ("rejected", "out_of_distribution", 200),
+        ("scored", None, 30),
+        ("rejected", "blank", None),
+    ]
+    assert [v.classes is None for v in verdicts] == [False, True, False, True]
+
+
 def test_no_scans_are_no_rows(archive: Store, model: Bundle, engine: Engine, reader: FilmReader) -> None:
     assert infer(reader.read(listed(archive)[:0]), engine, 8) == ([], [], 0.0)
 
@@ -180,11 +204,29 @@ class TestReasons:
         return scans
 
     def test_each_reason_is_told(self, scans: dict[Reason, tuple[str, str]], model: Bundle) -> None:
-        assert set(scans) == set(Reason) - ISOLATED
+        assert set(scans) == set(Reason) - ISOLATED - SEEN - AFTERWARDS
         films = {reason: read_film(*scan, reads(model)) for reason, scan in scans.items()}
         assert {reason: film.reason for reason, film in films.items()} == {reason: reason for reason in scans}
         assert all(film.pixels is None for film in films.values())
         assert all(film.fetch_seconds >= 0 and film.decode_seconds >= 0 for film in films.values())
+
+    def test_pixels_tell_what_a_silent_header_does_not(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path))
+        film, _ = draw_film(np.random.default_rng(4), opacity=False, size=200)
+        shown = {
+            None: film,
+            Reason.INVERTED: 255 - film,
+            Reason.ROTATED: np.rot90(film),
+            Reason.CROPPED: film[:, :100],
+            Reason.NOT_CHEST: np.random.default_rng(2).integers(0, 255, (200, 200), dtype=np.uint8),
+        }
+        told = {}
+        for reason, pixels in shown.items():
+            store.put("scan", dicom_bytes(np.ascontiguousarray(pixels), body_part=""))
+            etag = store.head("scan").etag
+            told[reason] = read_film(store.uri("scan"), etag, lambda data: decode(data, Preprocessing(size=128)))
+        assert {reason: film.reason for reason, film in told.items()} == {reason: reason for reason in shown}
+        assert {reason for reason, film in told.items() if film.pixels is not None} == {None}
 
     def test_each_becomes_a_row(
         self, scans: dict[Reason, tuple[str, str]], model: Bundle, engine: Engine, reader: FilmReader

@@ -1,0 +1,138 @@
+"""One draw for each film, all of it before the first pixel changes: so that a plain loop over films can repeat it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Generator, Tensor
+
+from models.augment.settings import OPERATIONS, REACH, SMALLEST, WORST_QUALITY, Augmentation
+
+CONTROL_POINTS: Final = 5
+"""Of the elastic grid, along each side."""
+BEST_QUALITY: Final = 95.0
+"""From which JPEG falls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What was drawn for N films; float32 [N] where nothing else is said. `Draws.none` changes nothing."""
+
+    mirrored: Tensor
+    """bool [N]."""
+    rotation: Tensor
+    """Radians."""
+    scale: Tensor
+    """Natural logarithm of the factor by which the film's field of view grows."""
+    shear: Tensor
+    across: Tensor
+    """Shift in shares of half the side, as `down`."""
+    down: Tensor
+    elastic: Tensor
+    """Displacement [N, 2, 5, 5] (x, y) of the control points in shares of the side; the outermost lie on the edge."""
+    gamma: Tensor
+    """Binary logarithm of the exponent."""
+    contrast: Tensor
+    """Natural logarithm of the factor about the middle grey."""
+    brightness: Tensor
+    """Of the grey range."""
+    blur: Tensor
+    """Standard deviation in shares of the side."""
+    noise: Tensor
+    """Standard deviation of the grey range."""
+    grain: Tensor
+    """Standard normal [K, 1, H, W], for the K films whose `noise` is above 0."""
+    cutout: Tensor
+    """Side of the square in shares of the side; 0 is none."""
+    centre: Tensor
+    """Of the square [N, 2] (across, down), in shares of the side."""
+    quality: Tensor
+    """Of JPEG, 1 to 95; 100 is none."""
+    side: Tensor
+    """Share of the side the film is shrunk to; 1 is none."""
+
+    @classmethod
+    def none(cls, count: int, device: torch.device | str = "cpu") -> "Draws":
+        """For N films that stay as they are."""
+        zero = torch.zeros(count, device=device)
+        return cls(
+            mirrored=torch.zeros(count, dtype=torch.bool, device=device),
+            **dict.fromkeys(("rotation", "scale", "shear", "across", "down", "gamma", "contrast", "brightness"), zero),
+            **dict.fromkeys(("blur", "noise", "cutout"), zero),
+            elastic=torch.zeros(count, 2, CONTROL_POINTS, CONTROL_POINTS, device=device),
+            grain=torch.empty(0, 1, 1, 1, device=device),
+            centre=torch.full((count, 2), 0.5, device=device),
+            quality=torch.full((count,), 100.0, device=device),
+            side=torch.ones(count, device=device),
+        )
+
+
+def draw(
+    settings: Augmentation, shape: torch.Size, *, device: torch.device, generator: Generator | None = None
+) -> Draws:
+    """Draw for films of shape [N, H, W]. The same generator state gives the same draws; each film's are its own."""
+    count, height, width = shape
+
+    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator, device=device)
+
+    strengths = _strengths(settings, uniform)
+    still = torch.zeros(count, device=device)
+
+    def amount(operation: str, *, low: float = -1.0) -> Tensor:
+        """A uniform draw of [low, 1] times the film's strength of the operation."""
+        strength = strengths.get(operation)
+        return still if strength is None else uniform(low) * strength
+
+    found: dict[str, Tensor] = {
+        "rotation": amount("rotation") * REACH.rotation,
+        "scale": amount("scale") * REACH.scale,
+        "shear": amount("shear") * REACH.shear,
+        "across": amount("shift") * (2 * REACH.shift),
+        "down": amount("shift") * (2 * REACH.shift),
+        "gamma": amount("gamma") * REACH.gamma,
+        "contrast": amount("contrast") * REACH.contrast,
+        "brightness": amount("brightness") * REACH.brightness,
+        "noise": amount("noise").abs() * REACH.noise,
+        "blur": amount("blur", low=0) * REACH.blur,
+        "cutout": amount("cutout", low=0) * REACH.cutout,
+        "quality": _quality(amount("jpeg", low=0)),
+        "side": (1 - amount("shrink", low=0) * REACH.shrink).clamp_min(SMALLEST),
+        "mirrored": uniform() < settings.flip if settings.flip else still.bool(),
+        "centre": still.new_full((count, 2), 0.5),
+        "elastic": still.new_zeros(count, 2, CONTROL_POINTS, CONTROL_POINTS),
+        "grain": still.new_empty(0, 1, 1, 1),
+    }
+    if "cutout" in strengths:
+        found["centre"] = torch.rand(count, 2, generator=generator, device=device)
+    if "elastic" in strengths:
+        found["elastic"].normal_(generator=generator)
+        found["elastic"] *= (amount("elastic", low=0) * REACH.elastic)[:, None, None, None]
+    if "noise" in strengths:
+        # only the films that get it: a normal draw for each pixel is a fifth of what augmentation costs
+        noisy = int((found["noise"] > 0).sum())
+        found["grain"] = still.new_empty(noisy, 1, height, width).normal_(generator=generator)
+    return Draws(**found)
+
+
+def _strengths(settings: Augmentation, uniform: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """How far each operation goes for each film [N], 0 where it does not act; operations of no film are left out."""
+    if settings.operations:
+        scores = torch.stack([uniform() for _ in OPERATIONS], dim=1)
+        chosen = scores.argsort(dim=1)[:, : settings.operations]
+        acts = torch.zeros_like(scores).scatter_(1, chosen, settings.magnitude)
+        return dict(zip(OPERATIONS, acts.unbind(1), strict=True)) if settings.magnitude else {}
+    strengths: dict[str, Tensor] = {}
+    for operation in OPERATIONS:
+        share = getattr(settings, operation, None)
+        if share is None and settings.strength:
+            strengths[operation] = torch.tensor(settings.strength)
+        elif share:
+            strengths[operation] = (uniform() < share).float()
+    return strengths
+
+
+def _quality(lost: Tensor) -> Tensor:
+    quality = (BEST_QUALITY - lost * REACH.jpeg).round().clamp_min(WORST_QUALITY)
+    return torch.where(lost > 0, quality, 100.0)

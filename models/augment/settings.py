@@ -1,0 +1,104 @@
+"""How far and how often films are changed: what a person or a search chooses."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from models.errors import InputError
+
+OPERATIONS: Final = (
+    "rotation", "scale", "shear", "shift", "gamma", "contrast", "brightness", "noise", "blur", "cutout", "elastic",
+    "jpeg", "shrink",
+)  # fmt: skip
+"""What `Augmentation.operations` picks from. Mirroring is never picked: see `Augmentation.flip`."""
+
+WORST_QUALITY: Final = 5
+"""Of JPEG, whatever the magnitude."""
+SMALLEST: Final = 0.2
+"""Share of the side a film is shrunk to at least, whatever the magnitude."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How far strength and magnitude 1 go. Lengths are shares of the side, greys of the grey range."""
+
+    rotation: float = math.radians(10)
+    """Radians, either way."""
+    scale: float = 0.12
+    """Natural logarithm of the factor, either way."""
+    shear: float = 0.05
+    shift: float = 0.06
+    """Either way, across and down."""
+    gamma: float = 0.3
+    """Binary logarithm of the exponent, either way."""
+    contrast: float = 0.2
+    """Natural logarithm of the factor about the middle grey, either way."""
+    brightness: float = 0.1
+    noise: float = 0.03
+    """Largest standard deviation."""
+    blur: float = 0.008
+    """Largest standard deviation: 1.8 pixels of 224."""
+    cutout: float = 0.3
+    """Largest side of the square."""
+    elastic: float = 0.02
+    """Largest standard deviation of a control point's displacement."""
+    jpeg: float = 65.0
+    """Quality lost of 95, at most: 30 remains."""
+    shrink: float = 0.5
+    """Largest share of the side lost."""
+
+
+REACH: Final = Reach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Which changes, how far, and for which share of the films. The default changes nothing.
+
+    What is given as a share of the films goes up to its whole reach, whatever the strength.
+    """
+
+    strength: float = 0.0
+    """Of position (rotation, scale, shear, shift), exposure (gamma, contrast, brightness) and noise, which every film
+    gets: each by a uniform draw up to this many times its reach. 0 for none, 3 is the most."""
+    flip: float = 0.0
+    """Share of films mirrored left to right. Off by default: a mirrored film shows situs inversus (the heart on the
+    right, the liver on the left) with its side marker in mirror writing, which is another patient and not another view
+    of this one; a network trained so can no longer use the side."""
+    blur: float = 0.0
+    """Share of films blurred (Gaussian)."""
+    cutout: float = 0.0
+    """Share of films with a square of their mean grey somewhere (DeVries & Taylor 2017)."""
+    elastic: float = 0.0
+    """Share of films bent by a coarse grid of random displacements (Ronneberger et al. 2015, sec. 3.1)."""
+    jpeg: float = 0.0
+    """Share of films coded once more as JPEG of a drawn quality, so that a site's coding tells less about its
+    diagnoses."""
+    shrink: float = 0.0
+    """Share of films made smaller and large again, so that a scanner's sharpness tells less."""
+    operations: int = 0
+    """Above 0, in place of `strength` and of all shares but `flip`: so many of `OPERATIONS`, drawn without repetition
+    for each film, each by a uniform draw up to `magnitude` times its reach (after RandAugment: Cubuk et al. 2020, which
+    draws with repetition and always goes the whole way)."""
+    magnitude: float = 1.0
+    """Of drawn operations; 0 to 3."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("strength", self.strength), ("magnitude", self.magnitude)):
+            if not 0 <= value <= 3:
+                raise InputError(f"augmentation {name} {value} is out of range; choose 0 (none) to 3")
+        for name in ("flip", "blur", "cutout", "elastic", "jpeg", "shrink"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augmentation: {name}={getattr(self, name)} is no share of the films; choose 0 to 1")
+        if not 0 <= self.operations <= len(OPERATIONS):
+            raise InputError(
+                f"augmentation: operations={self.operations} is out of range; choose 0 (none) to {len(OPERATIONS)}"
+            )
+
+    @property
+    def acts(self) -> bool:
+        """Whether any film may change."""
+        if self.operations:
+            return self.magnitude > 0 or self.flip > 0
+        shares = (self.flip, self.blur, self.cutout, self.elastic, self.jpeg, self.shrink)
+        return self.strength > 0 or any(shares)

@@ -1,0 +1,133 @@
+"""Every figure of a two-class test, of films that count any number of times; and its interval over patients.
+
+A resampled set of films is the same films with other weights, so one definition gives both the figure (weights of one)
+and, for a thousand draws of patients at once, its interval. Films of one patient are drawn together: they are not
+independent (Obuchowski 1997; Rutter 2000, "Bootstrap estimation of diagnostic accuracy with patient-clustered data").
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import InputError
+from models.metrics import ECE_BINS, Interval, Labels, Scores
+
+DRAWS: Final = 1000
+SURE: Final = 1e-7
+"""Probabilities are clipped to this distance from 0 and 1 before the logarithm: float32 rounds a sure model to 1."""
+
+Weights = npt.NDArray[np.float64]
+"""[B, N]: how often each film counts in each of B draws."""
+Figures = dict[str, npt.NDArray[np.float64]]
+"""Name -> its value in each draw [B]; NaN where a draw has no films to tell it from."""
+
+
+def figures(labels: Labels, probability: Scores, threshold: float, weights: Weights | None = None) -> Figures:
+    """Every figure at one threshold, for each row of `weights` (default: one row of ones).
+
+    auc, average_precision (step-wise, Davis & Goadrich 2006), accuracy, balanced_accuracy, sensitivity, specificity,
+    f1, mcc (Matthews 1975), brier, log_loss (natural logarithm), ece (bins fixed on the films as they are).
+    `labels` [N] are 1 for disease, `probability` [N] is of disease.
+    """
+    weights = np.ones((1, len(labels))) if weights is None else weights
+    chance: npt.NDArray[np.float64] = probability.astype(np.float64)
+    disease, called = labels != 0, chance >= threshold
+    tp, fp = weights @ (disease & called), weights @ (~disease & called)
+    fn, tn = weights @ (disease & ~called), weights @ (~disease & ~called)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+        total = weights.sum(axis=1)
+        sides = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+        return {
+            **_ranked(disease, chance, weights),
+            "accuracy": (tp + tn) / total,
+            "balanced_accuracy": (sensitivity + specificity) / 2,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "f1": 2 * tp / (2 * tp + fp + fn),
+            # a side without films makes it 0 / 0; the limit is 0 (Chicco & Jurman 2020)
+            "mcc": np.where(sides > 0, (tp * tn - fp * fn) / np.sqrt(np.where(sides > 0, sides, 1)), 0.0),
+            "brier": weights @ np.square(chance - disease) / total,
+            "log_loss": weights @ _surprise(disease, chance) / total,
+            "ece": _ece(disease, chance, weights) / total,
+        }
+
+
+def predictive_values(figures: Mapping[str, Any], prevalence: float) -> dict[str, Any]:
+    """ppv and npv of a test with this sensitivity and specificity where `prevalence` of the films show the disease.
+
+    Bayes' rule (Altman & Bland 1994, BMJ 309:102); the films' own share of disease does not matter.
+    """
+    if not 0 < prevalence < 1:
+        raise InputError(f"prevalence {prevalence} is out of range; give a share between 0 and 1")
+    sensitivity, specificity = np.asarray(figures["sensitivity"]), np.asarray(figures["specificity"])
+    true, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    spared, missed = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"ppv": true / (true + false), "npv": spared / (spared + missed)}
+
+
+def draws(patients: npt.NDArray[np.str_], *, count: int = DRAWS, seed: int = 0) -> Weights:
+    """Weights [count, N] of `count` draws with replacement from the patients [N], each with all of its films."""
+    _, films = np.unique(patients, return_inverse=True)
+    number = int(films.max()) + 1
+    rng = np.random.default_rng(seed)
+    times: Weights = rng.multinomial(number, np.full(number, 1 / number), size=count).astype(np.float64)
+    return np.take(times, films, axis=1)
+
+
+def intervals(values: Mapping[str, float], drawn: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, Interval]:
+    """Each value with the 2.5th and 97.5th percentile of its draws (Efron 1981); draws that say nothing are left out.
+
+    A figure that no draw tells has its value as both ends.
+    """
+    found = {}
+    for name, value in values.items():
+        told = drawn[name][np.isfinite(drawn[name])]
+        low, high = np.percentile(told, [2.5, 97.5]) if len(told) else (value, value)
+        found[name] = Interval(value=float(value), low=min(float(low), value), high=max(float(high), value))
+    return found
+
+
+def difference(
+    figure: Callable[[Weights], npt.NDArray[np.float64]], patients: npt.NDArray[np.str_], *, seed: int = 0
+) -> Interval:
+    """A difference of two models, as a function of the films' weights, with its interval over patients."""
+    value = float(figure(np.ones((1, len(patients))))[0])
+    return intervals({"it": value}, {"it": figure(draws(patients, seed=seed))})["it"]
+
+
+def _surprise(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    of_truth = np.clip(np.where(disease, probability, 1 - probability), SURE, 1 - SURE)
+    surprise: npt.NDArray[np.float64] = -np.log(of_truth)
+    return surprise
+
+
+def _ranked(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64], weights: Weights) -> Figures:
+    """What only the order of the films matters for; films of equal probability count as one step."""
+    order = np.argsort(probability, kind="stable")
+    first = np.flatnonzero(np.diff(probability[order], prepend=-np.inf) > 0)
+    ill = np.add.reduceat((weights * disease)[:, order], first, axis=1)
+    well = np.add.reduceat((weights * ~disease)[:, order], first, axis=1)
+    all_ill, all_well = ill.sum(axis=1), well.sum(axis=1)
+    below = np.cumsum(well, axis=1) - well / 2
+    # from the most suspicious film down
+    caught = np.cumsum(ill[:, ::-1], axis=1)
+    flagged = np.maximum(caught + np.cumsum(well[:, ::-1], axis=1), np.finfo(float).tiny)
+    return {
+        "auc": (ill * below).sum(axis=1) / (all_ill * all_well),
+        "average_precision": (ill[:, ::-1] * caught / flagged).sum(axis=1) / all_ill,
+    }
+
+
+def _ece(
+    disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64], weights: Weights
+) -> npt.NDArray[np.float64]:
+    edges = np.quantile(probability, np.linspace(0, 1, ECE_BINS + 1)[1:-1])
+    bins = np.searchsorted(edges, probability, side="right")
+    gaps = np.zeros((ECE_BINS, len(disease)))
+    gaps[bins, np.arange(len(disease))] = probability - disease
+    summed: npt.NDArray[np.float64] = np.abs(weights @ gaps.T).sum(axis=1)
+    return summed

@@ -1,0 +1,93 @@
+"""The numbers of `models/orientation.py`: each array as bytes in base64, with what a step of a byte stands for.
+
+Fitted with `fit_templates` to 2,653 films of half of Kermany's patients (Kermany, Zhang & Goldbaum, "Labeled Optical
+Coherence Tomography (OCT) and Chest X-Ray Images for Classification", Mendeley Data, CC BY 4.0) and 300 phantom films.
+`tests/models/test_gate.py` fits them again from the same films, and measures the gate on those of the other half.
+"""
+
+from typing import Final
+
+TOLD: Final = {
+    "upright": (
+        0.0022819279216405915,
+        "JMq0veDwEu3rEebdvrzRJCDX6Pb67hbg1hrv/u/l1iEP6QQVHfLxysXr+SUKA+cR/AEtSSDdyeLbxuYfNy8DBgYNMUQRt8T9/8a9BTowEwQC"
+        "Dxot7rLyEBfuvOovIxX06AwVFNngJD87IN3aFxQO6NL7/gHR+UNHQDz3zQUAAdvP5vPz5wlDUV0+DN/l7+nR1OXe4egZLEVDLhzw093m0+Lu"
+        "0sjyDBA7PRcV+crW6eHt59Oz5hIFKi4NC+O10eTo7uvb1xEeDyswEBoK093t4+nv5wU4NhM0NBUuLP3z6d3W6P01WTUHBQQJOVo2/OPJu/Mc"
+        "Z3Mz8+3p8z9/ZxfxtA==",
+    ),
+    "parts": (
+        0.0022100142137272153,
+        "4t/c3ejq5ODa3eTu/g0RFebn6Ojy+fLx7/b5AgwQEA7r6/L6AQoMA/36AAoODwwO6uz2AAwNCwQA+vj7/v8CEO7t+QEICwsG9fDx9PsAAg/q"
+        "6vL5BAgGAfnq7ez3Bwgc3+Lr8fv/BQHz7fDyAhUaKdve6un2/gIB7urw9QwgKjfa3+rp8Pn+9+fm8wAXKjE52ePj5O34/fPq6PcEGCoxOdvm"
+        "4+Pv+Pft7e76BRMlLDLd5+np7/r5+fPy+wMIGSgz3Obt6fYCBQQCAQkSGSkwO9vf6ez8BxIOEhYfIyU2OEDT1+HsAA4WGRcYISswPj9Dw8PV"
+        "5/4NExUXHiUwNUBCR/3gzs7g/SITDx4C28rF4vH/99rj6P8WCAgQCN3m3Pzy/Ozt9+b0IQsQJfPc+ezy8gXv+PDr+TEPEjH33fXx8P7z7fj6"
+        "/Q04DhQvAfv+/+//7/UQEwINJwwJGgsGCg30APgCEhoYAwEF/fv/GSARBAH6ChwnGPf1/APv9RYsFAb6+w4VHBDn6gD/6uwYJxQJ9/gPDh8L"
+        "2fMKEfDbDx8HBvnyBA4Z+dkOIisF3/wYDfnw4fsPHuvlKEU+Heb4IArw6Nv1EhrW2CZQUiDY4R4D59nW7hMHx8krYGUmysQaBubTy+AD8r7P"
+        "NmxtONm29QXhzMPN7Nmk20l/flDlptn0zsTgJScK0+TtQ0z47N0GIxXnzwkC5tLy+1FWBO7Z4f4L29AF7trjBglXVgr/49zvANrR9t3V4Bkk"
+        "SE8eD+3X3vjY2PPk1ucgHDczHB3v3Nnu2eXu3tLxEPggHgIL89zV6Oby6Nze6wLtBRD6B/XW1+Dw++jd0QAD5wQF6AkK2Nro+fXq5dcKFfT+"
+        "+PELDOni6/z06vPhGCgMDAkEGxTx8ev37/AC/iNFHRAKITcc+/H28Oz5BBMzPhwJEB8+LQv8AOrt9gYHIzIWBgUZOy3/BADz4voHARYoCfr5"
+        "EDon/gL/6t34CAMgJPD6+PYiLQMG+eTe/hAIOy338voAJDsSEPnh",
+    ),
+    "offsets": (0.000907073985403917, "Q3/C"),
+    "mean": (
+        0.012503539483378253,
+        "qLjAx9f6KENCJ/nXx8C5qK7B0uL1CiY9PSUK9eLSwa6vxuUDEg8gPz8fDxID5Mavrsj0Fw/3E0dHEfcPF/THrqnE+hn75A5PTg3j+xn5xKmh"
+        "wPwO6eUZV1cY5eoO+7+hmr3+/eDxK2JhKvDg/v28mpS8+u7d/zlqaTj+3e76vJSQvfPj4hBDcG9CD+Lj87yRjb3p3ewZR3NzRhjs3em7jYu8"
+        "39j0GURzckMZ89jfu4uLutfa+x5DcnFCHfra17mLi7rb8xs3T3Z1Tjca8tu5i4y/9R9DVWF8fGFVQx70voyOyBE/WWVtf39tZVk+EMeNkNAh"
+        "S19ocH5+cGhfSh/OkA==",
+    ),
+    "axes": (
+        0.0016942204922203003,
+        "DDA9MCc3OiwtPTkpMT4vDAcwQUE8OCcXGCo6PkNCMQb6Hz1CMR8UDQ8XIDJEPyH65gk2NxL3+AoM/PcSOTkK59z/Myj03OAFCOXe8yo3ANzd"
+        "BjcJ39LbAgXh1t8KOwje4xY47NLR5AAC6tfU7DwY4+onKtXF0eb9AO3YyNYuKurtMBHEwNvn/P7t48bFFDPu7jD4usXa5vv97OPMvfsz7vAq"
+        "4rjGz9z4+uLYzrvlLfDwH9OyvMLT9ffYysO21iPx8hTQwtDU3Pf439jUxNIX8/MQ8PD49vH+//L3+fHyE/P0GhQNCggCAwQCCAsNFh319R8k"
+        "GBQSDAgIDBETGCcj9vz8+/v07en6BhodFw0HAwX39fT18/Xr+ggYDxEODAcI9vDp7/n85fUMGwMFDhIKCPLq4PAE/djrFSsH/AoWDQr05dr5"
+        "C/HL5B07F/oDGhEI9eDZA/7bvuQdSS4J/hsWCPba3QbrwLjoGk1IHf8YGwj51uj+1qi96hdIYDMIEB8G+dPx87+hwewVRGZKFQshBvfV9eKp"
+        "mL3sFUdtXiYKIAn22fbYnJC46BhMdWovDB0J9d732qmhvegZR2VdLg0aCvXj++/X1+DwESMrKxUIFwv05Pr89Pj19goLBwkAAhUM9ODz/wIF"
+        "/vsEAfr7/AUZDPPc7QQMCwP+Afvz8vgLHQ0XIj1XcXdFICBFdG9WPCIXBg4rRlFPMh8eMU5QRSoNBvTxAhoZFRUTERMUGBgA8PTcydYBFRoT"
+        "CgcQGRX/08jb0bjJByknGwkFFiUpBMW20de4yhYrKB0HBBUjKRXFttfgutQhJikbBgMTICIgz7jg6r3iIiUmFwUCDxsfIN276u6/8B4hIBID"
+        "AQsTFxvsve/xw/0ZGBcLAf8DCQwU+cHx88kDEhAPBf77/AACDADG8vTQAQYGCAT9+vz6+gD/zfT11e/q6vT9/fv67+bo79L19NLOy9/t+Pz7"
+        "9+3ezNDR9PPNxtnv+Pv9/Pv68drHzPP01djq+QD+/P3/Avzs19P0+hEpOTkr88nJ9Ss6OSkS+fMCIjEkBeTR0eYGJTIiA/Pj5QYC18La29va"
+        "wtgDBuXix8Pk27TL6uPi6sm03OTCx7e/48m77wHq6gHtucnjvre60vC91AoM7ewNCNG98NG6xOz5wu4eDPDwDRzrwfrrxNAG+c4GKwnz8wkp"
+        "A8z7Bc/ZGPXgHCkG9vYGKBje+BfY4SP09SYhAff3AR4j8/Yi3+gp9QotF/74+P4VKgf3KebtLAIlPSIH/PwHIDwkAizs8zAdP0YmDgIDDydH"
+        "QB4x8fc6NTUqEwkDAwoVLTg4Pfb8RjwjFw8GAAEIEBkmP0j7AU1AHBALBf//Bw0SIERQAAPy7/EDGh0I+uLk+g0QDPsB+vHn8QIUBf3t/AwW"
+        "DQP9CQr66fgHEwT+7/oIFgX19w8VBPEDERgI+erx/g/97vMSFQP6Dg4WCfjs8/MF/vDxEA72BhcOEQf68PLp+Qr28w0E7RUeEw4C//Lt4usS"
+        "APYI9u4eIBIK/gP27eDiEA37Bej3IhsTB/wE+evl3gcZ/gLbAyAZIQb6Bvnf5t/7JQD+0QkUFSYB9wn+2uvs9S8E+sv/7/EG7/IOEfoPEP81"
+        "CPS+zKWz29vuEiQkS1kyQQ7uo5OQs9fe8BAhKExval0U54uKqcfe5PIOGyI4VXR0GuKBlbvP4Ob0DBkfMENpfh/68QAcH/3s9/ft/yAbAPH6"
+        "8+H9HyIFBxkZCAYhHfzi9fjuDx3+1gIrKwLW/xwP7/kLExz5xdkQJCQR2MX6HhQMGSgbxsANMR0eMgy/xxwqGh02DqjkKz4cHT8q46gQOB4d"
+        "POms+S0uGRkvLPmr7D4dGzrDwQwoIRUVISgLwMU8GxwxsNsWGxsQEBsbFtqxMxsfJ6/wExUbDAwbFBLvrigfIBy2/A8ZIgwMIRgO+7QfICES"
+        "wfwFEiENDCARAvq+FCEiC8bc2u0KBAQJ6tbYwwwiIgi6u8TW9v399NTBuLYHIiEIusPS3PH8+/Db0MC3BiEgEMvP3+bz/Pvy5d3NyA0fExX/"
+        "CzNRUg/urLHR+ALs8CAcCQgZJT8M8sHe7Pz55+MoLycRCAlBD/C/9fny29PbKT5AFOoEVxvjqfoU7MHD2SZESgfVB1Eg3rD6KPe2u9ohRUfy"
+        "2wY5GuXJ/CQLuLvfHEU54uIBHhfp4wEdHMW75BVEKtze9Q4U7PQNIiPUu+oQQRva1+gHD/H7Gyol5L/vDTsN28zW/gv1BCw0JfHG8gsyAdfB"
+        "wPQH+Q9BPyj+zvUIKffUtrHnAf8bUEorB9j3Bh/r0sLE7P8BFTs8KxPi+QQR8Ovq7fn/AQcSFBEN7vwBDP8DBAIBAf///vv7//T+/ggJEBAO"
+        "BwH/+fLw8Pb4AV07/vb13rCVlrXi+Pf/PV54UyYrLAnIs7TMDC4sJlV5eVIxJgnFyuPkzMcLKDFUe1UnEgjSq8/09dKs1AoUKVgpAgX0w9fs"
+        "9vfv2MP3BgMsEfMD8d33/Pn6/vjc9Ab0FQLoBv3vBwb9/gcH7v8K5wX44xMIABMNAQIOEv8JF+P68+QlDQgdEwUGFBwGDSrk9PHqMxINHhcJ"
+        "ChcdCxI46fHv8DYMEhsYDAwXGxALOvDv7fUo/P8GCwsMCwX//S327evwAMvQ4fIBAfLg0MwF8evn39jC2+zy///z7N3D3eDm49br8gEIAwUF"
+        "BAoC9O/X4+PbERUTFRALDBEWFBcU3OK00ODu8d/e5+nh5PXv4dCxtcnc7+nX6vv969rr8NzJsrfG6AkB6/sQEf3uAwrox7XB2AwoCfgMICIQ"
+        "+wsrDNjAzuolMv0BHCUmHwQANiXqzM7xOi34FCQjJCUW+zQ68MzQ9VUeAh0jHx8jHgQkVvPO0vxhDQofIxwcIh4LE2b50NUJYQwOIiIZGSEg"
+        "DhFpBNLYG1IMEicmGholJREQXBbW2ipCBhYoKhwcKCQUCEwk2N4xJ/P5BRYWFRQE+fYwLNviKvvAw9PyBwfx1MXDAyfg6BjVssbT6gEB6tXI"
+        "tdoW5u0M5tzn7fQEBPXv6t/oC+vzFQf4/f4ACAgBAAD7ChLwCP347dnP2vURLTcqEwgB+gb3+fbt4ODzEyUkFQoHCP3/8fny6Nre8hElKBkN"
+        "BhAE//T04tfQ3vUKJDEpGgkPBQL38c3J0OgA/xkxNy8MCwMGAeuxyNQAB/cAKzhKDwL+CAjep8jqFQj36hU2Vhr5/AkSv6XRDBYI9unzLVk3"
+        "7vsMGaKr5RkYCvXn5BpSVOb4DhuQuf8kIQzy3Nn/RWjj9BAbjMYLKyoT69PT9Dhu4vMTFJjN+RYnFOrZ7AkzZejwFBCv0eDuCw/x9xgnNVTs"
+        "7hYV1eHg5/0J9wYdJSYx6OwYJuze3OH4A/wIHyQjFtnpGS704d7k9QH+CRogHgnP6O+8xP5Na1xBQVtsT/7Buef6ycv8Ki86SUg3MCv9x8T0"
+        "KPXoBgPR+Ckp9M8FCeXwIVUW6PveyPQOD/HA3gDnEk9aGOryyNYCCQwBzcL37BNURA71+MHcCgsODNW4+/kIPSf6BfK94AcLDQvcs/IM9CEK"
+        "4hnvyegICg0N6cDqIt0D+tcr7Nn0CQsNDffS5TLT8/LYM+7j+ggJCg3/3+c51uvv5Tbx7gcKCAsQDu3pPOXo8PY7BBYgEwkMGCUU/T736fIM"
+        "UCUnFgoFBwwVIRxQDOz2HEED7enx+/zw5+r9QRzw9xIb6tjY4fDx4NTV6B0S8vkGDe3TztXl5tPL0ewRB/RTLhPw0czd8fj6Ch8Y/NWQVTce"
+        "AfH18vj/AhYmGPTMi0k3IvsCD/v+DgL7HCn6zpZEOBXmCBfx/BMB1gA3B9KiRjIA1yAd6/UWCtrdNBLWpkct4+E1FOjzFhftzSAn2qtIKsD9"
+        "Ngfj9BQc+M0FQNuxRiKuGi/05fUQGAjV6Ujet0IWsSso6un0DxMR3dlB4r8+BcMxEd7l8w0WGvDVMuvEO/XTMgXc5PEOFiD61SbzyDbr7TcS"
+        "9vLyDxET9dUU+swy6wNBKRcF9w4JAOzXAvrQLe4FKBwVC/wJAfv37P/51Sjv8Q0TEQj+BPvy8fkH9Ngi8OIDDA8HAAD37e/1B+/dleUaKAS/"
+        "r8/Oqbb3Ih7ytpPkHkpSKuz5+esmSEUl9bSh9jxmSPrqJyXpAENcQge/xBBEUwGvzCklyb0DQ0Yi3tkSMyTcz98bFdne6hEvJPPnESwH6Oz8"
+        "GBLz9v36HyIA7gocBerv/BYP7/MBAgIcCfT6Cwj07PYOCevpCBHrCg745QUJ/vD1CALs6A4Z5vIR+dMID/zt8AH85uADIu/cEfvKEBL7/vP9"
+        "9+nu/ib8zBH6yB8jFR4JBP4DFxs3FccP+s4sPzQ0HA0IHThAVSrLDvnRGScbFxIIBhUdIzQZzQz6wfEE+Pb7/v3+/AAI678K+bbQ5+fk7Pn4"
+        "7+vs6ce3CAr9z7W10AQQEADKsbPRBBYSBd/b/BEN//8KD/rb4QseEAL3GDsvHgwMHDE7F/gGGgz2ACQg+BsfHhf5IyH/+xX73fcl9fMmJSQi"
+        "8/ck9uAE68r7AuMQPSQkOw/lAvjM8+bEBt7fHkUiIkQd394Exe3jxwLC4So+ICA9KOHC/8fp4dPtt+w0PRsbPDPsuOvT5+Lb1bHyJTMaGTMl"
+        "8bHU3Ofg38Ou6xMlFRUlE+uvweDk3+KzuPQbJxYWJhv0ubLj4+Hjx/c0QjIaGTNCNPfG5eXh5wYyPz0uFhcvPT8xA+rl4OwXHhgbHA8PHBsZ"
+        "HxXu4+HlBQAABw0JCQ0IAAAE5+TFuLfaGizx1tj5NSTgtq+20a2190lgE+foG2ZM+LGiwOrQ2xk8Denx8u8OOhfWxdwL9ugQC8jH4eHMzAoN"
+        "5vD+F//pAPPW1tra29zz+ur+DyIE7fv94+fe3erqAfPsBhwnCN0H/evx5OTx8AQC3AwiJQLZE//4/O/v+vsGEdEIIyH84BsDCA35+AsHCR3W"
+        "ASAZ+PEgBxEfAwIdDQsl5vsZEvb8E/4XKQkJJg/9GfL5FA34+PTb9xcIBhPt2fjy+A4H9dy8uN4DBAMC3LrD2PQJAfXb4wYXFgwLFhcH59z0"
+        "A/8KEDdMSTUgIDZKTTgNCgECH0BQWVlONTROWllQOx4EcE4K3by2t/AbVEo8HPS5n3dfIwPq28jyEzsdDPfgr5lqTiMVGQPc9won/ePn4L2k"
+        "TiQVJCXp2f0GLRra2uzgujABDUAK19sABCsq9cT1/c8b6BBE7dbsBv8ZKhC/9BPgC9kqK9ncAgIBAiYk0t4h7f7XRgzS+gkCAfkKLO3DJfr4"
+        "4lDx2hEJBP748ScIth8A8+9I3PElDwT879wSHroTBu/+O9cLNxMJ9+nK+iTCBwvuDSzYCC0SDPTt1wEqz/oN7xcaxuH4+gn4Bw0sQ+bvDe8U"
+        "CNfj8PkG+QMNHCz48g7uDhPr5Of1AfoEDhEL6fYO7wwd8uXm8v36Ag0NAtn1Dg==",
+    ),
+}

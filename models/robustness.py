@@ -1,0 +1,125 @@
+"""What a model loses where films are made otherwise: the same films, spoilt in ways another hospital might.
+
+Validation films come from the archive the model was trained on, so their AUC says nothing about another one. These
+copies are no other hospital either; but a model that lives on the exposure, the sharpness or the coding of its own
+archive loses here first, so the mean over them chooses better between models than the AUC alone.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from models.calibration import called_positive
+from models.errors import InputError
+from models.metrics import Labels, auc
+
+Film = npt.NDArray[np.uint8]
+
+GAMMA: Final = 1.6
+CONTRAST: Final = 0.6
+BLUR: Final = 0.008
+"""Standard deviation, of the side: 1.8 pixels of 224."""
+JPEG: Final = 15
+"""Quality, as libjpeg counts it."""
+SMALLER: Final = 3
+KEPT: Final = 0.85
+"""Side of the crop, of the film's."""
+
+
+def _curve(levels: npt.NDArray[np.float64]) -> Callable[[Film], Film]:
+    table = np.clip(np.round(255 * levels), 0, 255).astype(np.uint8)
+    return lambda film: table[film]
+
+
+def _coded(film: Film) -> Film:
+    sink = BytesIO()
+    Image.fromarray(film).save(sink, "JPEG", quality=JPEG)
+    return np.asarray(Image.open(sink))
+
+
+def _through(change: Callable[[Image.Image], Image.Image]) -> Callable[[Film], Film]:
+    return lambda film: np.asarray(change(Image.fromarray(film)))
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    small = image.resize((image.width // SMALLER, image.height // SMALLER), Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.BILINEAR)
+
+
+def _cropped(image: Image.Image) -> Image.Image:
+    left, top = (round(side * (1 - KEPT) / 2) for side in image.size)
+    box = (left, top, image.width - left, image.height - top)
+    return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+
+
+_GREYS: Final = np.arange(256) / 255
+
+CHANGES: Final[Mapping[str, Callable[[Film], Film]]] = {
+    "darker": _curve(_GREYS**GAMMA),
+    "brighter": _curve(_GREYS ** (1 / GAMMA)),
+    "flatter": _curve(0.5 + CONTRAST * (_GREYS - 0.5)),
+    "harder": _curve(0.5 + (_GREYS - 0.5) / CONTRAST),
+    "blurred": _through(lambda image: image.filter(ImageFilter.GaussianBlur(BLUR * image.width))),
+    "recoded": _coded,
+    "coarser": _through(_shrunk),
+    "cropped": _through(_cropped),
+}
+"""Name -> what it does to one film uint8 [H, W]; always the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """How a model did on the films as they are, and on each changed copy of them."""
+
+    films: int
+    auc: float
+    changed: Mapping[str, Mapping[str, float]]
+    """Change -> `auc`, and `balanced_accuracy` at the threshold: both hang on no share of disease."""
+    mean_auc: float
+    """Over the changes."""
+    worst: str
+    """The change of the lowest AUC."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def perturbed(pixels: npt.NDArray[np.uint8], change: str) -> npt.NDArray[np.uint8]:
+    """Changed copies of films uint8 [N, H, W]. Raises `InputError` for an unknown change."""
+    if change not in CHANGES:
+        raise InputError(f"unknown change {change!r}; choose from {', '.join(CHANGES)}")
+    return np.stack([CHANGES[change](film) for film in pixels])
+
+
+def robustness(
+    score: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]],
+    pixels: npt.NDArray[np.uint8],
+    labels: Labels,
+    threshold: float,
+) -> Robustness:
+    """Score films uint8 [N, H, W] with labels [N], 0 for no disease, as they are and changed.
+
+    `score` gives the calibrated probability of disease [N] of films. Raises `InputError` unless both classes are there.
+    """
+    disease = (labels != 0).astype(np.int64)
+    found = {change: _figures(disease, score(perturbed(pixels, change)), threshold) for change in CHANGES}
+    aucs = {change: figures["auc"] for change, figures in found.items()}
+    return Robustness(
+        films=len(pixels),
+        auc=auc(disease, score(pixels)),
+        changed=found,
+        mean_auc=float(np.mean(list(aucs.values()))),
+        worst=min(aucs, key=lambda change: aucs[change]),
+    )
+
+
+def _figures(disease: Labels, probability: npt.NDArray[np.float32], threshold: float) -> dict[str, float]:
+    called = called_positive(probability, threshold)
+    sensitivity, specificity = float(called[disease == 1].mean()), float((~called[disease == 0]).mean())
+    return {"auc": auc(disease, probability), "balanced_accuracy": (sensitivity + specificity) / 2}

@@ -1,0 +1,151 @@
+"""Recipes: those that come along are whole, a file of one's own is checked, and each way to learn gives a bundle."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from models.bundle import load_bundle
+from models.engine import load_engine
+from models.errors import InputError
+from models.metrics import auc
+from models.spec import ModelSpec, Preprocessing
+from models.zoo import build, layer_groups
+from pipelines.storage import open_store
+from tests.models.synthetic import SIZE, blob_films
+from tests.pipelines.datasets import write_dataset
+from tuning.recipe import Recipe, read_recipe, recipe_names
+from tuning.train import train
+from tuning.train_settings import TrainSettings
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    store = open_store(str(tmp_path_factory.mktemp("dataset")))
+    write_dataset(store, Preprocessing(size=SIZE), {"train": blob_films(48, seed=3), "val": blob_films(40, seed=1)})
+    return store.root
+
+
+QUICK = TrainSettings(epochs=2, batch_size=8, augment=0.0, threads=1)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_that_come_along_build_what_they_say(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.about.endswith(".")
+    for point in recipe.points():
+        size = point.size or 224
+        spec = ModelSpec(
+            name=point.model,
+            parameters=point.parameters,
+            preprocessing=Preprocessing(size=size, normalise=point.normalise),
+        )
+        network = build(spec).eval()
+        if isinstance(point.learn, int):
+            assert len(layer_groups(network)) > point.learn
+        if point is recipe.points()[0]:
+            assert network(torch.zeros(1, 1, size, size)).shape == (1, 2)
+
+
+def test_a_grid_is_every_combination_once() -> None:
+    points = read_recipe("cnn-grid").points()
+    assert len(points) == 24
+    assert len({tuple(sorted(point.parameters.items())) for point in points}) == 24
+    assert all(point.parameters["residual"] is False for point in points), "what all share stays"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('model = "cnn"\nepochs = 3', r"a recipe has no 'epochs'"),
+        ('model = "cnn"\n[training]\nepoch = 3', r"\[training\] has no 'epoch'; did you mean 'epochs'\?"),
+        ('about = "x"', 'names its model, as in model = "cnn"'),
+        ('model = "cnn"\nlearn = "top"', 'learn=.top. must be "all", "head"'),
+        ('model = "cnn"\nlearn = 0', "above 0"),
+        ('model = "cnn"\ncalibrate = "beta"', "unknown calibration 'beta'"),
+        ('model = "cnn"\n[grid]\ndepth = 3', "list of values"),
+        ("model = ", "not a recipe"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_one_line_that_names_the_file(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=line) as refused:
+        read_recipe(str(path))
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_name_that_is_nearly_one_is_told() -> None:
+    with pytest.raises(InputError, match=r"there is no recipe 'cnn-bsic'; did you mean 'cnn-basic'\?"):
+        read_recipe("cnn-bsic")
+    with pytest.raises(InputError, match="no such recipe file"):
+        read_recipe("absent.toml")
+
+
+def test_a_grid_keeps_its_best_and_tells_of_all(dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(model="cnn", parameters={"depth": 2}, training=QUICK, grid={"width": [4, 8], "head": [0, 8]})
+    train(dataset, str(tmp_path / "bundle"), recipe)
+    bundle = load_bundle(tmp_path / "bundle")
+    tried = bundle.lineage["grid"]
+    assert len(tried) == 4
+    best = max(tried, key=lambda point: point["val_auc"])
+    assert dict(bundle.spec.parameters) == best["parameters"]
+
+
+def test_kinds_of_pneumonia_are_told_apart_and_disease_is_any_of_them(dataset: str, tmp_path: Path) -> None:
+    classes = ("NORMAL", "VIRUS", "BACTERIA")
+    recipe = Recipe(
+        model="cnn", parameters={"depth": 2, "width": 8}, training=QUICK, classes=classes, calibrate="platt"
+    )
+    summary = train(dataset, str(tmp_path / "bundle"), recipe)
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.spec.classes == classes
+    val = blob_films(40, seed=1)
+    inference = load_engine(bundle)(val.pixels)
+    assert inference.probabilities.shape == (40, 3)
+    entry = bundle.evaluation["val"]
+    assert entry["metrics"]["positives"] == int(val.labels.sum())
+    assert entry["metrics"]["auc"]["value"] == summary.auc
+    assert summary.auc == pytest.approx(auc(val.labels, 1 - inference.probabilities[:, 0]), abs=1e-6)
+    assert bundle.lineage["counts"]["val"]["classes"] == {"NORMAL": 20, "VIRUS": 10, "BACTERIA": 10}
+    with pytest.raises(InputError, match=r"no film is of class FUNGUS; .* kinds here are BACTERIA, VIRUS"):
+        train(dataset, str(tmp_path / "other"), replace(recipe, classes=("NORMAL", "FUNGUS")))
+
+
+def test_a_recipe_that_needs_weights_says_so_before_it_reads_a_film(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="starts from pretrained weights: name their file or URI with --weights"):
+        train("/absent", str(tmp_path / "bundle"), read_recipe("xception-frozen"))
+
+
+@pytest.mark.parametrize("learn", ["head", 1, "all"])
+def test_of_pretrained_weights_only_what_may_learn_changes(dataset: str, tmp_path: Path, learn: str | int) -> None:
+    parameters = {"depth": 2, "width": 4}
+    start = build(ModelSpec(name="cnn", parameters=parameters, preprocessing=Preprocessing(size=SIZE))).state_dict()
+    for name, value in start.items():
+        if name.endswith("running_var"):
+            value.mul_(1.5)  # as after training; a BatchNorm that does nothing would be taken for a folded one
+    safetensors.torch.save_file(start, tmp_path / "weights.safetensors")
+    recipe = Recipe(
+        model="cnn",
+        parameters=parameters,
+        weights=str(tmp_path / "weights.safetensors"),
+        learn=learn,  # type: ignore[arg-type]
+        training=QUICK,
+        calibrate="platt",
+    )
+    summary = train(dataset, str(tmp_path / "bundle"), recipe)
+    bundle = load_bundle(tmp_path / "bundle")
+    network = bundle.network()
+    last = {id(parameter) for parameter in layer_groups(network)[-1]}
+    changed = {
+        (id(parameter) in last)
+        for name, parameter in network.named_parameters()
+        if not np.array_equal(parameter.detach().numpy(), start[name].numpy())
+    }
+    assert changed == ({True, False} if learn == "all" else {True})
+    assert 0 <= summary.auc <= 1
+    assert bundle.calibration.bias != 0

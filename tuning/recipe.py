@@ -1,0 +1,114 @@
+"""A named way to make a model: architecture, start, training and calibration in one TOML file.
+
+    about = "…"                  one line
+    model = "cnn"                a name of models/zoo.py
+    size = 224                   side of the network's input; the data set's where it is smaller
+    normalise = "film"           as in models/spec.py
+    calibrate = "temperature"    as in models/calibration.py
+    learn = "all"                of a network that starts from weights: "all", "head" (a frozen backbone, whose features
+                                 are computed once), or so many of its deepest groups of layers
+    weights = "needed"           where a start from random weights would make another recipe of it
+    classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
+    [parameters]                 of the architecture
+    [training]                   of tuning/train_settings.py
+    [grid]                       parameters with a list of values each: every combination is trained, the best is kept
+
+Those that come with rayscan stand in tuning/recipes/: what earlier projects on these films did, and today's best.
+"""
+
+import difflib
+import itertools
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from models.calibration import METHODS, Method
+from models.errors import InputError
+from models.spec import Normalise, Scalar
+from tuning.train_settings import TrainSettings
+
+NEEDED: Final = "needed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one model is made."""
+
+    model: str
+    """`majority`, `mlp`, `cnn`, or the name of a timm backbone."""
+    about: str = ""
+    size: int | None = None
+    """Side of the network's input in pixels; None takes the data set's."""
+    normalise: Normalise = "film"
+    calibrate: Method = "temperature"
+    learn: Literal["all", "head"] | int = "all"
+    """What learns of a network that starts from weights: all, the classifier alone, or so many of the last groups."""
+    weights: str | None = None
+    """URI or path of pretrained weights, `imagenet` for those timm publishes, or `needed`: the caller must say."""
+    classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
+    """What is told apart; kinds of disease are named as the catalogue's subtypes: NORMAL, BACTERIA, VIRUS."""
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    grid: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.calibrate not in METHODS:
+            raise InputError(f"unknown calibration {self.calibrate!r}; choose {', '.join(METHODS)}")
+        if not (self.learn in {"all", "head"} or (type(self.learn) is int and self.learn > 0)):
+            raise InputError(f'learn={self.learn!r} must be "all", "head" or a number of groups of layers above 0')
+        if any(
+            not isinstance(values, Sequence) or isinstance(values, str) or not values for values in self.grid.values()
+        ):
+            raise InputError("each parameter of a grid needs a list of values")
+
+    def points(self) -> list["Recipe"]:
+        """One recipe for each combination of the grid; itself where there is none."""
+        if not self.grid:
+            return [self]
+        return [
+            replace(self, parameters={**self.parameters, **dict(zip(self.grid, values, strict=True))}, grid={})
+            for values in itertools.product(*self.grid.values())
+        ]
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with rayscan."""
+    return sorted(entry.name.removesuffix(".toml") for entry in files("tuning").joinpath("recipes").iterdir())
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe of this name, or in the TOML file at this path. Raises `InputError` for what is none."""
+    own = name.endswith(".toml")
+    if not own and name not in recipe_names():
+        near = difflib.get_close_matches(name, recipe_names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(recipe_names())}, or a .toml file"
+        raise InputError(f"there is no recipe {name!r}; {hint}")
+    source = Path(name) if own else files("tuning").joinpath("recipes", f"{name}.toml")
+    try:
+        return _parsed(tomllib.loads(source.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such recipe file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{name}: not a recipe: {error}") from error
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _parsed(table: dict[str, Any]) -> Recipe:
+    _refuse_unknown(table, {known.name for known in fields(Recipe)}, "a recipe")
+    if "model" not in table:
+        raise InputError('a recipe names its model, as in model = "cnn"')
+    training = table.pop("training", {})
+    _refuse_unknown(training, {known.name for known in fields(TrainSettings)}, "[training]")
+    table["classes"] = tuple(table.get("classes", Recipe.classes))
+    return Recipe(**table, training=TrainSettings(**training))
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in table.keys() - known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+        raise InputError(f"{where} has no {key!r}; {hint}")

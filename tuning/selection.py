@@ -1,0 +1,45 @@
+"""Which trial of a study becomes its model: the best validation AUC, or the best of the few best on spoilt films.
+
+The AUC of the best of many trials is too high by luck alone, and several trials lie within that luck of each other.
+Among them the one that loses least where films are made otherwise is the better bet for another hospital.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from models.agreement import choose_films
+from models.films import Films
+from models.robustness import robustness
+
+log = logging.getLogger("rayscan")
+
+Select = Literal["auc", "robust"]
+SELECTS: Final = ("auc", "robust")
+TOP: Final = 5
+"""Trials of the highest validation AUC that are scored on changed films."""
+FILMS: Final = 300
+
+Score = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""Films uint8 [N, H, W] -> uncalibrated probability of disease [N]."""
+
+
+def most_robust(scorers: Sequence[Score], val: Films) -> tuple[int, list[dict[str, Any]]]:
+    """The place of the model with the best mean AUC over changed films, and what each came to.
+
+    `scorers` are the best models by validation AUC, the best first; of equals it is taken.
+    """
+    some = choose_films(val.labels, FILMS)
+    told: list[dict[str, Any]] = []
+    for number, score in enumerate(scorers, 1):
+        found = robustness(score, val.pixels[some], val.labels[some], 0.5)
+        log.info(
+            "%d of the best: AUC %.4f on %d films, %.4f in the mean over changed ones, worst %s",
+            *(number, found.auc, found.films, found.mean_auc, found.worst),
+        )
+        told.append({"auc": found.auc, "mean_auc": found.mean_auc, "worst": found.worst})
+    means = [float(of["mean_auc"]) for of in told]
+    return means.index(max(means)), told
