@@ -100,7 +100,10 @@ def serve(answer: Callable[[bytes, Sequence[str]], bytes]) -> None:
     import resource  # noqa: PLC0415 (only the child limits itself)
 
     deadline, memory, *arguments = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    # A child's child, or one of a user with a limit, may not have more than that; asking for it would end this process.
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = int(memory) if most == resource.RLIM_INFINITY else min(int(memory), most)
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

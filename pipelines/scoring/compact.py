@@ -270,6 +270,7 @@ def _sorted_groups(files: list[Path]) -> Iterator[pa.Table]:
         connection.execute(f"SET threads = {min(4, os.cpu_count() or 1)}")
         connection.execute("SET temp_directory = '{}'".format(folder.replace("'", "''")))
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")  # it goes to stdout, where results go
         try:
             create_scores_view(connection, files)
             query = f"SELECT {', '.join(SCORES.names)} FROM scores ORDER BY uri, scored_at, scan_id"  # noqa: S608

@@ -59,12 +59,13 @@ class FilmReader:
     def __init__(self, preprocessing: Preprocessing, *, threads: int) -> None:
         self.threads = threads
         self._preprocessing = preprocessing
+        self._failures = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch-decode")
 
     def read(self, rows: pa.Table) -> Iterator[Film]:
         """The films of a plan's rows, in their order. Raises `IncompleteError` when the store fails again and again."""
         started, cpu, waited = time.perf_counter(), time.process_time(), 0.0
-        for film, seconds in _ahead(self._pool, self._decode, rows, max(AHEAD, 2 * self.threads)):
+        for film, seconds in self._ahead(self._pool, self._decode, rows, max(AHEAD, 2 * self.threads)):
             waited += seconds
             yield film
         elapsed = time.perf_counter() - started
@@ -80,11 +81,37 @@ class FilmReader:
             closing(IsolatedDecoder(self._preprocessing)) as decoder,
             ThreadPoolExecutor(1, thread_name_prefix="isolated") as pool,
         ):
-            for film, _ in _ahead(pool, decoder, rows, AHEAD):
+            for film, _ in self._ahead(pool, decoder, rows, AHEAD):
                 yield film
 
     def _decode(self, data: bytes) -> Scan:
         return decode(data, self._preprocessing)
+
+    def _ahead(
+        self, pool: ThreadPoolExecutor, decoder: Decoder, rows: pa.Table, ahead: int
+    ) -> Iterator[tuple[Film, float]]:
+        """Films in order, with the seconds the caller waited for each; `ahead` of them are worked on meanwhile."""
+        waiting: deque[Future[Film]] = deque()
+
+        def take() -> tuple[Film, float]:
+            started = time.perf_counter()
+            film = waiting.popleft().result()
+            # Over the shards' ends: a shard may hold fewer scans than that.
+            self._failures = self._failures + 1 if film.reason in _STORE_FAILS else 0
+            if self._failures >= FAILURES_IN_A_ROW:
+                raise IncompleteError(_failing(film, rows))
+            return film, time.perf_counter() - started
+
+        try:
+            for uri, etag in zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True):
+                waiting.append(pool.submit(read_film, uri, etag, decoder))
+                if len(waiting) > ahead:
+                    yield take()
+            while waiting:
+                yield take()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def read_film(uri: str, etag: str, decoder: Decoder) -> Film:
@@ -112,32 +139,6 @@ def read_film(uri: str, etag: str, decoder: Decoder) -> Film:
         fetch_seconds=fetched - started,
         decode_seconds=ended - fetched,
     )
-
-
-def _ahead(pool: ThreadPoolExecutor, decoder: Decoder, rows: pa.Table, ahead: int) -> Iterator[tuple[Film, float]]:
-    """Films in order, with the seconds the caller waited for each; `ahead` of them are worked on meanwhile."""
-    waiting: deque[Future[Film]] = deque()
-    failures = 0
-
-    def take() -> tuple[Film, float]:
-        nonlocal failures
-        started = time.perf_counter()
-        film = waiting.popleft().result()
-        failures = failures + 1 if film.reason in _STORE_FAILS else 0
-        if failures >= FAILURES_IN_A_ROW:
-            raise IncompleteError(_failing(film, rows))
-        return film, time.perf_counter() - started
-
-    try:
-        for uri, etag in zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True):
-            waiting.append(pool.submit(read_film, uri, etag, decoder))
-            if len(waiting) > ahead:
-                yield take()
-        while waiting:
-            yield take()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _failing(film: Film, rows: pa.Table) -> str:

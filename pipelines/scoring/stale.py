@@ -131,6 +131,7 @@ def _bounded() -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute(f"SET memory_limit = '{MEMORY}'")
         connection.execute(f"SET threads = {min(THREADS, os.cpu_count() or 1)}")
         connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")  # it goes to stdout, where results go
         connection.execute("SET temp_directory = '{}'".format(folder.replace("'", "''")))
         yield connection
 

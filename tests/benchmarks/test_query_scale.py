@@ -54,4 +54,4 @@ def test_latest_over_ten_million_rows(
     shutil.rmtree(tmp_path / "scores")
     assert [row["n"] for row in warm["answer"]] == [row["n"] for row in window["answer"]]  # type: ignore[attr-defined]
     assert cold["answer"][0] == warm["answer"][0]  # type: ignore[index]
-    assert warm["seconds"] <= SECONDS  # type: ignore[operator]
+    assert max(cold["seconds"], warm["seconds"]) <= SECONDS  # type: ignore[type-var]

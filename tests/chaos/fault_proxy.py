@@ -28,6 +28,8 @@ class Faults:
     """Share of objects whose connection ends in the middle of their body."""
     latency: float = 0.0
     """Seconds added to each request."""
+    throttled: str | None = None
+    """Bucket whose every request is answered 503 SlowDown."""
     gone: str | None = None
     """Bucket that is no longer there."""
     denied: bool = False
@@ -44,6 +46,8 @@ class Faults:
                 return "denied", 403, "ExpiredToken"
             if self.gone == bucket:
                 return "gone", 404, "NoSuchBucket"
+            if self.throttled == bucket:
+                return "throttled", 503, "SlowDown"
             self.first -= 1
             if self.first >= 0 or self._chance.random() < self.slow_down:
                 return "slow_down", 503, "SlowDown"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.storage import open_store
 from tests.chaos.fault_proxy import Faults, faulty
 from tests.nights import Night, make_night
 from tests.servers import S3Server, clean_environment
@@ -94,15 +95,17 @@ def test_a_store_that_is_lost_half_way_stops_the_night_and_a_later_one_ends_it(
     tell(fault, faults, night)
 
 
-def test_an_archive_that_is_lost_alone_stops_the_night_too(night: Night, faults: Faults, s3: S3Server) -> None:
+def test_an_archive_that_is_lost_alone_stops_the_night_too(night: Night, faults: Faults, tmp_path: Path) -> None:
     """The scores lie elsewhere and can be written; a night of failed rows would bury the news."""
+    night = replace(night, scores=open_store(str(tmp_path / "scores")))
     with night.running() as driver:
         night.wait_for_parts(driver, 2)
-        faults.slow_down = 1.0
+        faults.throttled = night.archive.root.removeprefix("s3://").partition("/")[0]
         _, told = driver.communicate(timeout=900)
     assert driver.returncode == 3, told
-    faults.slow_down = 0.0
+    assert "scans in a row could not be fetched (storage_error)" in told
+    faults.throttled = None
     done = night.run()
     assert done.returncode == 0, done.stderr
     assert night.rows() == WHOLE
-    tell("all SlowDown", faults, night)
+    tell("the archive alone SlowDown", faults, night)

@@ -4,15 +4,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
 from pipelines.ingest import lossless
+from pipelines.ingest.decode import decode
 from pipelines.ingest.dicom import read_grey
+from pipelines.ingest.isolated import IsolatedDecoder
 from tests.pipelines.ingest.films import dicom, ramp
 
 FILM = ramp()
@@ -47,6 +51,13 @@ def test_nothing_is_lost(compress: Compress, option: str, bits: int) -> None:
     packed = compress(plain(bits), option)
     assert len(packed) != len(plain(bits))
     assert (read_grey(packed)[0] == read_grey(plain(bits))[0]).all()
+
+
+@pytest.mark.parametrize("memory", [3 << 30, lossless.MEMORY])
+def test_it_is_read_in_isolation_too_where_less_memory_is_allowed(compress: Compress, memory: int) -> None:
+    packed = compress(plain(8), "--jpeg")
+    with closing(IsolatedDecoder(Preprocessing(size=64), memory=memory)) as isolated:
+        assert (isolated(packed).pixels == decode(packed, Preprocessing(size=64)).pixels).all()
 
 
 def test_a_frame_that_kills_the_decoder_costs_one_film_and_the_next_is_fine(compress: Compress) -> None:

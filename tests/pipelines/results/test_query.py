@@ -137,6 +137,11 @@ def test_a_question_without_an_answer_is_the_askers_error(tmp_path: Path, sql: s
         ask(store.root, sql)
 
 
+def test_a_long_question_draws_nothing_among_the_results(scores: Store) -> None:
+    shown = ask(scores.root, "SELECT current_setting('enable_progress_bar') AS bar").to_pylist()
+    assert shown == [{"bar": False}], "DuckDB's goes to stdout after two seconds"
+
+
 def test_a_place_without_scores_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run was recorded"):
         ask(str(tmp_path))

@@ -353,8 +353,13 @@ def test_a_store_that_fails_again_and_again_stops_the_run(
     assert {film.reason for film in reader.read(rows)} == {Reason.VANISHED}, "files that are gone are no failing store"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     _kept_store.cache_clear()
-    with pytest.raises(IncompleteError, match=rf"{FAILURES_IN_A_ROW} scans in a row .*access_denied.*credentials"):
+    line = rf"{FAILURES_IN_A_ROW} scans in a row .*access_denied.*credentials"
+    with pytest.raises(IncompleteError, match=line):
         list(reader.read(rows))
+    small = FilmReader(model.spec.preprocessing, threads=4)
+    list(small.read(rows.slice(0, FAILURES_IN_A_ROW - 1)))
+    with pytest.raises(IncompleteError, match=line):  # small shards make it no quieter
+        list(small.read(rows.slice(0, 1)))
 
 
 def test_a_store_that_answers_slowly_gets_more_threads(model: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
