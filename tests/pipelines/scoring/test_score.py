@@ -345,7 +345,7 @@ class TestAttempts:
 
 
 def test_a_store_that_fails_again_and_again_stops_the_run(
-    reader: FilmReader, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    reader: FilmReader, model: Bundle, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = open_store(s3.bucket())
     uris = [remote.uri(f"{number}.png") for number in range(3 * FAILURES_IN_A_ROW)]
