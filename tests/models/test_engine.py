@@ -45,7 +45,7 @@ def classifier(spec: ModelSpec) -> ScanClassifier:
         if spec.name != "majority":
             logits = classifier.logits(films)
             difference = logits[:, 1] - logits[:, 0]
-            classifier.temperature.fill_(float(difference.std()) / 2)
+            classifier.calibrate.temperature.fill_(float(difference.std()) / 2)
             last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
             last.bias[1] -= difference.mean()
             classifier.familiarity = fit_familiarity(classifier.features(films))
@@ -64,7 +64,7 @@ def bundle(folder: Path, evaluation: dict[str, Any] | None = None, spec: ModelSp
         folder,
         spec=spec or small_spec(),
         state_dict=whole.network.state_dict(),
-        calibration=Calibration(temperature=float(whole.temperature), operating_points=POINTS),
+        calibration=Calibration(temperature=float(whole.calibrate.temperature), operating_points=POINTS),
         evaluation={},
         lineage={},
         familiarity=whole.familiarity,
