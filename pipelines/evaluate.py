@@ -98,9 +98,10 @@ def compare(bundle_uris: Sequence[str], dataset: str, split: str, *, report: str
 
 def _films(bundle_uris: Sequence[str], dataset: str, split: str) -> Films:
     """The films of the split, when they are what all these models take."""
+    specs = [fetch_bundle(uri).spec for uri in bundle_uris]
     info = read_dataset_info(dataset)
-    for uri in bundle_uris:
-        _check_fit(fetch_bundle(uri).spec, info, dataset)
+    for spec in specs:
+        _check_fit(spec, info, dataset)
     return load_films(dataset, split)
 
 
