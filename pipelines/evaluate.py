@@ -1,7 +1,7 @@
 """`rayscan evaluate`: one model on one split of one data set. Reading the test split is written into the ledger."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -90,8 +90,10 @@ def compare(bundle_uris: Sequence[str], dataset: str, split: str, *, report: str
     judged = [_judge(uri, dataset, split, films) for uri in bundle_uris]
     if len({one.model_id for one in judged}) < len(judged):
         raise InputError("two of the bundles hold the same model; name each once")
+    names = [one.name for one in judged]
+    told = [replace(one, name=f"{one.name} {one.model_id[:6]}") if names.count(one.name) > 1 else one for one in judged]
     if report:
-        report = put_page(comparison_page(films.labels, judged, split=split, dataset=dataset), report)
+        report = put_page(comparison_page(films.labels, told, split=split, dataset=dataset), report)
     models = [_summary(one, dataset, split, films, None) for one in judged]
     return ComparisonSummary(dataset=dataset, split=split, films=len(films), models=models, report=report)
 

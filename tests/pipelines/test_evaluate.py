@@ -187,6 +187,7 @@ def test_models_are_compared_on_the_same_films(bundle: Bundle, dataset: str, tmp
     assert told.count("<svg") == 4, "curves, bars and two confusion matrices"
     assert DISCLAIMER in told
     assert all(one.model_id in told for one in (bundle, other))
+    assert all(f"cnn {one.model_id[:6]}" in told for one in (bundle, other)), "two of one name are told apart"
     with pytest.raises(InputError, match="hold the same model"):
         compare([str(bundle.folder), str(bundle.folder)], dataset, "val")
 
