@@ -137,7 +137,9 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
     settings = recipe.training
     if recipe.weights is None:
         return fit(spec, films, val, settings, on_epoch=lambda report, _: _tell(report, settings.epochs))
-    network, loaded = pretrained_network(spec, recipe.weights)
+    with torch.random.fork_rng(devices=[]):  # what the weights lack, a classifier, starts from the seed
+        torch.manual_seed(settings.seed)
+        network, loaded = pretrained_network(spec, recipe.weights)
     if recipe.learn == "head":
         return _new_head(recipe, spec, network, films, val)
     if loaded.folded:

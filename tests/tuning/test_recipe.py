@@ -149,3 +149,20 @@ def test_of_pretrained_weights_only_what_may_learn_changes(dataset: str, tmp_pat
     assert changed == ({True, False} if learn == "all" else {True})
     assert 0 <= summary.auc <= 1
     assert bundle.calibration.bias != 0
+
+
+def test_the_same_seed_gives_the_same_model_where_the_weights_have_no_classifier(dataset: str, tmp_path: Path) -> None:
+    parameters = {"depth": 2, "width": 4}
+    network = build(ModelSpec(name="cnn", parameters=parameters, preprocessing=Preprocessing(size=SIZE)))
+    last = {id(parameter) for parameter in layer_groups(network)[-1]}
+    named = dict(network.named_parameters())
+    start = {name: value for name, value in network.state_dict().items() if id(named.get(name)) not in last}
+    safetensors.torch.save_file(start, tmp_path / "weights.safetensors")
+    weights = str(tmp_path / "weights.safetensors")
+    recipe = Recipe(model="cnn", parameters=parameters, weights=weights, training=QUICK)
+    found = []
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        torch.manual_seed(len(found))  # whatever was drawn before
+        train(dataset, str(tmp_path / name), replace(recipe, training=replace(QUICK, seed=seed)))
+        found.append(load_bundle(tmp_path / name).hashes["weights.safetensors"])
+    assert found[0] == found[1] != found[2]
