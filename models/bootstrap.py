@@ -5,7 +5,7 @@ and, for a thousand draws of patients at once, its interval. Films of one patien
 independent (Obuchowski 1997; Rutter 2000, "Bootstrap estimation of diagnostic accuracy with patient-clustered data").
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -89,14 +89,6 @@ def intervals(values: Mapping[str, float], drawn: Mapping[str, npt.NDArray[np.fl
         low, high = np.percentile(told, [2.5, 97.5]) if len(told) else (value, value)
         found[name] = Interval(value=float(value), low=min(float(low), value), high=max(float(high), value))
     return found
-
-
-def difference(
-    figure: Callable[[Weights], npt.NDArray[np.float64]], patients: npt.NDArray[np.str_], *, seed: int = 0
-) -> Interval:
-    """A difference of two models, as a function of the films' weights, with its interval over patients."""
-    value = float(figure(np.ones((1, len(patients))))[0])
-    return intervals({"it": value}, {"it": figure(draws(patients, seed=seed))})["it"]
 
 
 def _surprise(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

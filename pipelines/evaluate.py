@@ -15,10 +15,10 @@ from models.evaluation import evaluation_entry
 from models.films import Films
 from models.metrics import brier, ece
 from models.prior_shift import METHODS, bbse, saerens
-from models.spec import DISCLAIMER, ModelSpec
+from models.spec import DISCLAIMER
 from pipelines.bundles import fetch_bundle, record_evaluation
 from pipelines.errors import InputError
-from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
+from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.progress import progress
 from pipelines.results.pages.comparison import Judged, comparison_page
 from pipelines.results.report import evaluation_page, put_page
@@ -103,7 +103,7 @@ def _films(bundle_uris: Sequence[str], dataset: str, split: str) -> Films:
     specs = [fetch_bundle(uri).spec for uri in bundle_uris]
     info = read_dataset_info(dataset)
     for spec in specs:
-        _check_fit(spec, info, dataset)
+        check_fits(spec.preprocessing, info, dataset)
     return load_films(dataset, split)
 
 
@@ -171,16 +171,6 @@ def _summary(one: Judged, dataset: str, split: str, films: Films, report: str | 
         prior_shift=one.entry.get("prior_shift"),
         report=report,
     )
-
-
-def _check_fit(spec: ModelSpec, info: DatasetInfo, dataset: str) -> None:
-    wanted, have = spec.preprocessing, info.preprocessing
-    if (wanted.film_size, wanted.decode) != (have.film_size, have.decode):
-        raise InputError(
-            f"{dataset} holds films of {have.film_size} pixels decoded by {have.decode}, the model takes"
-            f" {wanted.film_size} by {wanted.decode}; prepare the data set again with --size {wanted.film_size}"
-            f" --decode {wanted.decode}"
-        )
 
 
 def _now() -> str:

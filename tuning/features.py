@@ -40,7 +40,7 @@ from models.preprocess import Preprocess
 from models.spec import ModelSpec, Preprocessing
 from models.weights import Loaded, hub_weights, load_pretrained, read_weights, weights_hash
 from models.zoo import build, features, has_features, layer_groups
-from pipelines.ingest.dataset import load_films, read_dataset_info
+from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.progress import progress
 from pipelines.storage import open_store, read_object
 
@@ -136,13 +136,7 @@ def dataset_features(
     data set of other films than the specification's, and for a folder that is not local.
     """
     info = read_dataset_info(dataset)
-    wanted, have = spec.preprocessing, info.preprocessing
-    if (wanted.film_size, wanted.decode) != (have.film_size, have.decode):
-        raise InputError(
-            f"{dataset} holds films of {have.film_size} pixels decoded by {have.decode}, the model takes"
-            f" {wanted.film_size} by {wanted.decode}; prepare the data set again with --size {wanted.film_size}"
-            f" --decode {wanted.decode}"
-        )
+    check_fits(spec.preprocessing, info, dataset)
     path = open_store(folder).path / f"features-{_key(info.fingerprint, split, spec, network)}.safetensors"
     if path.exists():
         log.info("features of %s, %s: %s has them", dataset, split, path)

@@ -65,6 +65,17 @@ def read_dataset_info(uri: str) -> DatasetInfo:
         raise InputError(f"{store.root}: no data set here; make one with `rayscan prepare`") from error
 
 
+def check_fits(wanted: Preprocessing, info: DatasetInfo, dataset: str) -> None:
+    """Raise `InputError` unless the films of the data set named `dataset` are what a model takes."""
+    have = info.preprocessing
+    if (wanted.film_size, wanted.decode) != (have.film_size, have.decode):
+        raise InputError(
+            f"{dataset} holds films of {have.film_size} pixels decoded by {have.decode}, the model takes"
+            f" {wanted.film_size} by {wanted.decode}; prepare the data set again with --size {wanted.film_size}"
+            f" --decode {wanted.decode}"
+        )
+
+
 def load_films(uri: str, split: str) -> Films:
     """The films of one split, in the order of their scan ids.
 

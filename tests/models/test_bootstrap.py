@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from models.bootstrap import difference, draws, figures, intervals, predictive_values
+from models.bootstrap import draws, figures, intervals, predictive_values
 from models.errors import InputError
 from models.metrics import auc, ece
 
@@ -118,10 +118,3 @@ def test_a_draw_without_diseased_films_says_nothing_and_is_left_out() -> None:
     drawn = figures(labels, probability, 0.5, draws(np.array(["a", "b", "c", "d"]), count=100))
     assert np.isnan(drawn["auc"]).any()
     assert intervals({"auc": 1.0}, drawn)["auc"].low == 1.0
-
-
-def test_the_difference_of_a_model_and_itself_is_nothing() -> None:
-    rng = np.random.default_rng(2)
-    labels, probability = rng.integers(0, 2, 100), rng.random(100)
-    same = difference(lambda w: figures(labels, probability, 0.5, w)["f1"] * 0, np.arange(100).astype(str))
-    assert (same.value, same.low, same.high) == (0, 0, 0)

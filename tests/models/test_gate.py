@@ -222,7 +222,7 @@ def test_templates_are_made_again(real_films: tuple[list[Film], list[Film]]) -> 
         assert one.strangeness == pytest.approx(two.strangeness, abs=0.02)
 
 
-@pytest.mark.parametrize(
+real_dicom = pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("nih_dx_chest.dcm", None),
@@ -232,21 +232,15 @@ def test_templates_are_made_again(real_films: tuple[list[Film], list[Film]]) -> 
         ("RG3_J2KI.dcm", "not_chest"),
     ],
 )
+
+
+@real_dicom
 @pytest.mark.parametrize("size", [64, 224])
 def test_real_dicom_pixels_without_tags(real_data: Path, name: str, reason: str | None, size: int) -> None:
     assert check_pixels(decode((real_data / "dicom" / name).read_bytes(), Preprocessing(size=size)).pixels) == reason
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("nih_dx_chest.dcm", None),
-        ("966_fixed.dcm", None),
-        ("RG1_J2KI.dcm", None),
-        ("RG2_JPLL.dcm", "not_chest"),
-        ("RG3_J2KI.dcm", "not_chest"),
-    ],
-)
+@real_dicom
 def test_real_dicom_headers(real_data: Path, name: str, reason: str | None) -> None:
     import pydicom
 

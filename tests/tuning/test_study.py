@@ -174,6 +174,33 @@ def test_the_winner_is_promoted_with_its_best_epoch(tmp_path: Path) -> None:
     assert mended.lineage["trial_id"] == "trial1"
 
 
+def test_the_best_by_its_own_account_is_passed_over_where_it_fails_on_changed_films(tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    write_dataset(dataset, films=70)
+    store = open_store(str(tmp_path / "study"))
+    begin_study(store, INFO, resume=False)
+    train, val, info = load_films(dataset, "train"), load_films(dataset, "val"), read_dataset_info(dataset)
+    parameters: dict[str, Any] = {"family": "mlp", "resolution": SIZE, "mlp_width": 16, "batch_size": 10}
+    spec, settings = to_spec_and_settings(
+        parameters, preprocessing=Preprocessing(size=SIZE), epochs=8, seed=3, threads=1, device="cpu"
+    )
+    honest = fit(spec, train, val, settings)
+    last = max(name for name in honest.state_dict if name.endswith(".weight"))
+    upside_down = {name: -value if name == last else value for name, value in honest.state_dict.items()}
+    save_weights(store, "trial0", upside_down)
+    save_weights(store, "trial1", honest.state_dict)
+    history = [vars(report) for report in honest.history]
+    records = [
+        record(number, auc, parameters=parameters, history=history)
+        for number, auc in ((0, 1.0), (1, honest.best.val_auc))
+    ]
+    found, bundle = promote_best(store, records, INFO, dataset=info, train=train, val=val, select="robust")
+    assert found == records[1]
+    assert bundle.lineage["trial_id"] == "trial1"
+    told = {one["trial"]: one["mean_auc"] for one in bundle.lineage["selection"]}
+    assert told[1] > 0.5 > told[0]
+
+
 def test_no_winner(tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
     write_dataset(dataset, films=14)
