@@ -29,6 +29,9 @@ JPEG: Final = 15
 SMALLER: Final = 3
 KEPT: Final = 0.85
 """Side of the crop, of the film's."""
+STRETCHED: Final = 0.8
+"""Width or height that stays of a film stretched over the whole side. Films of any shape are made square, so the shape
+of an archive's films, by which its classes may differ, shows as stretch."""
 
 
 def _curve(levels: npt.NDArray[np.float64]) -> Callable[[Film], Film]:
@@ -51,10 +54,15 @@ def _shrunk(image: Image.Image) -> Image.Image:
     return small.resize(image.size, Image.Resampling.BILINEAR)
 
 
-def _cropped(image: Image.Image) -> Image.Image:
-    left, top = (round(side * (1 - KEPT) / 2) for side in image.size)
-    box = (left, top, image.width - left, image.height - top)
-    return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+def _middle(across: float, down: float) -> Callable[[Image.Image], Image.Image]:
+    """Keep these shares of width and height, and resize them to the whole side."""
+
+    def kept(image: Image.Image) -> Image.Image:
+        left, top = round(image.width * (1 - across) / 2), round(image.height * (1 - down) / 2)
+        box = (left, top, image.width - left, image.height - top)
+        return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+
+    return kept
 
 
 _GREYS: Final = np.arange(256) / 255
@@ -67,7 +75,9 @@ CHANGES: Final[Mapping[str, Callable[[Film], Film]]] = {
     "blurred": _through(lambda image: image.filter(ImageFilter.GaussianBlur(BLUR * image.width))),
     "recoded": _coded,
     "coarser": _through(_shrunk),
-    "cropped": _through(_cropped),
+    "cropped": _through(_middle(KEPT, KEPT)),
+    "wider": _through(_middle(STRETCHED, 1)),
+    "taller": _through(_middle(1, STRETCHED)),
 }
 """Name -> what it does to one film uint8 [H, W]; always the same."""
 

@@ -49,6 +49,14 @@ def test_changes_do_what_their_names_say() -> None:
         perturbed(before, "upside down")
 
 
+def test_stretching_moves_a_line_along_its_side_alone() -> None:
+    film = np.zeros((1, 100, 100), dtype=np.uint8)
+    film[0, :, 20] = film[0, 20, :] = 255  # its middle 29.5 from the film's: 36.9 after the stretch
+    wider, taller = perturbed(film, "wider")[0], perturbed(film, "taller")[0]
+    assert (wider[60].argmax(), wider[:, 60].argmax()) == (13, 20)
+    assert (taller[60].argmax(), taller[:, 60].argmax()) == (20, 13)
+
+
 def coded_films() -> tuple[np.ndarray, np.ndarray]:
     """Diseased films have a bright middle, and grain by the way they were coded."""
     labels = np.repeat([0, 1], 40)
