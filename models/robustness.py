@@ -1,8 +1,12 @@
 """What a model loses where films are made otherwise: the same films, spoilt in ways another hospital might.
 
 Validation films come from the archive the model was trained on, so their AUC says nothing about another one. These
-copies are no other hospital either; but a model that lives on the exposure, the sharpness or the coding of its own
-archive loses here first, so the mean over them chooses better between models than the AUC alone.
+copies are no other hospital either; but a model that lives on the exposure, the sharpness, the shape or the coding of
+its own archive loses here first, so the mean over them chooses better between models than the AUC alone.
+
+What breaks first is the threshold, not the order of the films. MobileNetV2 0.35 at 128 px, on Kermany validation films
+made taller: AUC 0.994 instead of 0.997, but specificity 0.41 instead of 0.97 at the threshold locked on the films as
+they are. So decisions at that threshold are judged, too, with healthy and diseased films counted alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -88,12 +92,15 @@ class Robustness:
 
     films: int
     auc: float
+    balanced_accuracy: float
     changed: Mapping[str, Mapping[str, float]]
-    """Change -> `auc`, and `balanced_accuracy` at the threshold: both hang on no share of disease."""
+    """Change -> `auc`, and at the threshold `sensitivity`, `specificity` and `balanced_accuracy`, the mean of these
+    two: none hangs on the share of disease."""
     mean_auc: float
-    """Over the changes."""
+    """Over the changes, as the next."""
+    mean_balanced_accuracy: float
     worst: str
-    """The change of the lowest AUC."""
+    """The change of the lowest balanced accuracy; of equals, of the lowest AUC."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -119,17 +126,24 @@ def robustness(
     """
     disease = (labels != 0).astype(np.int64)
     found = {change: _figures(disease, score(perturbed(pixels, change)), threshold) for change in CHANGES}
-    aucs = {change: figures["auc"] for change, figures in found.items()}
+    plain = _figures(disease, score(pixels), threshold)
     return Robustness(
         films=len(pixels),
-        auc=auc(disease, score(pixels)),
+        auc=plain["auc"],
+        balanced_accuracy=plain["balanced_accuracy"],
         changed=found,
-        mean_auc=float(np.mean(list(aucs.values()))),
-        worst=min(aucs, key=lambda change: aucs[change]),
+        mean_auc=float(np.mean([at["auc"] for at in found.values()])),
+        mean_balanced_accuracy=float(np.mean([at["balanced_accuracy"] for at in found.values()])),
+        worst=min(found, key=lambda change: (found[change]["balanced_accuracy"], found[change]["auc"])),
     )
 
 
 def _figures(disease: Labels, probability: npt.NDArray[np.float32], threshold: float) -> dict[str, float]:
     called = called_positive(probability, threshold)
     sensitivity, specificity = float(called[disease == 1].mean()), float((~called[disease == 0]).mean())
-    return {"auc": auc(disease, probability), "balanced_accuracy": (sensitivity + specificity) / 2}
+    return {
+        "auc": auc(disease, probability),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+    }
