@@ -10,7 +10,7 @@ None can mend a prevalence other than that of the validation films: `models/prio
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, Literal
 
@@ -138,6 +138,15 @@ def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, metho
         curve = _isotonic(disease_odds(logits / temperature), disease)
         return Calibration(temperature=temperature, operating_points=points, curve=curve)
     raise InputError(f"unknown calibration {method!r}; choose {', '.join(METHODS)}")
+
+
+def lock(logits: npt.NDArray[np.floating[Any]], labels: Labels, method: Method) -> Calibration:
+    """The map of one method with its operating points, both of the same validation films: logits [N, C], classes [N].
+
+    Raises what `fit_calibration` raises.
+    """
+    uncut = fit_calibration(logits, labels, method)
+    return replace(uncut, operating_points=operating_points(labels, 1 - uncut.probabilities(logits)[:, 0]))
 
 
 def _platt(odds: npt.NDArray[Any], disease: npt.NDArray[np.bool_]) -> tuple[float, float]:

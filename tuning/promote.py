@@ -8,7 +8,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 
 from models.agreement import choose_films, measure
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration, Method, fit_calibration, operating_points
+from models.calibration import Calibration, Method, lock
 from models.classifier import ScanClassifier
 from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder
 from models.evaluation import evaluation_entry
@@ -31,17 +31,18 @@ from models.fingerprint import fingerprint
 from models.inference import EngineError
 from models.machine import choose_device, this_machine
 from models.preprocess import Preprocess
-from models.robustness import robustness
+from models.robustness import Robustness, robustness
 from models.spec import ModelSpec
 from models.zoo import build, has_features
 from pipelines.bundles import fetch_bundle, publish_bundle
 from pipelines.ingest.dataset import DatasetInfo
 from tuning.loop import Fitted
+from tuning.selection import Score
 
 FAMILIAR_FILMS: Final = 2000
 """Training films the familiarity is fitted to at most."""
 ROBUSTNESS_FILMS: Final = 300
-"""Validation films that are changed and scored again, nine times, at most."""
+"""Films that are changed and scored again, nine times, at most."""
 BATCH: Final = 64
 
 log = logging.getLogger("rayscan")
@@ -62,23 +63,21 @@ def promote(
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
     counts, versions, time): where the model comes from, a trial of a study for instance.
     """
-    uncut = fit_calibration(fitted.val_logits, val.labels, calibrate)
-    probability = 1 - uncut.probabilities(fitted.val_logits)[:, 0]
-    calibration = replace(uncut, operating_points=operating_points(val.labels, probability))
+    calibration = lock(fitted.val_logits, val.labels, calibrate)
     entry = evaluation_entry(
         split="val",
         labels=val.labels,
-        probability=probability,
+        probability=1 - calibration.probabilities(fitted.val_logits)[:, 0],
         subtypes=val.subtypes,
         calibration=calibration,
         patients=val.patients,
         groups=val.groups,
     )
     device = choose_device(fitted.settings.device)
-    classifier = _classifier(fitted, calibration)
+    classifier = calibrated(fitted, calibration)
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
-    entry["robustness"] = _robustness(classifier, val, calibration.threshold, device)
+    entry["robustness"] = robustness_on(scorer(classifier, device), val, calibration.threshold).to_json()
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),
@@ -106,7 +105,8 @@ def promote(
     return fetch_bundle(out)
 
 
-def _classifier(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
+def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
+    """The trained model with its calibration, as scoring runs it."""
     network = build(fitted.spec)
     network.load_state_dict(dict(fitted.state_dict))
     return ScanClassifier(Preprocess(fitted.spec.preprocessing), network, calibration).eval()
@@ -131,10 +131,11 @@ def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: t
     return fit_familiarity(features(train), features(val))
 
 
-@torch.inference_mode()
-def _robustness(classifier: ScanClassifier, val: Films, threshold: float, device: torch.device) -> dict[str, Any]:
+def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
+    """What gives the calibrated probability of disease [N] of films uint8 [N, H, W], in float32 on a device."""
     on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
 
+    @torch.inference_mode()
     def score(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
         healthy: npt.NDArray[np.float32] = torch.cat(
@@ -142,8 +143,13 @@ def _robustness(classifier: ScanClassifier, val: Films, threshold: float, device
         ).numpy()
         return 1 - healthy
 
-    chosen = choose_films(val.labels, ROBUSTNESS_FILMS)
-    return robustness(score, val.pixels[chosen], val.labels[chosen], threshold).to_json()
+    return score
+
+
+def robustness_on(score: Score, films: Films, threshold: float) -> Robustness:
+    """What the model loses on changed copies of films, of ROBUSTNESS_FILMS of them at most, classes in proportion."""
+    chosen = choose_films(films.labels, ROBUSTNESS_FILMS)
+    return robustness(score, films.pixels[chosen], films.labels[chosen], threshold)
 
 
 def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:

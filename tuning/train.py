@@ -12,14 +12,22 @@ from torch import Tensor, nn
 from models.films import Films
 from models.losses import cross_entropy
 from models.preprocess import Preprocess
-from models.spec import ModelSpec
+from models.spec import ModelSpec, Scalar
 from models.weights import unfold_batch_norm
 from models.zoo import layer_groups
+from pipelines.bundles import cache_folder
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
-from tuning.features import Features, HeadSettings, compute_features, fit_head, install_head, pretrained_network
+from tuning.features import (
+    HeadSettings,
+    dataset_features,
+    features_of,
+    fit_head,
+    install_head,
+    pretrained_network,
+)
 from tuning.loop import EpochReport, Fitted, fit
 from tuning.promote import promote
 from tuning.recipe import NEEDED, Recipe
@@ -47,6 +55,17 @@ class TrainSummary:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a recipe came to on some films."""
+
+    best: Fitted
+    chosen: Mapping[str, Scalar]
+    """The combination of the grid that it has; empty where there is no grid."""
+    tried: list[dict[str, object]]
+    """Every combination: `parameters`, `val_auc`, `seconds`."""
+
+
 def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
     """Train by a recipe on the split train, judge and calibrate on val, publish the bundle at `out`.
 
@@ -56,26 +75,16 @@ def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
     """
     started = time.perf_counter()
     open_store(out).require_writable()
-    if recipe.weights == NEEDED:
-        raise InputError(
-            "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
-            " timm publishes, where there is a network"
-        )
+    require_weights(recipe)
     info = read_dataset_info(dataset)
     films, val = (relabelled(load_films(dataset, split), recipe.classes) for split in ("train", "val"))
-    points = recipe.points()
-    tried: list[dict[str, object]] = []
-    best: Fitted | None = None
-    for number, point in enumerate(points, 1):
-        fitted = _fitted(point, info, dataset, films, val)
-        tried.append({"parameters": dict(point.parameters), "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
-        if len(points) > 1:
-            log.info("%d of %d: %s, AUC %.4f", number, len(points), dict(point.parameters), fitted.best.val_auc)
-        if best is None or fitted.best.val_auc > best.best.val_auc:
-            best = fitted
-    assert best is not None
-    lineage = {"made_by": "rayscan train", "recipe": _recorded(recipe), **({"grid": tried} if recipe.grid else {})}
-    bundle = promote(best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate)
+    trained = fit_recipe(recipe, info, dataset, films, val)
+    lineage = {
+        "made_by": "rayscan train",
+        "recipe": _recorded(recipe),
+        **({"grid": trained.tried} if recipe.grid else {}),
+    }
+    bundle = promote(trained.best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate)
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
         bundle=out,
@@ -85,9 +94,39 @@ def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
         auc_low=metrics["auc"]["low"],
         auc_high=metrics["auc"]["high"],
         operating_point=bundle.calibration.default,
-        best_epoch=best.best.epoch,
+        best_epoch=trained.best.best.epoch,
         seconds=round(time.perf_counter() - started, 1),
     )
+
+
+def require_weights(recipe: Recipe) -> None:
+    """Raise `InputError` where a recipe starts from weights that nobody named."""
+    if recipe.weights == NEEDED:
+        raise InputError(
+            "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
+            " timm publishes, where there is a network"
+        )
+
+
+def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Trained:
+    """Train what a recipe says on films, and let others choose the epoch and, of a grid, the combination.
+
+    `films` and `val` have the recipe's classes, see `relabelled`; `info` and `dataset` say what they are of.
+    Raises `InputError` for an unknown model or a size above the data set's.
+    """
+    points = recipe.points()
+    tried: list[dict[str, object]] = []
+    best: Fitted | None = None
+    chosen = recipe
+    for number, point in enumerate(points, 1):
+        fitted = _fitted(point, info, dataset, films, val)
+        tried.append({"parameters": dict(point.parameters), "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
+        if len(points) > 1:
+            log.info("%d of %d: %s, AUC %.4f", number, len(points), dict(point.parameters), fitted.best.val_auc)
+        if best is None or fitted.best.val_auc > best.best.val_auc:
+            best, chosen = fitted, point
+    assert best is not None
+    return Trained(best=best, chosen={name: chosen.parameters[name] for name in recipe.grid}, tried=tried)
 
 
 def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
@@ -108,14 +147,8 @@ def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
     if not kept.all():
         log.info("%d films are of none of the classes %s; they are left out", int((~kept).sum()), ", ".join(classes))
     order = {name: index for index, name in enumerate(classes)}
-    return Films(
-        pixels=films.pixels[kept],
-        labels=np.array([order[str(name)] for name in names[kept]], dtype=np.int64),
-        patients=films.patients[kept],
-        subtypes=films.subtypes[kept],
-        scan_ids=films.scan_ids[kept],
-        groups={kind: of[kept] for kind, of in films.groups.items()},
-    )
+    labels = np.array([order[str(name)] for name in names[kept]], dtype=np.int64)
+    return replace(films.take(kept), labels=labels)
 
 
 def _recorded(recipe: Recipe) -> dict[str, object]:
@@ -141,7 +174,7 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
         torch.manual_seed(settings.seed)
         network, loaded = pretrained_network(spec, recipe.weights)
     if recipe.learn == "head":
-        return _new_head(recipe, spec, network, films, val)
+        return _new_head(recipe, spec, network, dataset, films, val)
     if loaded.folded:
         some = torch.tensor(films.pixels[:: max(1, len(films) // UNFOLD_FILMS)][:UNFOLD_FILMS])
         unfold_batch_norm(network, Preprocess(preprocessing)(some))
@@ -152,13 +185,12 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
     return fit(spec, films, val, settings, on_epoch=lambda report, _: _tell(report, settings.epochs), weights=start)
 
 
-def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, films: Films, val: Films) -> Fitted:
-    """A frozen backbone with a new classifier, fitted to its features; they are computed once."""
+def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films) -> Fitted:
+    """A frozen backbone with a new classifier, fitted to its features; they are computed once and kept."""
     started = time.perf_counter()
-    of_train, of_val = (
-        Features(values=compute_features(network, spec.preprocessing, side.pixels), labels=side.labels)
-        for side in (films, val)
-    )
+    kept = str(cache_folder("features"))
+    splits = [dataset_features(dataset, split, spec, network, kept) for split in ("train", "val")]
+    of_train, of_val = (features_of(side, splits) for side in (films, val))
     head = fit_head(of_train, of_val, HeadSettings(seed=recipe.training.seed), classes=len(spec.classes))
     install_head(network, head.head)
     seconds = time.perf_counter() - started
