@@ -79,6 +79,7 @@ def promote(
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
     entry["robustness"] = _robustness(classifier, val, calibration.threshold, device)
+    entry["samples"] = _samples(classifier, val, probability, calibration, fitted.spec, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),
@@ -144,6 +145,20 @@ def _robustness(classifier: ScanClassifier, val: Films, threshold: float, device
 
     chosen = choose_films(val.labels, ROBUSTNESS_FILMS)
     return robustness(score, val.pixels[chosen], val.labels[chosen], threshold).to_json()
+
+
+def _samples(
+    classifier: ScanClassifier,
+    val: Films,
+    probability: npt.NDArray[np.float32],
+    calibration: Calibration,
+    spec: ModelSpec,
+    device: torch.device,
+) -> dict[str, Any]:
+    from models.samples import samples  # noqa: PLC0415 (captum brings matplotlib, and only a promotion needs it)
+
+    on_device = copy.deepcopy(classifier).to(device)
+    return samples(on_device, val, probability, calibration.threshold, spec.classes)
 
 
 def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:

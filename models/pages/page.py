@@ -1,4 +1,4 @@
-"""What every page shares: its frame, its style, how numbers are written, and how it is put where it was asked for.
+"""What every page shares: its frame, its style, and how numbers and pictures are written.
 
 A page is one HTML file that loads nothing: no script, no font, no picture from elsewhere (its Content-Security-Policy
 says so to the browser too). It holds totals; of single scans only URI, site, study date and probability, and pictures
@@ -6,53 +6,61 @@ where they were asked for; of patients nothing. Everything that comes from files
 matplotlib in the charts.
 """
 
+import base64
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from models.spec import DISCLAIMER
-from pipelines.errors import InputError
-from pipelines.storage import Store, open_store
 
 DASH: Final = "\N{EN DASH}"
 """Between the ends of a range, and where there is no value."""
 
 
-def render(template: str, *, title: str, **values: Any) -> str:
-    """A whole page from one of the templates beside this module."""
+JPEG_QUALITY: Final = 80
+
+
+def render(
+    template: str, *, title: str, made: datetime | str | None, templates: Path | None = None, **values: Any
+) -> str:
+    """A whole page from one of the templates beside this module, or in the folder `templates`.
+
+    `made` is when, as the page says it; None leaves that out. The same values give the same page.
+    """
+    own = Path(__file__).parent
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        loader=PackageLoader("pipelines.results", "pages"),
+        loader=FileSystemLoader([own] if templates is None else [templates, own]),
     )
     environment.filters |= {
         "grouped": grouped,
         "duration": duration,
         "interval": interval,
         "number": number,
+        "plain": plain,
         "probability": probability,
         "share": share,
         "time": time,
     }
     page = environment.get_template(template)
-    return page.render(title=title, made=datetime.now(UTC), disclaimer=DISCLAIMER, dash=DASH, **values)
+    return page.render(title=title, made=made, disclaimer=DISCLAIMER, dash=DASH, **values)
 
 
-def put_page(html: str, out: str) -> str:
-    """Write a page to a local path or a URI, whole or not at all; returns its URI.
-
-    Raises `InputError` when `out` names a folder or a bucket instead of a file.
-    """
-    target = open_store(out)
-    folder, _, name = target.root.rpartition("/")
-    if out.endswith("/") or folder.endswith(":/") or (target.is_local and target.path.is_dir()):
-        raise InputError(f"{out}: a report is one file; name it, as in {out.rstrip('/')}/report.html")
-    store = Store(folder)
-    store.put(name, html.encode())
-    return store.uri(name)
+def data_uri(pixels: npt.NDArray[np.uint8]) -> str:
+    """A picture uint8 [H, W] or [H, W, 3] as the data URI of a JPEG: about 8 kB at 224 pixels."""
+    sink = BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 def grouped(value: int) -> str:
@@ -111,3 +119,16 @@ def time(value: datetime | str) -> str:
             return str(value)
     zone = " UTC" if value.tzinfo else ""
     return f"{value.astimezone(UTC) if zone else value:%Y-%m-%d %H:%M}{zone}"
+
+
+def plain(value: Any) -> str:
+    """A JSON value as a short text: numbers to four digits, mappings as `name value` pairs."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return " · ".join(f"{name} {plain(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain(inner) for inner in value) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
