@@ -140,8 +140,16 @@ def save_bundle(
         WEIGHTS: safetensors.torch.save(weights),
         CALIBRATION: _json(calibration.to_json()),
         EVALUATION: _json(evaluation),
-        CARD: render_card(spec, calibration, evaluation, lineage).encode(),
     }
+    # all in the order in which it will be read again, so that a page made of it then is the same
+    card = render_card(
+        ModelSpec.from_json(json.loads(_json(spec.to_json()))),
+        calibration,
+        json.loads(contents[EVALUATION]),
+        json.loads(_json(lineage)),
+        weights=hashlib.sha256(contents[WEIGHTS]).hexdigest(),
+    )
+    contents[CARD] = card.encode()
     if graph is not None:
         contents |= dict(zip(GRAPH, graph, strict=True))
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}

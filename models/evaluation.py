@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from models.bootstrap import draws, figures, intervals, predictive_values
 from models.calibration import Calibration, called_positive
+from models.curves import curves
 from models.metrics import Labels, auc_interval, evaluate, sensitivity_by_group, wilson
 
 PREVALENCES: Final = (0.01, 0.05, 0.2, 0.5)
@@ -38,7 +39,8 @@ def evaluation_entry(
     "subtypes": {name: {"n", "sensitivity": {"value", "low", "high"}}} at the default,
     "over_patients": {figure: {"value", "low", "high"}} at the default, intervals by drawing patients (films where
     `patients` [N] is None), "predictive_values": [{"prevalence", "ppv", "npv"}] likewise,
-    "groups": {kind: {name: {"n", "positives", "auc", "sensitivity", "specificity"}}}, null where there are no films}.
+    "groups": {kind: {name: {"n", "positives", "auc", "sensitivity", "specificity"}}}, null where there are no films,
+    "curves": what `models.curves` gives}.
     `labels` [N] are 0 for no disease. Raises `RayscanError` for a probability that is no number, `InputError` unless
     both classes are there.
     """
@@ -60,6 +62,7 @@ def evaluation_entry(
             kind: _by_group(disease, probability, names, calibration.threshold)
             for kind, names in (groups or {}).items()
         },
+        "curves": curves(disease, probability),
     }
 
 

@@ -69,14 +69,7 @@ def evaluate(
     films = _films([bundle_uri], dataset, split)
     one = _judge(bundle_uri, dataset, split, films, prior_shift)
     if report:
-        page = evaluation_page(
-            one.entry,
-            labels=films.labels,
-            probability=one.probability,
-            model=one.name,
-            model_id=one.model_id,
-            dataset=dataset,
-        )
+        page = evaluation_page(one.entry, model=one.name, model_id=one.model_id, dataset=dataset)
         report = put_page(page, report)
     return _summary(one, dataset, split, films, report)
 

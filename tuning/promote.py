@@ -64,10 +64,11 @@ def promote(
     counts, versions, time): where the model comes from, a trial of a study for instance.
     """
     calibration = lock(fitted.val_logits, val.labels, calibrate)
+    probability = 1 - calibration.probabilities(fitted.val_logits)[:, 0]
     entry = evaluation_entry(
         split="val",
         labels=val.labels,
-        probability=1 - calibration.probabilities(fitted.val_logits)[:, 0],
+        probability=probability,
         subtypes=val.subtypes,
         calibration=calibration,
         patients=val.patients,
@@ -78,6 +79,7 @@ def promote(
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
     entry["robustness"] = robustness_on(scorer(classifier, device), val, calibration.threshold).to_json()
+    entry["samples"] = _samples(classifier, val, probability, calibration, fitted.spec, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),
@@ -150,6 +152,20 @@ def robustness_on(score: Score, films: Films, threshold: float) -> Robustness:
     """What the model loses on changed copies of films, of ROBUSTNESS_FILMS of them at most, classes in proportion."""
     chosen = choose_films(films.labels, ROBUSTNESS_FILMS)
     return robustness(score, films.pixels[chosen], films.labels[chosen], threshold)
+
+
+def _samples(
+    classifier: ScanClassifier,
+    val: Films,
+    probability: npt.NDArray[np.float32],
+    calibration: Calibration,
+    spec: ModelSpec,
+    device: torch.device,
+) -> dict[str, Any]:
+    from models.samples import samples  # noqa: PLC0415 (captum brings matplotlib, and only a promotion needs it)
+
+    on_device = copy.deepcopy(classifier).to(device)
+    return samples(on_device, val, probability, calibration.threshold, spec.classes)
 
 
 def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:

@@ -3,15 +3,16 @@
 The pages themselves stand in `pipelines/results/pages/`, one module each.
 """
 
+from models.bundle import WEIGHTS
+from models.card import Since, render_card
+from pipelines.bundles import evaluations, fetch_bundle
 from pipelines.errors import InputError
 from pipelines.results.pages.agreement import agreement_page
 from pipelines.results.pages.evaluation import evaluation_page
-from pipelines.results.pages.model import model_page
 from pipelines.results.pages.night import night_page
-from pipelines.results.pages.page import put_page
 from pipelines.results.pages.study import study_page
 from pipelines.results.query import is_scores
-from pipelines.storage import open_store
+from pipelines.storage import Store, open_store
 
 __all__ = ["agreement_page", "evaluation_page", "put_page", "write_report"]
 
@@ -27,6 +28,20 @@ def write_report(uri: str, out: str, *, compare: str | None = None, thumbnails: 
     return put_page(_page(uri, compare, thumbnails), out)
 
 
+def put_page(html: str, out: str) -> str:
+    """Write a page to a local path or a URI, whole or not at all; returns its URI.
+
+    Raises `InputError` when `out` names a folder or a bucket instead of a file.
+    """
+    target = open_store(out)
+    folder, _, name = target.root.rpartition("/")
+    if out.endswith("/") or folder.endswith(":/") or (target.is_local and target.path.is_dir()):
+        raise InputError(f"{out}: a report is one file; name it, as in {out.rstrip('/')}/report.html")
+    store = Store(folder)
+    store.put(name, html.encode())
+    return store.uri(name)
+
+
 def _page(uri: str, compare: str | None, thumbnails: int) -> str:
     store = open_store(uri)
     asked = "a comparison" if compare is not None else "thumbnails" if thumbnails else None
@@ -34,7 +49,7 @@ def _page(uri: str, compare: str | None, thumbnails: int) -> str:
     if kind is not None:
         if asked:
             raise InputError(f"{store.root} is a {kind}; {asked} can be had of scores only")
-        return study_page(uri) if kind == "study" else model_page(uri)
+        return study_page(uri) if kind == "study" else _model_page(uri)
     if not is_scores(uri):
         raise InputError(
             f"{store.root}: nothing to report on; looked for study.json (a study), bundle.json (a model) and"
@@ -48,3 +63,16 @@ def _page(uri: str, compare: str | None, thumbnails: int) -> str:
     if thumbnails:
         raise InputError("thumbnails belong to the night report; leave out either them or the comparison")
     return agreement_page(uri, *models)
+
+
+def _model_page(uri: str) -> str:
+    """The card of a bundle, and the ledger beside it, which came later. Raises `BundleError` when it is not whole."""
+    bundle = fetch_bundle(uri)
+    return render_card(
+        bundle.spec,
+        bundle.calibration,
+        bundle.evaluation,
+        bundle.lineage,
+        weights=bundle.hashes[WEIGHTS],
+        since=Since(model_id=bundle.model_id, ledger=evaluations(uri)),
+    )

@@ -1,8 +1,12 @@
 """Tiny made-up films: a bright blob on noise stands for disease."""
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from models.classifier import ScanClassifier
 from models.films import Films
+from models.preprocess import Preprocess
 from models.spec import ModelSpec, Preprocessing, Scalar
 
 SIZE = 32
@@ -26,3 +30,23 @@ def small_spec(name: str = "cnn", size: int = SIZE, **parameters: Scalar) -> Mod
     if name == "cnn" and not parameters:
         parameters = {"depth": 2, "width": 8, "dropout": 0.0}
     return ModelSpec(name=name, parameters=parameters, preprocessing=Preprocessing(size=size))
+
+
+class CountsBright(nn.Module):
+    """What a network that finds bright spots would do, without training: disease is how much lies above a level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 1, 4, stride=4)
+        self.above = nn.ReLU(inplace=True)
+        with torch.no_grad():
+            self.patches.weight.fill_(1 / 16)
+            self.patches.bias.fill_(-0.5)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.above(self.patches(x)).mean(dim=(1, 2, 3))
+        return torch.stack([torch.zeros_like(found), found], dim=1)
+
+
+def counts_bright() -> ScanClassifier:
+    return ScanClassifier(Preprocess(Preprocessing(size=SIZE, normalise="unit")), CountsBright()).eval()

@@ -1,46 +1,23 @@
 """Maps point at what was put there; whatever the network, they are maps."""
 
-import io
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from models.classifier import ScanClassifier
 from models.errors import InputError
-from models.explain import METHODS, Method, picture, pointing_game, saliency
+from models.explain import METHODS, Method, method_for, picture, pointing_game, saliency
 from models.preprocess import Preprocess
 from models.spec import ModelSpec, Preprocessing
 from models.zoo import build
 from pipelines.phantom import film
-from tests.models.synthetic import blob_films, small_spec
+from tests.models.synthetic import SIZE, blob_films, counts_bright, small_spec
 
-SIDE = 32
-
-
-class CountsBright(nn.Module):
-    """What a network that finds bright spots would do, without training: disease is how much lies above a level."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(1, 1, 4, stride=4)
-        self.above = nn.ReLU(inplace=True)
-        with torch.no_grad():
-            self.patches.weight.fill_(1 / 16)
-            self.patches.bias.fill_(-0.5)  # type: ignore[union-attr]
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.above(self.patches(x)).mean(dim=(1, 2, 3))
-        return torch.stack([torch.zeros_like(found), found], dim=1)
-
-
-def counts_bright() -> ScanClassifier:
-    return ScanClassifier(Preprocess(Preprocessing(size=SIDE, normalise="unit")), CountsBright()).eval()
+SIDE = SIZE
 
 
 def untrained(spec: ModelSpec) -> ScanClassifier:
@@ -126,6 +103,20 @@ def test_bfloat16_points_at_the_same_place() -> None:
     assert pixels[np.unravel_index(heat.argmax(), heat.shape)] == 250
 
 
+@pytest.mark.parametrize(
+    ("spec", "method"),
+    [
+        (small_spec("cnn", 64), "occlusion"),
+        (small_spec("majority"), "occlusion"),
+        (small_spec("resnet18", 224), "cam"),
+        (small_spec("vit_tiny_patch16_224", 224), "gradients"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_small_networks_are_covered_patch_by_patch_large_ones_are_read(spec: ModelSpec, method: Method) -> None:
+    assert method_for(untrained(spec)) == method
+
+
 def test_wrong_input_is_told() -> None:
     classifier = counts_bright()
     film_of_floats = np.zeros((SIDE, SIDE), np.float32)
@@ -200,9 +191,9 @@ def test_a_picture_is_the_film_with_warm_colours_where_the_map_is() -> None:
     heat = np.zeros((40, 50), np.float32)
     heat[10:20, 10:20] = 1.0
     heat[30:35, 30:35] = 0.5
-    shown = Image.open(io.BytesIO(picture(pixels, heat)))
-    assert (shown.format, shown.mode, shown.size) == ("PNG", "RGB", (50, 40))
-    colours = np.asarray(shown).astype(int)
+    shown = picture(pixels, heat)
+    assert (shown.dtype, shown.shape) == (np.uint8, (40, 50, 3))
+    colours = shown.astype(int)
     assert (colours[heat == 0] == pixels[heat == 0][:, None]).all()
     warmth = colours[..., 0] - colours[..., 2]
     assert warmth[heat > 0].min() > 20, "red above blue wherever there is a map"
@@ -213,6 +204,6 @@ def test_a_picture_is_the_film_with_warm_colours_where_the_map_is() -> None:
 
 def test_a_picture_has_the_size_asked_for() -> None:
     pixels, heat = np.zeros((40, 50), np.uint8), np.zeros((40, 50), np.float32)
-    assert Image.open(io.BytesIO(picture(pixels, heat, side=96))).size == (96, 96)
+    assert picture(pixels, heat, side=96).shape == (96, 96, 3)
     with pytest.raises(InputError, match="same shape"):
         picture(pixels, heat[:10])

@@ -1,15 +1,21 @@
+import base64
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.bundle import load_bundle
 from models.engine import load_engine
+from models.films import Films
 from models.machine import this_machine
 from models.metrics import auc
 from models.spec import Preprocessing
 from pipelines.ingest.dataset import DatasetInfo
+from pipelines.phantom import film
 from tests.models.synthetic import SIZE, blob_films, small_spec
 from tests.servers import S3Server
 from tuning.loop import TrainSettings, fit
@@ -58,6 +64,7 @@ def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) 
         assert 0.3 < np.median(distance) < 3, "films like the training films lie about 1 away"
     card = (bundle.folder / "card.html").read_text()
     assert "openvino-fp32-cpu" in card
+    assert card.count("<img") == (0 if model == "majority" else 2 * len(bundle.evaluation["val"]["samples"]["films"]))
 
     lineage = bundle.lineage
     assert lineage["trial"] == 7
@@ -69,6 +76,37 @@ def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) 
         "patients": len(np.unique(VAL.patients)),
         "classes": {"NORMAL": int((VAL.labels == 0).sum()), "PNEUMONIA": int((VAL.labels == 1).sum())},
     }
+
+
+def test_the_card_of_a_model_of_phantoms_shows_where_it_looks(tmp_path: Path) -> None:
+    """What it is surest of has an opacity, and the map of it lies there."""
+    shown = [film(np.random.default_rng(seed), opacity=seed % 2 == 1, size=64) for seed in range(400)]
+    pixels, masks = np.stack([pixels for pixels, _ in shown]), [mask for _, mask in shown]
+    names = np.array([f"{seed:03d}" for seed in range(400)])
+    train, val = (
+        Films(
+            pixels=pixels[side],
+            labels=np.arange(400)[side] % 2,
+            patients=names[side],
+            subtypes=np.full(len(names[side]), ""),
+            scan_ids=names[side],
+        )
+        for side in (slice(300), slice(300, 400))
+    )
+    spec = small_spec("cnn", 64, depth=3, width=16, pooling="max")
+    fitted = fit(spec, train, val, replace(SETTINGS, epochs=6, learning_rate=5e-3, augment=0.0))
+    info = replace(INFO, size=64, preprocessing=Preprocessing(size=64))
+    found = promote(fitted, train, val, info, str(tmp_path / "bundle"), lineage={}).evaluation["val"]
+    assert found["metrics"]["auc"]["value"] > 0.8
+    surest = [sample for sample in found["samples"]["films"] if sample["kind"] == "true positive"]
+    assert len(surest) == 3
+    probability = 1 - fitted.val_logits[:, 0] + fitted.val_logits[:, 1]
+    order = np.argsort(np.where(val.labels == 1, -probability, np.inf))[:3]
+    for sample, at in zip(surest, order, strict=True):
+        colours = np.asarray(Image.open(BytesIO(base64.b64decode(sample["map"].partition(",")[2])))).astype(float)
+        warmth = np.asarray(Image.fromarray(colours[..., 0] - colours[..., 2]).resize((64, 64)))
+        own = masks[300 + at]
+        assert warmth[own].mean() > 2 * warmth[~own].mean()
 
 
 def test_promotion_to_object_storage(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from models.pages.charts import BLUE, GREY, VERMILION, chart
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
-from pipelines.results.pages.charts import BLUE, GREY, VERMILION, chart
 from pipelines.results.pages.page import render
 from pipelines.results.query import read_scores
 from pipelines.results.views import NEWEST

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 
 from models.comparison import delong_test, mcnemar
 from models.metrics import Labels, Scores
-from pipelines.results.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
-from pipelines.results.pages.evaluation import confusion_chart, roc_curve
+from models.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
+from models.pages.evaluation import confusion_chart
 from pipelines.results.pages.page import render
 
 LINES: Final = (("-", BLUE), ("--", VERMILION), (":", INK), ("-.", "#009E73"), ((0, (5, 1, 1, 1)), "#CC79A7"))
@@ -53,19 +53,20 @@ def comparison_page(labels: Labels, judged: Sequence[Judged], *, split: str, dat
         best=best,
         split=split,
         dataset=dataset,
-        roc=_roc(labels, ranked),
+        roc=_roc(ranked),
         bars=_bars(ranked),
         confusions=[(one.name, confusion_chart(one.entry["metrics"])) for one in ranked],
     )
 
 
-def _roc(labels: Labels, judged: Sequence[Judged]) -> Markup:
+def _roc(judged: Sequence[Judged]) -> Markup:
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
         for number, one in enumerate(judged):
             style, colour = LINES[number % len(LINES)]
             label = f"{one.name} {one.entry['metrics']['auc']['value']:.3f}"
-            axes.plot(*roc_curve(labels, one.probability), color=colour, linestyle=style, linewidth=1.8, label=label)
+            curve = np.array(one.entry["curves"]["roc"]).T
+            axes.plot(*curve, color=colour, linestyle=style, linewidth=1.8, label=label)
         axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005))
         legend_below(axes, columns=2)
 

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from models.curves import roc_curve
 from models.metrics import Labels, Scores
-from pipelines.results.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
-from pipelines.results.pages.evaluation import roc_curve
+from models.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
 from pipelines.results.pages.page import render
 
 CORNER: Final = 0.95
@@ -46,14 +46,14 @@ def _roc(found: Mapping[str, Any], labels: Labels, probability: Scores, fold: np
             own = fold == number
             label = "a fold" if number == fold.min() else None
             axes.plot(
-                *roc_curve(labels[own], probability[own]),
+                *roc_curve(labels[own], probability[own]).T,
                 color=GREY,
                 linewidth=1,
                 alpha=0.9,
                 linestyle="--",
                 label=label,
             )
-        axes.plot(*roc_curve(labels, probability), color=BLUE, linewidth=2, label="all films")
+        axes.plot(*roc_curve(labels, probability).T, color=BLUE, linewidth=2, label="all films")
         axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity")
         axes.set(xlim=(0, farthest), ylim=(1 - farthest, 1 + farthest / 200))
         axes.text(0.97, 0.08, f"AUC {value:.3f}", ha="right", transform=axes.transAxes, size=12)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pipelines.results.pages.charts import BLUE, GREY, VERMILION, chart
+from models.pages.charts import BLUE, GREY, VERMILION, chart
 
 
 @dataclass(frozen=True, kw_only=True)

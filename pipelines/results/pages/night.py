@@ -15,13 +15,13 @@ import duckdb
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from models.pages.charts import BLUE, INK, VERMILION, chart, legend_below
+from models.pages.page import DASH, plain
 from pipelines.contracts import LABELS, Status
 from pipelines.errors import InputError
-from pipelines.results.pages.charts import BLUE, INK, VERMILION, chart, legend_below
 from pipelines.results.pages.drift import LEVEL_NAMES, QUANTITY_NAMES, drift_table, read_findings
 from pipelines.results.pages.history import Night, courses
-from pipelines.results.pages.model import plain
-from pipelines.results.pages.page import DASH, render
+from pipelines.results.pages.page import render
 from pipelines.results.pages.todo import Facts, advice, tasks
 from pipelines.results.pages.worklist import LENGTH, MOST_THUMBNAILS, Film, with_thumbnails, worklist
 from pipelines.results.query import read_scores

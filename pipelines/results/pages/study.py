@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from models.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, whole_numbers
+from models.pages.page import plain
 from pipelines.bundles import fetch_bundle
 from pipelines.contracts import TRIALS
 from pipelines.errors import InputError, NotFoundError
-from pipelines.results.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, whole_numbers
-from pipelines.results.pages.model import plain
 from pipelines.results.pages.page import render
 from pipelines.storage import Store, open_store
 
