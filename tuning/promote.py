@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from models.agreement import choose_films, measure
+from models.allocator import keep_memory
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration, Method, lock
 from models.classifier import ScanClassifier
@@ -63,6 +64,7 @@ def promote(
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
     counts, versions, time): where the model comes from, a trial of a study for instance.
     """
+    keep_memory()
     calibration = lock(fitted.val_logits, val.labels, calibrate)
     probability = 1 - calibration.probabilities(fitted.val_logits)[:, 0]
     entry = evaluation_entry(
@@ -135,6 +137,7 @@ def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: t
 
 def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
     """What gives the calibrated probability of disease [N] of films uint8 [N, H, W], in float32 on a device."""
+    keep_memory()
     on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

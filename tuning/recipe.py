@@ -11,7 +11,9 @@
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
     [parameters]                 of the architecture
     [training]                   of tuning/train_settings.py
-    [grid]                       parameters with a list of values each: every combination is trained, the best is kept
+    [head]                       l2 and steps of tuning/features.py, for learn = "head"
+    [grid]                       parameters with a list of values each, those of [head] too: every combination is
+                                 trained, the best validation AUC is kept
 
 Those that come with rayscan stand in tuning/recipes/: what earlier projects on these films did, and today's best.
 """
@@ -28,9 +30,12 @@ from typing import Any, Final, Literal
 from models.calibration import METHODS, Method
 from models.errors import InputError
 from models.spec import Normalise, Scalar
+from tuning.features import HeadSettings
 from tuning.train_settings import TrainSettings
 
 NEEDED: Final = "needed"
+HEAD: Final = ("l2", "steps")
+"""What a recipe says of a head. A hidden layer is out: the network's own classifier has no room for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,8 @@ class Recipe:
     """What is told apart; kinds of disease are named as the catalogue's subtypes: NORMAL, BACTERIA, VIRUS."""
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     training: TrainSettings = field(default_factory=TrainSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    """Of a frozen backbone's classifier; its seed is that of the training."""
     grid: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,14 +71,16 @@ class Recipe:
         ):
             raise InputError("each parameter of a grid needs a list of values")
 
-    def points(self) -> list["Recipe"]:
-        """One recipe for each combination of the grid; itself where there is none."""
-        if not self.grid:
-            return [self]
-        return [
-            replace(self, parameters={**self.parameters, **dict(zip(self.grid, values, strict=True))}, grid={})
-            for values in itertools.product(*self.grid.values())
-        ]
+    def combinations(self) -> list[dict[str, Scalar]]:
+        """Every combination of the grid; an empty one where there is none."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    def at(self, combination: Mapping[str, Scalar]) -> "Recipe":
+        """The recipe of one combination of the grid."""
+        of_head = {name: value for name, value in combination.items() if self.learn == "head" and name in HEAD}
+        parameters = {name: value for name, value in combination.items() if name not in of_head}
+        head: HeadSettings = replace(self.head, **of_head)  # type: ignore[arg-type] # it checks them
+        return replace(self, head=head, parameters={**self.parameters, **parameters}, grid={})
 
 
 def recipe_names() -> list[str]:
@@ -101,10 +110,13 @@ def _parsed(table: dict[str, Any]) -> Recipe:
     _refuse_unknown(table, {known.name for known in fields(Recipe)}, "a recipe")
     if "model" not in table:
         raise InputError('a recipe names its model, as in model = "cnn"')
-    training = table.pop("training", {})
+    training, head = table.pop("training", {}), table.pop("head", {})
     _refuse_unknown(training, {known.name for known in fields(TrainSettings)}, "[training]")
+    _refuse_unknown(head, set(HEAD), "[head]")
+    if head and table.get("learn") != "head":
+        raise InputError('[head] is for recipes with learn = "head"')
     table["classes"] = tuple(table.get("classes", Recipe.classes))
-    return Recipe(**table, training=TrainSettings(**training))
+    return Recipe(**table, training=TrainSettings(**training), head=HeadSettings(**head))
 
 
 def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:

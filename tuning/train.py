@@ -21,7 +21,6 @@ from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
 from tuning.features import (
-    HeadSettings,
     dataset_features,
     features_of,
     fit_head,
@@ -79,11 +78,9 @@ def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
     info = read_dataset_info(dataset)
     films, val = (relabelled(load_films(dataset, split), recipe.classes) for split in ("train", "val"))
     trained = fit_recipe(recipe, info, dataset, films, val)
-    lineage = {
-        "made_by": "rayscan train",
-        "recipe": _recorded(recipe),
-        **({"grid": trained.tried} if recipe.grid else {}),
-    }
+    lineage: dict[str, object] = {"made_by": "rayscan train", "recipe": _recorded(recipe)}
+    if recipe.grid:
+        lineage |= {"grid": trained.tried, "chosen": dict(trained.chosen)}
     bundle = promote(trained.best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate)
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
@@ -114,19 +111,20 @@ def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, va
     `films` and `val` have the recipe's classes, see `relabelled`; `info` and `dataset` say what they are of.
     Raises `InputError` for an unknown model or a size above the data set's.
     """
-    points = recipe.points()
+    combinations = recipe.combinations()
     tried: list[dict[str, object]] = []
     best: Fitted | None = None
-    chosen = recipe
-    for number, point in enumerate(points, 1):
-        fitted = _fitted(point, info, dataset, films, val)
-        tried.append({"parameters": dict(point.parameters), "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
-        if len(points) > 1:
-            log.info("%d of %d: %s, AUC %.4f", number, len(points), dict(point.parameters), fitted.best.val_auc)
+    chosen = combinations[0]
+    for number, combination in enumerate(combinations, 1):
+        fitted = _fitted(recipe.at(combination), info, dataset, films, val)
+        parameters = {**recipe.parameters, **combination}
+        tried.append({"parameters": parameters, "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
+        if len(combinations) > 1:
+            log.info("%d of %d: %s, AUC %.4f", number, len(combinations), combination, fitted.best.val_auc)
         if best is None or fitted.best.val_auc > best.best.val_auc:
-            best, chosen = fitted, point
+            best, chosen = fitted, combination
     assert best is not None
-    return Trained(best=best, chosen={name: chosen.parameters[name] for name in recipe.grid}, tried=tried)
+    return Trained(best=best, chosen=chosen, tried=tried)
 
 
 def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
@@ -169,7 +167,7 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
     )
     settings = recipe.training
     if recipe.weights is None:
-        return fit(spec, films, val, settings, on_epoch=lambda report, _: _tell(report, settings.epochs))
+        return fit(spec, films, val, settings)
     with torch.random.fork_rng(devices=[]):  # what the weights lack, a classifier, starts from the seed
         torch.manual_seed(settings.seed)
         network, loaded = pretrained_network(spec, recipe.weights)
@@ -182,7 +180,7 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
         frozen = max(0, len(layer_groups(network)) - recipe.learn)
         settings = replace(settings, frozen_groups=frozen)
     start: Mapping[str, Tensor] = network.state_dict()
-    return fit(spec, films, val, settings, on_epoch=lambda report, _: _tell(report, settings.epochs), weights=start)
+    return fit(spec, films, val, settings, weights=start)
 
 
 def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films) -> Fitted:
@@ -191,7 +189,8 @@ def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str,
     kept = str(cache_folder("features"))
     splits = [dataset_features(dataset, split, spec, network, kept) for split in ("train", "val")]
     of_train, of_val = (features_of(side, splits) for side in (films, val))
-    head = fit_head(of_train, of_val, HeadSettings(seed=recipe.training.seed), classes=len(spec.classes))
+    settings = replace(recipe.head, seed=recipe.training.seed)
+    head = fit_head(of_train, of_val, settings, classes=len(spec.classes))
     install_head(network, head.head)
     seconds = time.perf_counter() - started
     report = EpochReport(
@@ -201,7 +200,7 @@ def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str,
         val_loss=_loss(head.val_logits, val),
         seconds=seconds,
     )
-    _tell(report, 1)
+    log.info("classifier on frozen features: validation AUC %.4f, %.1f s", report.val_auc, seconds)
     state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     return Fitted(
         spec=spec,
@@ -216,9 +215,3 @@ def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str,
 
 def _loss(logits: object, films: Films) -> float:
     return float(cross_entropy(torch.as_tensor(logits), torch.tensor(films.labels)))
-
-
-def _tell(report: EpochReport, epochs: int) -> bool:
-    log.info("epoch %d of %d: loss %.4f, validation AUC %.4f, %.1f s", report.epoch, epochs, report.train_loss,
-             report.val_auc, report.seconds)  # fmt: skip
-    return True

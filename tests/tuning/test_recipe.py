@@ -29,6 +29,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store.root
 
 
+def points(recipe: Recipe) -> list[Recipe]:
+    return [recipe.at(combination) for combination in recipe.combinations()]
+
+
+CNN = {"depth": 2, "width": 4}
 QUICK = TrainSettings(epochs=2, batch_size=8, augment=0.0, threads=1)
 
 
@@ -36,7 +41,7 @@ QUICK = TrainSettings(epochs=2, batch_size=8, augment=0.0, threads=1)
 def test_recipes_that_come_along_build_what_they_say(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.about.endswith(".")
-    for point in recipe.points():
+    for point in points(recipe):
         size = point.size or 224
         spec = ModelSpec(
             name=point.model,
@@ -46,15 +51,15 @@ def test_recipes_that_come_along_build_what_they_say(name: str) -> None:
         network = build(spec).eval()
         if isinstance(point.learn, int):
             assert len(layer_groups(network)) > point.learn
-        if point is recipe.points()[0]:
+        if point.parameters == points(recipe)[0].parameters:
             assert network(torch.zeros(1, 1, size, size)).shape == (1, 2)
 
 
 def test_a_grid_is_every_combination_once() -> None:
-    points = read_recipe("cnn-grid").points()
-    assert len(points) == 24
-    assert len({tuple(sorted(point.parameters.items())) for point in points}) == 24
-    assert all(point.parameters["residual"] is False for point in points), "what all share stays"
+    found = points(read_recipe("cnn-grid"))
+    assert len(found) == 24
+    assert len({tuple(sorted(point.parameters.items())) for point in found}) == 24
+    assert all(point.parameters["residual"] is False for point in found), "what all share stays"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,9 @@ def test_a_grid_is_every_combination_once() -> None:
         ('model = "cnn"\nlearn = 0', "above 0"),
         ('model = "cnn"\ncalibrate = "beta"', "unknown calibration 'beta'"),
         ('model = "cnn"\n[grid]\ndepth = 3', "list of values"),
+        ('model = "cnn"\n[head]\nl2 = 0.1', r'\[head\] is for recipes with learn = "head"'),
+        ('model = "cnn"\nlearn = "head"\n[head]\nhidden = 8', r"\[head\] has no 'hidden'; known are l2, steps"),
+        ('model = "cnn"\nlearn = "head"\n[head]\nl2 = "much"', "head: l2=much is out of range"),
         ("model = ", "not a recipe"),
     ],
 )
@@ -94,6 +102,48 @@ def test_a_grid_keeps_its_best_and_tells_of_all(dataset: str, tmp_path: Path) ->
     assert len(tried) == 4
     best = max(tried, key=lambda point: point["val_auc"])
     assert dict(bundle.spec.parameters) == best["parameters"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    network = build(ModelSpec(name="cnn", parameters=CNN, preprocessing=Preprocessing(size=SIZE)))
+    path = tmp_path_factory.mktemp("weights") / "it.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    return str(path)
+
+
+def test_a_grid_of_heads_reads_the_kept_features(
+    dataset: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Recipe(model="cnn", parameters=CNN, weights=weights, learn="head", training=QUICK)
+    train(dataset, str(tmp_path / "one"), one)
+    monkeypatch.setattr("tuning.features.compute_features", _never)
+    train(dataset, str(tmp_path / "grid"), replace(one, grid={"l2": [10.0, 0.03, 100.0], "steps": [60]}))
+    lineage = load_bundle(tmp_path / "grid").lineage
+    tried = {point["parameters"]["l2"]: point["val_auc"] for point in lineage["grid"]}
+    assert set(tried) == {10.0, 0.03, 100.0}
+    assert tried[lineage["chosen"]["l2"]] == max(tried.values())
+    assert tried[0.03] == load_bundle(tmp_path / "one").lineage["history"][0]["val_auc"], "the default of a head"
+    assert len(set(tried.values())) > 1, "l2 reaches the head"
+
+
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("features are computed again")
+
+
+def test_a_new_head_tells_kinds_apart_on_the_features_of_the_films_it_keeps(
+    dataset: str, weights: str, tmp_path: Path
+) -> None:
+    recipe = Recipe(model="cnn", parameters=CNN, weights=weights, learn="head", training=QUICK)
+    train(dataset, str(tmp_path / "two"), recipe)
+    train(dataset, str(tmp_path / "kinds"), replace(recipe, classes=("NORMAL", "BACTERIA")))
+    bundle = load_bundle(tmp_path / "kinds")
+    assert bundle.lineage["counts"]["val"]["classes"] == {"NORMAL": 20, "BACTERIA": 10}
+    val = blob_films(40, seed=1)
+    kept = val.take(val.subtypes != "virus")
+    probability = load_engine(bundle)(kept.pixels).probabilities[:, 1]
+    assert bundle.evaluation["val"]["metrics"]["auc"]["value"] == pytest.approx(auc(kept.labels, probability), abs=1e-6)
 
 
 def test_kinds_of_pneumonia_are_told_apart_and_disease_is_any_of_them(dataset: str, tmp_path: Path) -> None:
