@@ -51,6 +51,10 @@ class Recipe:
     calibrate: Method = "temperature"
     learn: Literal["all", "head"] | int = "all"
     """What learns of a network that starts from weights: all, the classifier alone, or so many of the last groups."""
+    head_first: bool = False
+    """Before all learns, the classifier is fitted to frozen features, as `learn = "head"` does: one that starts at
+    random first pulls the pretrained layers out of shape, and loses most on films unlike the training films (Kumar et
+    al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution")."""
     weights: str | None = None
     """URI or path of pretrained weights, `imagenet` for those timm publishes, or `needed`: the caller must say."""
     classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
@@ -66,6 +70,8 @@ class Recipe:
             raise InputError(f"unknown calibration {self.calibrate!r}; choose {', '.join(METHODS)}")
         if not (self.learn in {"all", "head"} or (type(self.learn) is int and self.learn > 0)):
             raise InputError(f'learn={self.learn!r} must be "all", "head" or a number of groups of layers above 0')
+        if self.head_first and (self.weights is None or self.learn == "head"):
+            raise InputError('head_first needs weights to start from, and more to learn than learn = "head"')
         if any(
             not isinstance(values, Sequence) or isinstance(values, str) or not values for values in self.grid.values()
         ):

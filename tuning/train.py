@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
 from tuning.features import (
+    FittedHead,
     dataset_features,
     features_of,
     fit_head,
@@ -176,6 +178,9 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
     if loaded.folded:
         some = torch.tensor(films.pixels[:: max(1, len(films) // UNFOLD_FILMS)][:UNFOLD_FILMS])
         unfold_batch_norm(network, Preprocess(preprocessing)(some))
+    if recipe.head_first:
+        head, _ = _head_on_frozen(recipe, spec, network, dataset, films, val)
+        log.info("classifier on frozen features: validation AUC %.4f; now the rest learns", head.val_auc)
     if recipe.learn != "all":
         frozen = max(0, len(layer_groups(network)) - recipe.learn)
         settings = replace(settings, frozen_groups=frozen)
@@ -184,18 +189,13 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
 
 
 def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films) -> Fitted:
-    """A frozen backbone with a new classifier, fitted to its features; they are computed once and kept."""
+    """A frozen backbone with a new classifier, as a trained model."""
     started = time.perf_counter()
-    kept = str(cache_folder("features"))
-    splits = [dataset_features(dataset, split, spec, network, kept) for split in ("train", "val")]
-    of_train, of_val = (features_of(side, splits) for side in (films, val))
-    settings = replace(recipe.head, seed=recipe.training.seed)
-    head = fit_head(of_train, of_val, settings, classes=len(spec.classes))
-    install_head(network, head.head)
+    head, train_logits = _head_on_frozen(recipe, spec, network, dataset, films, val)
     seconds = time.perf_counter() - started
     report = EpochReport(
         epoch=1,
-        train_loss=_loss(head.head.logits(of_train.values), films),
+        train_loss=_loss(train_logits, films),
         val_auc=head.val_auc,
         val_loss=_loss(head.val_logits, val),
         seconds=seconds,
@@ -211,6 +211,22 @@ def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str,
         best=report,
         seconds=seconds,
     )
+
+
+def _head_on_frozen(
+    recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films
+) -> tuple[FittedHead, npt.NDArray[np.float32]]:
+    """Fit a classifier to the network's features and put it in; features are computed once and kept.
+
+    Beside it the logits [N, C] of the films it was fitted to.
+    """
+    kept = str(cache_folder("features"))
+    splits = [dataset_features(dataset, split, spec, network, kept) for split in ("train", "val")]
+    of_train, of_val = (features_of(side, splits) for side in (films, val))
+    settings = replace(recipe.head, seed=recipe.training.seed)
+    head = fit_head(of_train, of_val, settings, classes=len(spec.classes))
+    install_head(network, head.head)
+    return head, head.head.logits(of_train.values)
 
 
 def _loss(logits: object, films: Films) -> float:

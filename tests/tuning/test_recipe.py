@@ -128,6 +128,19 @@ def test_a_grid_of_heads_reads_the_kept_features(
     assert len(set(tried.values())) > 1, "l2 reaches the head"
 
 
+def test_all_may_learn_from_a_classifier_that_was_fitted_first(dataset: str, weights: str, tmp_path: Path) -> None:
+    still = replace(QUICK, epochs=1, learning_rate=1e-9, weight_decay=0.0)
+    recipe = Recipe(model="cnn", parameters=CNN, weights=weights, training=still, head_first=True)
+    train(dataset, str(tmp_path / "all"), recipe)
+    train(dataset, str(tmp_path / "head"), replace(recipe, head_first=False, learn="head"))
+    begun, fitted = (layer_groups(load_bundle(tmp_path / name).network())[-1] for name in ("all", "head"))
+    for one, other in zip(begun, fitted, strict=True):
+        np.testing.assert_allclose(one.detach(), other.detach(), rtol=1e-5, atol=1e-6)
+        assert other.detach().abs().sum() > 0
+    with pytest.raises(InputError, match="head_first needs weights"):
+        replace(recipe, weights=None)
+
+
 def _never(*_: object, **__: object) -> None:
     raise AssertionError("features are computed again")
 
