@@ -23,7 +23,7 @@ from pipelines.ingest.dataset import read_dataset_info
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
-from tests.pipelines.results.samples import read_page
+from tests.pipelines.results.samples import HOSTILE, read_page
 from tuning.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
 from tuning.folds import Fold, KeptFolds
 from tuning.recipe import Recipe
@@ -218,10 +218,12 @@ def test_kinds_of_pneumonia_are_judged_as_disease(dataset: str) -> None:
 
 
 def test_a_grid_is_searched_within_each_fold(dataset: str, tmp_path: Path) -> None:
-    recipe = Recipe(model="mlp", training=QUICK, grid={"width": [4, 16]})
+    recipe = Recipe(model="mlp", about=HOSTILE, training=QUICK, grid={"width": [4, 16]})
     found = crossvalidate(dataset, recipe, folds=2, report=str(tmp_path / "cv.html"))
     assert all(fold["chosen"]["width"] in {4, 16} for fold in found.folds)
-    assert f"width {found.folds[0]['chosen']['width']}" in read_page((tmp_path / "cv.html").read_text()).text
+    page = read_page((tmp_path / "cv.html").read_text())
+    assert f"width {found.folds[0]['chosen']['width']}" in page.text
+    assert HOSTILE in page.text
 
 
 def test_an_interrupted_run_goes_on_where_it_stood_and_leaves_nothing(
