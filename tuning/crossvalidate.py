@@ -10,7 +10,8 @@ Two spreads are told, as neither holds the other: over folds, of the recipe's lu
 patients (`models/bootstrap.py`), of these K models' luck with the films they are judged on. Folds share their training
 films, so their deviation is lower than that of K recipes on K archives (Bengio & Grandvalet 2004).
 
-The test split is never read. All films are of one archive: the changed copies are the only hint of another one.
+The test split is never read. All films are of one archive: the changed copies are the only hint of another one. Where
+little is trained they cost most of the time: for MobileNetV2 0.35 at 224 px 14 to 20 s a fold, on one core.
 """
 
 import logging
@@ -115,7 +116,9 @@ def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: s
     held: list[Fold] = []
     for number in range(1, folds + 1):
         fold = kept.read(number)
-        if fold is None:
+        if fold is not None:
+            log.info("fold %d of %d: taken from the run that was interrupted", number, folds)
+        else:
             log.info("fold %d of %d: %d films held out", number, folds, int((fold_of == number).sum()))
             fold = hold_out(number, fold_of, films, recipe, info, dataset)
             kept.keep(fold)
