@@ -23,6 +23,8 @@ from cluster.options import (
     LearningRate,
     Model,
     RecipeName,
+    Select,
+    Selection,
     Size,
     Weights,
     chosen_recipe,
@@ -69,13 +71,6 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
-
-
-class Selection(StrEnum):
-    """Which trial of a study becomes its model."""
-
-    AUC = "auc"
-    ROBUST = "robust"
 
 
 class PriorShift(StrEnum):
@@ -184,6 +179,7 @@ def train(
     model: Model = None,
     weights: Weights = None,
     calibration: Calibrate = None,
+    select: Select = None,
     size: Size = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
@@ -201,6 +197,7 @@ def train(
         model=model,
         weights=weights,
         calibration=calibration,
+        select=select,
         size=size,
         epochs=epochs,
         learning_rate=learning_rate,
@@ -218,6 +215,7 @@ def crossvalidate(
     model: Model = None,
     weights: Weights = None,
     calibration: Calibrate = None,
+    select: Select = None,
     size: Size = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
@@ -237,6 +235,7 @@ def crossvalidate(
         model=model,
         weights=weights,
         calibration=calibration,
+        select=select,
         size=size,
         epochs=epochs,
         learning_rate=learning_rate,

@@ -60,6 +60,13 @@ class CalibrationMethod(StrEnum):
     ISOTONIC = "isotonic"
 
 
+class Selection(StrEnum):
+    """Which trial of a study, or combination of a grid, becomes the model."""
+
+    AUC = "auc"
+    ROBUST = "robust"
+
+
 RecipeName = Annotated[
     str | None, typer.Option(metavar="NAME|R.toml", help="How to make the model; `rayscan recipes` lists them.")
 ]
@@ -68,6 +75,9 @@ Weights = Annotated[
     str | None, typer.Option(metavar="FILE|imagenet", help="Pretrained weights to start from: .safetensors or .pth.")
 ]
 Calibrate = Annotated[CalibrationMethod | None, typer.Option(help="How probabilities are calibrated.")]
+Select = Annotated[
+    Selection | None, typer.Option(help="What is kept of a grid: robust scores the five best on spoilt films (auc).")
+]
 Size = Annotated[int | None, typer.Option(help="Side of the network's input (the data set's).")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the films (9).")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest of the schedule (0.002).")]
@@ -109,6 +119,7 @@ def chosen_recipe(
     model: str | None,
     weights: str | None,
     calibration: CalibrationMethod | None,
+    select: Selection | None,
     size: int | None,
     **training: float | None,
 ) -> "Recipe":
@@ -124,5 +135,11 @@ def chosen_recipe(
     if recipe is None and model is None:
         raise InputError("say what to train: --recipe NAME (see `rayscan recipes`), or --model NAME")
     found = read_recipe(recipe) if recipe else Recipe(model=str(model))
-    chosen = given(model=model, weights=weights, calibrate=calibration and calibration.value, size=size)
+    chosen = given(
+        model=model,
+        weights=weights,
+        calibrate=calibration and calibration.value,
+        select=select and select.value,
+        size=size,
+    )
     return replace(found, **chosen, training=replace(found.training, **given(**training)))

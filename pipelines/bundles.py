@@ -19,7 +19,7 @@ from pipelines.storage import Store, open_store
 
 
 def cache_folder(kind: str) -> Path:
-    """Where what can be had again is kept: remote `bundles` and `scores`, `features` of films.
+    """Where what can be had again is kept: remote `bundles`, `scores`, `features` of films, `folds`.
 
     In RAYSCAN_CACHE or `~/.cache/rayscan`; made for its owner only.
     """

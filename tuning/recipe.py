@@ -7,13 +7,15 @@
     calibrate = "temperature"    as in models/calibration.py
     learn = "all"                of a network that starts from weights: "all", "head" (a frozen backbone, whose features
                                  are computed once), or so many of its deepest groups of layers
+    select = "auc"               what is kept of a grid: the best validation AUC; or "robust": of the five best, that
+                                 which does best on films made otherwise (tuning/selection.py)
     weights = "needed"           where a start from random weights would make another recipe of it
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
     [parameters]                 of the architecture
     [training]                   of tuning/train_settings.py
     [head]                       l2 and steps of tuning/features.py, for learn = "head"
     [grid]                       parameters with a list of values each, those of [head] too: every combination is
-                                 trained, the best validation AUC is kept
+                                 trained, one is kept
 
 Those that come with rayscan stand in tuning/recipes/: what earlier projects on these films did, and today's best.
 """
@@ -31,6 +33,7 @@ from models.calibration import METHODS, Method
 from models.errors import InputError
 from models.spec import Normalise, Scalar
 from tuning.features import HeadSettings
+from tuning.selection import SELECTS, Select
 from tuning.train_settings import TrainSettings
 
 NEEDED: Final = "needed"
@@ -64,6 +67,8 @@ class Recipe:
     head: HeadSettings = field(default_factory=HeadSettings)
     """Of a frozen backbone's classifier; its seed is that of the training."""
     grid: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
+    select: Select = "auc"
+    """Which combination of the grid is kept: the best validation AUC, or of the best five that on changed films."""
 
     def __post_init__(self) -> None:
         if self.calibrate not in METHODS:
@@ -76,6 +81,10 @@ class Recipe:
             not isinstance(values, Sequence) or isinstance(values, str) or not values for values in self.grid.values()
         ):
             raise InputError("each parameter of a grid needs a list of values")
+        if self.select not in SELECTS:
+            raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
+        if self.select != "auc" and not self.grid:
+            raise InputError(f"there is nothing to select {self.select} from: the recipe has no [grid]")
 
     def combinations(self) -> list[dict[str, Scalar]]:
         """Every combination of the grid; an empty one where there is none."""
@@ -86,7 +95,7 @@ class Recipe:
         of_head = {name: value for name, value in combination.items() if self.learn == "head" and name in HEAD}
         parameters = {name: value for name, value in combination.items() if name not in of_head}
         head: HeadSettings = replace(self.head, **of_head)  # type: ignore[arg-type] # it checks them
-        return replace(self, head=head, parameters={**self.parameters, **parameters}, grid={})
+        return replace(self, head=head, parameters={**self.parameters, **parameters}, grid={}, select="auc")
 
 
 def recipe_names() -> list[str]:

@@ -4,14 +4,17 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.calibration import DEFAULT_POINT, Calibration
 from models.films import Films
 from models.losses import cross_entropy
+from models.machine import choose_device
 from models.preprocess import Preprocess
 from models.spec import ModelSpec, Scalar
 from models.weights import unfold_batch_norm
@@ -30,8 +33,9 @@ from tuning.features import (
     pretrained_network,
 )
 from tuning.loop import EpochReport, Fitted, fit
-from tuning.promote import promote
+from tuning.promote import calibrated, promote, scorer
 from tuning.recipe import NEEDED, Recipe
+from tuning.selection import TOP, Score, most_robust
 
 log = logging.getLogger("rayscan")
 
@@ -65,14 +69,16 @@ class Trained:
     """The combination of the grid that it has; empty where there is no grid."""
     tried: list[dict[str, object]]
     """Every combination: `parameters`, `val_auc`, `seconds`."""
+    selection: list[dict[str, object]]
+    """Of the few best, what changed films told: `parameters`, `auc`, `mean_auc`, `worst`; empty where nobody asked."""
 
 
 def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
     """Train by a recipe on the split train, judge and calibrate on val, publish the bundle at `out`.
 
-    Of a grid every combination is trained, and the best validation AUC is kept; what the others came to stands in the
-    bundle's lineage. Raises `InputError` for an unknown model, a size above the data set's, or weights that are needed
-    and not named.
+    Of a grid every combination is trained, and one is kept as `recipe.select` says; what the others came to stands in
+    the bundle's lineage. Raises `InputError` for an unknown model, a size above the data set's, or weights that are
+    needed and not named.
     """
     started = time.perf_counter()
     open_store(out).require_writable()
@@ -83,6 +89,8 @@ def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
     lineage: dict[str, object] = {"made_by": "rayscan train", "recipe": _recorded(recipe)}
     if recipe.grid:
         lineage |= {"grid": trained.tried, "chosen": dict(trained.chosen)}
+    if trained.selection:
+        lineage["selection"] = trained.selection
     bundle = promote(trained.best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate)
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
@@ -115,18 +123,29 @@ def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, va
     """
     combinations = recipe.combinations()
     tried: list[dict[str, object]] = []
-    best: Fitted | None = None
-    chosen = combinations[0]
+    best: list[tuple[Fitted, dict[str, Scalar]]] = []
     for number, combination in enumerate(combinations, 1):
         fitted = _fitted(recipe.at(combination), info, dataset, films, val)
         parameters = {**recipe.parameters, **combination}
         tried.append({"parameters": parameters, "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
-        if len(combinations) > 1:
-            log.info("%d of %d: %s, AUC %.4f", number, len(combinations), combination, fitted.best.val_auc)
-        if best is None or fitted.best.val_auc > best.best.val_auc:
-            best, chosen = fitted, combination
-    assert best is not None
-    return Trained(best=best, chosen=chosen, tried=tried)
+        named = ", ".join(f"{name} {value}" for name, value in combination.items()) or recipe.model
+        log.info(
+            "%d of %d, %s: validation AUC %.4f, %.1f s",
+            *(number, len(combinations), named, fitted.best.val_auc, fitted.seconds),
+        )
+        # sorting keeps the order of equals: the one named first is the better
+        best = sorted([*best, (fitted, combination)], key=lambda one: -one[0].best.val_auc)[:TOP]
+    place = 0
+    told: list[dict[str, Any]] = []
+    if recipe.select == "robust":
+        place, told = most_robust([_uncalibrated(one) for one, _ in best], val)
+    selection = [{"parameters": of, **found} for (_, of), found in zip(best, told, strict=False)]
+    return Trained(best=best[place][0], chosen=best[place][1], tried=tried, selection=selection)
+
+
+def _uncalibrated(fitted: Fitted) -> Score:
+    plain = Calibration(temperature=1.0, operating_points={DEFAULT_POINT: 0.5})
+    return scorer(calibrated(fitted, plain), choose_device(fitted.settings.device))
 
 
 def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
@@ -200,7 +219,6 @@ def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str,
         val_loss=_loss(head.val_logits, val),
         seconds=seconds,
     )
-    log.info("classifier on frozen features: validation AUC %.4f, %.1f s", report.val_auc, seconds)
     state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     return Fitted(
         spec=spec,

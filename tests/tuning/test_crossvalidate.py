@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from pipelines.ingest.dataset import read_dataset_info
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
-from tests.pipelines.results.samples import read_page
-from tuning.crossvalidate import FIGURES, VALIDATION, Fold, crossvalidate, deal, hold_out, set_apart, summarise
+from tests.pipelines.results.samples import HOSTILE, read_page
+from tuning.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
+from tuning.folds import Fold, KeptFolds
 from tuning.recipe import Recipe
 from tuning.train_settings import TrainSettings
 
@@ -216,7 +218,61 @@ def test_kinds_of_pneumonia_are_judged_as_disease(dataset: str) -> None:
 
 
 def test_a_grid_is_searched_within_each_fold(dataset: str, tmp_path: Path) -> None:
-    recipe = Recipe(model="mlp", training=QUICK, grid={"width": [4, 16]})
+    recipe = Recipe(model="mlp", about=HOSTILE, training=QUICK, grid={"width": [4, 16]})
     found = crossvalidate(dataset, recipe, folds=2, report=str(tmp_path / "cv.html"))
     assert all(fold["chosen"]["width"] in {4, 16} for fold in found.folds)
-    assert f"width {found.folds[0]['chosen']['width']}" in read_page((tmp_path / "cv.html").read_text()).text
+    page = read_page((tmp_path / "cv.html").read_text())
+    assert f"width {found.folds[0]['chosen']['width']}" in page.text
+    assert HOSTILE in page.text
+
+
+def test_an_interrupted_run_goes_on_where_it_stood_and_leaves_nothing(
+    dataset: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes(weights)["head"]
+    whole = crossvalidate(dataset, recipe, folds=3)
+    done: list[int] = []
+
+    def interrupted(number: int, *rest: Any) -> Fold:
+        if number == 3 and len(done) < 3:
+            done.append(number)
+            raise KeyboardInterrupt
+        done.append(number)
+        return hold_out(number, *rest)
+
+    monkeypatch.setattr("tuning.crossvalidate.hold_out", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        crossvalidate(dataset, recipe, folds=3)
+    kept = tmp_path / "rayscan-cache" / "folds"
+    assert len(list(kept.iterdir())) == 2
+    with pytest.raises(InputError, match="a report is one file"):
+        crossvalidate(dataset, recipe, folds=3, report=str(tmp_path))
+    again = crossvalidate(dataset, recipe, folds=3)
+    assert done == [1, 2, 3, 3], "each fold once, the third after it was interrupted"
+    assert (again.pooled, again.under_shift) == (whole.pooled, whole.under_shift)
+    assert list(kept.iterdir()) == []
+
+
+def test_folds_of_another_recipe_other_weights_or_other_films_are_not_taken(
+    dataset: str, weights: str, tmp_path: Path
+) -> None:
+    recipe = recipes(weights)["head"]
+    (fold,) = held_out(dataset, recipe)[:1]
+    KeptFolds("films", recipe, 3).keep(fold)
+    found = KeptFolds("films", recipe, 3).read(1)
+    assert found is not None
+    assert found.to_json() == fold.to_json()
+    np.testing.assert_array_equal(found.probability, fold.probability)
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, other)
+    for strange in (
+        KeptFolds("others", recipe, 3),
+        KeptFolds("films", recipe, 4),
+        KeptFolds("films", replace(recipe, training=replace(QUICK, seed=1)), 3),
+        KeptFolds("films", replace(recipe, weights=str(other)), 3),
+    ):
+        assert strange.read(1) is None
+    (path,) = (tmp_path / "rayscan-cache" / "folds").iterdir()
+    path.write_text("{}")
+    with pytest.raises(InputError, match="is not a fold; remove it"):
+        KeptFolds("films", recipe, 3).read(1)

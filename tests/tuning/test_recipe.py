@@ -75,6 +75,8 @@ def test_a_grid_is_every_combination_once() -> None:
         ('model = "cnn"\n[head]\nl2 = 0.1', r'\[head\] is for recipes with learn = "head"'),
         ('model = "cnn"\nlearn = "head"\n[head]\nhidden = 8', r"\[head\] has no 'hidden'; known are l2, steps"),
         ('model = "cnn"\nlearn = "head"\n[head]\nl2 = "much"', "head: l2=much is out of range"),
+        ('model = "cnn"\nselect = "best"\n[grid]\nwidth = [4]', "unknown selection 'best'; choose auc or robust"),
+        ('model = "cnn"\nselect = "robust"', "nothing to select robust from: the recipe has no"),
         ("model = ", "not a recipe"),
     ],
 )
@@ -102,6 +104,24 @@ def test_a_grid_keeps_its_best_and_tells_of_all(dataset: str, tmp_path: Path) ->
     assert len(tried) == 4
     best = max(tried, key=lambda point: point["val_auc"])
     assert dict(bundle.spec.parameters) == best["parameters"]
+
+
+def test_of_a_grid_the_one_that_changed_films_cost_least_may_be_kept(dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", training=QUICK, grid={"width": [4, 8, 12, 16, 24, 32]}, select="robust")
+    train(dataset, str(tmp_path / "bundle"), recipe)
+    bundle = load_bundle(tmp_path / "bundle")
+    selection = bundle.lineage["selection"]
+    best = sorted(bundle.lineage["grid"], key=lambda point: -point["val_auc"])[:5]
+    assert [one["parameters"] for one in selection] == [point["parameters"] for point in best]
+    robust = max(selection, key=lambda one: one["mean_auc"])
+    assert bundle.lineage["chosen"] == robust["parameters"]
+    assert dict(bundle.spec.parameters) == robust["parameters"]
+    found = bundle.evaluation["val"]["robustness"]
+    assert found["mean_auc"] == pytest.approx(robust["mean_auc"], abs=1e-6), "these are the weights that were asked"
+    train(dataset, str(tmp_path / "by-auc"), replace(recipe, select="auc"))
+    lineage = load_bundle(tmp_path / "by-auc").lineage
+    assert lineage["chosen"] == best[0]["parameters"] != robust["parameters"]
+    assert "selection" not in lineage
 
 
 @pytest.fixture(scope="module")
