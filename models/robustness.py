@@ -6,7 +6,8 @@ its own archive loses here first, so the mean over them chooses better between m
 
 What breaks first is the threshold, not the order of the films. MobileNetV2 0.35 at 128 px, on Kermany validation films
 made taller: AUC 0.994 instead of 0.997, but specificity 0.41 instead of 0.97 at the threshold locked on the films as
-they are. So decisions at that threshold are judged, too, with healthy and diseased films counted alike.
+they are. So decisions at a threshold are judged, too, with healthy and diseased films counted alike; and thresholds are locked on
+films as they are and on changed copies of them (`models/calibration.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from PIL import Image, ImageFilter
 
 from models.calibration import called_positive
 from models.errors import InputError
-from models.metrics import Labels, auc
+from models.metrics import Labels, Scores, auc
 
 Film = npt.NDArray[np.uint8]
 
@@ -87,6 +88,23 @@ CHANGES: Final[Mapping[str, Callable[[Film], Film]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copies:
+    """What a model says of N films, and of each changed copy of them."""
+
+    labels: Labels
+    """1 for disease, 0 for none [N]."""
+    plain: Scores
+    """Probability of disease of the films as they are [N]."""
+    changed: Mapping[str, Scores]
+    """Change -> that of their copies [N]."""
+
+    @property
+    def pooled(self) -> tuple[Labels, Scores]:
+        """Labels and probabilities of all copies together [N x changes]."""
+        return np.tile(self.labels, len(self.changed)), np.concatenate(list(self.changed.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Robustness:
     """How a model did on the films as they are, and on each changed copy of them."""
 
@@ -114,21 +132,26 @@ def perturbed(pixels: npt.NDArray[np.uint8], change: str) -> npt.NDArray[np.uint
     return np.stack([CHANGES[change](film) for film in pixels])
 
 
-def robustness(
-    score: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]],
-    pixels: npt.NDArray[np.uint8],
-    labels: Labels,
-    threshold: float,
-) -> Robustness:
+def score_copies(
+    score: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]], pixels: npt.NDArray[np.uint8], labels: Labels
+) -> Copies:
     """Score films uint8 [N, H, W] with labels [N], 0 for no disease, as they are and changed.
 
-    `score` gives the calibrated probability of disease [N] of films. Raises `InputError` unless both classes are there.
+    `score` gives the probability of disease [N] of films.
     """
-    disease = (labels != 0).astype(np.int64)
-    found = {change: _figures(disease, score(perturbed(pixels, change)), threshold) for change in CHANGES}
-    plain = _figures(disease, score(pixels), threshold)
+    return Copies(
+        labels=(labels != 0).astype(np.int64),
+        plain=score(pixels),
+        changed={change: score(perturbed(pixels, change)) for change in CHANGES},
+    )
+
+
+def robustness(copies: Copies, threshold: float) -> Robustness:
+    """Judge what a model says of films and their copies. Raises `InputError` unless both classes are there."""
+    found = {change: _figures(copies.labels, scores, threshold) for change, scores in copies.changed.items()}
+    plain = _figures(copies.labels, copies.plain, threshold)
     return Robustness(
-        films=len(pixels),
+        films=len(copies.labels),
         auc=plain["auc"],
         balanced_accuracy=plain["balanced_accuracy"],
         changed=found,
@@ -138,7 +161,7 @@ def robustness(
     )
 
 
-def _figures(disease: Labels, probability: npt.NDArray[np.float32], threshold: float) -> dict[str, float]:
+def _figures(disease: Labels, probability: Scores, threshold: float) -> dict[str, float]:
     called = called_positive(probability, threshold)
     sensitivity, specificity = float(called[disease == 1].mean()), float((~called[disease == 0]).mean())
     return {

@@ -24,19 +24,18 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bootstrap import draws, figures, intervals
-from models.calibration import lock
 from models.errors import InputError
 from models.films import Films, joined
 from models.machine import choose_device
 from models.metrics import auc
-from models.robustness import CHANGES, Robustness
+from models.robustness import CHANGES, Robustness, robustness
 from models.spec import DISCLAIMER
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.ingest.split import split_patients
 from pipelines.results.pages.crossvalidation import crossvalidation_page
 from pipelines.results.report import put_page
 from tuning.folds import Fold, KeptFolds
-from tuning.promote import calibrated, robustness_on, scorer
+from tuning.promote import calibrated, copies_of, lock, scorer
 from tuning.recipe import Recipe
 from tuning.train import fit_recipe, relabelled, require_weights
 
@@ -190,15 +189,16 @@ def hold_out(
     started = time.perf_counter()
     trained = fit_recipe(recipe, info, dataset, train, val)
     seconds = time.perf_counter() - started
-    calibration = lock(trained.best.val_logits, val.labels, recipe.calibrate)
-    score = scorer(calibrated(trained.best, calibration), choose_device(recipe.training.device))
+    device = choose_device(recipe.training.device)
+    calibration, _ = lock(trained.best, val, recipe.calibrate, device)
+    score = scorer(calibrated(trained.best, calibration), device)
     own = films.take(fold_of == number)
     return Fold(
         number=number,
         films=np.flatnonzero(fold_of == number),
         probability=score(own.pixels),
         calibration=calibration,
-        robustness=robustness_on(score, own, calibration.threshold),
+        robustness=robustness(copies_of(score, own), calibration.threshold),
         val_auc=trained.best.best.val_auc,
         best_epoch=trained.best.best.epoch,
         chosen=trained.chosen,

@@ -8,7 +8,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from models.agreement import choose_films, measure
 from models.allocator import keep_memory
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration, Method, lock
+from models.calibration import Calibration, Method, fit_calibration, operating_points
 from models.classifier import ScanClassifier
 from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder
 from models.evaluation import evaluation_entry
@@ -32,7 +32,7 @@ from models.fingerprint import fingerprint
 from models.inference import EngineError
 from models.machine import choose_device, this_machine
 from models.preprocess import Preprocess
-from models.robustness import Robustness, robustness
+from models.robustness import Copies, robustness, score_copies
 from models.spec import ModelSpec
 from models.zoo import build, has_features
 from pipelines.bundles import fetch_bundle, publish_bundle
@@ -42,8 +42,8 @@ from tuning.selection import Score
 
 FAMILIAR_FILMS: Final = 2000
 """Training films the familiarity is fitted to at most."""
-ROBUSTNESS_FILMS: Final = 300
-"""Films that are changed and scored again, nine times, at most."""
+COPIED_FILMS: Final = 300
+"""Films that are changed, in each way, and scored again, at most."""
 BATCH: Final = 64
 
 log = logging.getLogger("rayscan")
@@ -65,7 +65,8 @@ def promote(
     counts, versions, time): where the model comes from, a trial of a study for instance.
     """
     keep_memory()
-    calibration = lock(fitted.val_logits, val.labels, calibrate)
+    device = choose_device(fitted.settings.device)
+    calibration, copies = lock(fitted, val, calibrate, device)
     probability = 1 - calibration.probabilities(fitted.val_logits)[:, 0]
     entry = evaluation_entry(
         split="val",
@@ -76,11 +77,10 @@ def promote(
         patients=val.patients,
         groups=val.groups,
     )
-    device = choose_device(fitted.settings.device)
     classifier = calibrated(fitted, calibration)
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
-    entry["robustness"] = robustness_on(scorer(classifier, device), val, calibration.threshold).to_json()
+    entry["robustness"] = robustness(copies, calibration.threshold).to_json()
     entry["samples"] = _samples(classifier, val, probability, calibration, fitted.spec, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
@@ -107,6 +107,17 @@ def promote(
         )
         publish_bundle(Path(folder), out)
     return fetch_bundle(out)
+
+
+def lock(fitted: Fitted, val: Films, method: Method, device: torch.device) -> tuple[Calibration, Copies]:
+    """Calibrate on the validation films; lock the operating points on them and on their changed copies.
+
+    Raises what `fit_calibration` raises.
+    """
+    uncut = fit_calibration(fitted.val_logits, val.labels, method)
+    copies = copies_of(scorer(calibrated(fitted, uncut), device), val)
+    probability = 1 - uncut.probabilities(fitted.val_logits)[:, 0]
+    return replace(uncut, operating_points=operating_points(val.labels, probability, copies.pooled)), copies
 
 
 def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
@@ -151,10 +162,10 @@ def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
     return score
 
 
-def robustness_on(score: Score, films: Films, threshold: float) -> Robustness:
-    """What the model loses on changed copies of films, of ROBUSTNESS_FILMS of them at most, classes in proportion."""
-    chosen = choose_films(films.labels, ROBUSTNESS_FILMS)
-    return robustness(score, films.pixels[chosen], films.labels[chosen], threshold)
+def copies_of(score: Score, films: Films) -> Copies:
+    """What a model says of films and their changed copies, of COPIED_FILMS of them at most, classes in proportion."""
+    chosen = choose_films(films.labels, COPIED_FILMS)
+    return score_copies(score, films.pixels[chosen], films.labels[chosen])
 
 
 def _samples(

@@ -2,7 +2,7 @@
 
 The AUC of the best of many trials is too high by luck alone, and several trials lie within that luck of each other.
 Among them the one that loses least where films are made otherwise is the better bet for another hospital. The loss is
-that of decisions at the threshold locked on the films as they are: see `models/robustness.py`.
+that of decisions at the threshold a bundle of the trial would have: see `models/robustness.py`.
 """
 
 import logging
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from models.agreement import choose_films
 from models.calibration import DEFAULT_POINT, operating_points
 from models.films import Films
-from models.robustness import robustness
+from models.robustness import robustness, score_copies
 
 log = logging.getLogger("rayscan")
 
@@ -37,8 +37,9 @@ def most_robust(scorers: Sequence[Score], val: Films) -> tuple[int, list[dict[st
     some = choose_films(val.labels, FILMS)
     told: list[dict[str, Any]] = []
     for number, score in enumerate(scorers, 1):
-        threshold = operating_points(val.labels, score(val.pixels))[DEFAULT_POINT]
-        found = robustness(score, val.pixels[some], val.labels[some], threshold)
+        copies = score_copies(score, val.pixels[some], val.labels[some])
+        threshold = operating_points(val.labels, score(val.pixels), copies.pooled)[DEFAULT_POINT]
+        found = robustness(copies, threshold)
         log.info(
             "%d of the best: balanced accuracy %.4f on %d films, %.4f in the mean over changed ones, worst %s",
             *(number, found.balanced_accuracy, found.films, found.mean_balanced_accuracy, found.worst),

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from models.errors import InputError
-from models.robustness import CHANGES, perturbed, robustness
+from models.robustness import CHANGES, perturbed, robustness, score_copies
 
 
 def films(count: int, seed: int = 0) -> np.ndarray:
@@ -78,8 +78,8 @@ def by_what_is_shown(some: np.ndarray) -> np.ndarray:
 
 def test_a_model_that_lives_on_grain_is_told_from_one_that_lives_on_what_is_shown() -> None:
     pixels, labels = coded_films()
-    shortcut = robustness(by_grain, pixels, labels, 0.1)
-    honest = robustness(by_what_is_shown, pixels, labels, 0.5)
+    shortcut = robustness(score_copies(by_grain, pixels, labels), 0.1)
+    honest = robustness(score_copies(by_what_is_shown, pixels, labels), 0.5)
     assert shortcut.auc > honest.auc > 0.85, "as validation sees it, the shortcut is better"
     assert honest.mean_auc > shortcut.mean_auc
     assert shortcut.worst in {"blurred", "coarser", "recoded"}
