@@ -6,8 +6,8 @@ its own archive loses here first, so the mean over them chooses better between m
 
 What breaks first is the threshold, not the order of the films. MobileNetV2 0.35 at 128 px, on Kermany validation films
 made taller: AUC 0.994 instead of 0.997, but specificity 0.41 instead of 0.97 at the threshold locked on the films as
-they are. So decisions at a threshold are judged, too, with healthy and diseased films counted alike; and thresholds are locked on
-films as they are and on changed copies of them (`models/calibration.py`).
+they are. So decisions at a threshold are judged, too, with healthy and diseased films counted alike; and thresholds are
+locked on films as they are and on changed copies of them (`models/calibration.py`).
 """
 
 from collections.abc import Callable, Mapping

@@ -194,7 +194,7 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
         network, loaded = pretrained_network(spec, recipe.weights)
     if recipe.learn == "head":
         return _new_head(recipe, spec, network, dataset, films, val)
-    if loaded.folded:
+    if loaded.folded or recipe.head_first:  # a classifier fitted in evaluation mode must fit in training mode, too
         some = torch.tensor(films.pixels[:: max(1, len(films) // UNFOLD_FILMS)][:UNFOLD_FILMS])
         unfold_batch_norm(network, Preprocess(preprocessing)(some))
     if recipe.head_first:

@@ -20,24 +20,29 @@ SMALLEST: Final = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """How far strength and magnitude 1 go. Lengths are shares of the side, greys of the grey range."""
+    """How far strength and magnitude 1 go. Lengths are shares of the side, greys of the grey range.
+
+    Position and exposure go so far that no film of the Kermany archive keeps the frame, shape or contrast of its class:
+    with 0.6 of them, a network judged films by how tightly they were framed (specificity 0.6 to 0.8 on copies made
+    taller or cropped, of 0.98 on films as they are).
+    """
 
     rotation: float = math.radians(10)
     """Radians, either way."""
-    scale: float = 0.12
+    scale: float = 0.2
     """Natural logarithm of the factor, either way."""
-    stretch: float = 0.25
+    stretch: float = 0.4
     """Natural logarithm of width over height, either way. Films of any shape are made square, so their shape shows as
     stretch; in the Kermany originals it differs by class, 1.21 in the median for normal films and 1.48 for pneumonia:
     a logarithm of 0.20, which must not decide."""
     shear: float = 0.05
-    shift: float = 0.06
+    shift: float = 0.1
     """Either way, across and down."""
-    gamma: float = 0.3
+    gamma: float = 0.5
     """Binary logarithm of the exponent, either way."""
-    contrast: float = 0.2
+    contrast: float = 0.3
     """Natural logarithm of the factor about the middle grey, either way."""
-    brightness: float = 0.1
+    brightness: float = 0.15
     noise: float = 0.03
     """Largest standard deviation."""
     blur: float = 0.008
