@@ -304,6 +304,10 @@ def score(
     most_actors: Annotated[int | None, typer.Option(help="Let the cluster grow to so many scoring actors.")] = None,
     wait: Annotated[str | None, typer.Option(help="Wait for another run with this model, e.g. 10m (0s).")] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html beside the run.")] = False,
+    thumbnails: Annotated[
+        int | None,
+        typer.Option(help="Show so many films of the worklist in the report (0). They are patients' images."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: how many, how long, what cost.")] = False,
     price: Annotated[float | None, typer.Option(help="Price of a core-hour, for --dry-run.")] = None,
     dashboard: Annotated[
@@ -327,6 +331,7 @@ def score(
             max_nights=max_nights,
             most_actors=most_actors,
             wait=seconds(wait) if wait else None,
+            thumbnails=thumbnails,
         ),
     )
     if dry_run:
@@ -375,7 +380,7 @@ def report(
         str | None, typer.Option(metavar="A,B", help="Of scores: set two models beside each other, by their ids.")
     ] = None,
     thumbnails: Annotated[
-        int, typer.Option(help="Of scores: show so many films of the worklist. They are patients' images.")
+        int, typer.Option(help="Of scores: show so many films of the worklist, with maps. They are patients' images.")
     ] = 0,
     config: Config = None,
     json: Json = False,

@@ -157,7 +157,7 @@ def _samples(
 ) -> dict[str, Any]:
     from models.samples import samples  # noqa: PLC0415 (captum brings matplotlib, and only a promotion needs it)
 
-    on_device = copy.deepcopy(classifier).to(device)
+    on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
     return samples(on_device, val, probability, calibration.threshold, spec.classes)
 
 
