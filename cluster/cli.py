@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster import output
-from cluster.options import Address, Config, JobsAddress, Json, given, verb
+from cluster.options import Address, Config, JobsAddress, Json, NoFilms, given, verb
 from cluster.settings import seconds
 
 app = typer.Typer(
@@ -186,6 +186,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Films of one step (32).")] = None,
     augment: Annotated[float | None, typer.Option(help="Strength of augmentation; 0 is none (0.5).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation (0).")] = None,
+    no_films: NoFilms = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -202,7 +203,7 @@ def train(
     training = given(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, augment=augment, seed=seed)
     chosen = given(model=model, weights=weights, calibrate=calibration and calibration.value, size=size)
     found = replace(found, **chosen, training=replace(found.training, **training))
-    output.show(run_train(dataset, out, found), as_json=json)
+    output.show(run_train(dataset, out, found, show_films=not no_films), as_json=json)
 
 
 @verb(app)
@@ -231,6 +232,7 @@ def tune(
     select: Annotated[
         Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
     ] = None,
+    no_films: NoFilms = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out.")] = False,
     address: Address = None,
     config: Config = None,
@@ -244,6 +246,7 @@ def tune(
     settings = SearchSettings(
         search=search.value,
         resume=resume,
+        show_films=not no_films,
         **given(
             trials=trials,
             epochs=epochs,

@@ -56,11 +56,13 @@ def promote(
     *,
     lineage: Mapping[str, Any],
     calibrate: Method = "temperature",
+    show_films: bool = True,
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
 
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
-    counts, versions, time): where the model comes from, a trial of a study for instance.
+    counts, versions, time): where the model comes from, a trial of a study for instance. `show_films` puts a few
+    validation films, which are patients' images, into the bundle with the model's maps.
     """
     uncut = fit_calibration(fitted.val_logits, val.labels, calibrate)
     probability = 1 - uncut.probabilities(fitted.val_logits)[:, 0]
@@ -79,7 +81,8 @@ def promote(
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
     entry["robustness"] = _robustness(classifier, val, calibration.threshold, device)
-    entry["samples"] = _samples(classifier, val, probability, calibration, fitted.spec, device)
+    if show_films:
+        entry["samples"] = _samples(classifier, val, probability, calibration, fitted.spec, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),

@@ -47,12 +47,12 @@ class TrainSummary:
     seconds: float
 
 
-def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
+def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) -> TrainSummary:
     """Train by a recipe on the split train, judge and calibrate on val, publish the bundle at `out`.
 
     Of a grid every combination is trained, and the best validation AUC is kept; what the others came to stands in the
-    bundle's lineage. Raises `InputError` for an unknown model, a size above the data set's, or weights that are needed
-    and not named.
+    bundle's lineage. `show_films` is that of `tuning.promote.promote`. Raises `InputError` for an unknown model, a size
+    above the data set's, or weights that are needed and not named.
     """
     started = time.perf_counter()
     open_store(out).require_writable()
@@ -75,7 +75,7 @@ def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
             best = fitted
     assert best is not None
     lineage = {"made_by": "rayscan train", "recipe": _recorded(recipe), **({"grid": tried} if recipe.grid else {})}
-    bundle = promote(best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate)
+    bundle = promote(best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films)
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
         bundle=out,

@@ -1,8 +1,8 @@
 """Maps beside the first thumbnails of the worklist: where in a film the model's probability comes from.
 
 Made by the model itself, fetched from where the run had it, of films read from the archive anew and decoded as they
-were for scoring. A film takes 0.3 s of a core for MobileNetV2 0.35 and 0.1 s for resnet18 (`models.explain.method_for`
-has others), and 2 s go by before the first.
+were for scoring. A film takes 0.7 s of a core for MobileNetV2 0.35 (1.1 s where others use it, too) and 0.1 s for
+resnet18; `models.explain.method_for` has others. About 3 s go by before the first.
 """
 
 import logging
