@@ -82,7 +82,7 @@ def promote(
     graph = _graph(classifier)
     entry["robustness"] = _robustness(classifier, val, calibration.threshold, device)
     if show_films:
-        entry["samples"] = _samples(classifier, val, probability, calibration, fitted.spec, device)
+        entry |= _samples(classifier, val, probability, calibration, fitted.spec, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),
@@ -158,10 +158,15 @@ def _samples(
     spec: ModelSpec,
     device: torch.device,
 ) -> dict[str, Any]:
+    """The entry `samples`; none where the network cannot make maps, for which no training may be lost."""
     from models.samples import samples  # noqa: PLC0415 (captum brings matplotlib, and only a promotion needs it)
 
     on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
-    return samples(on_device, val, probability, calibration.threshold, spec.classes)
+    try:
+        return {"samples": samples(on_device, val, probability, calibration.threshold, spec.classes)}
+    except RuntimeError:  # torch's word for whatever a network cannot do, or has no memory for
+        log.warning("the model card will show no films: the network cannot make maps", exc_info=True)
+        return {}
 
 
 def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:

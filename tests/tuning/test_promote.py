@@ -117,6 +117,20 @@ def test_films_stay_out_of_the_bundle_where_nobody_wants_them_there(tmp_path: Pa
         assert "data:image" not in (bundle.folder / name).read_text()
 
 
+def test_a_network_that_makes_no_maps_is_promoted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("derivative of this operation is not implemented")
+
+    monkeypatch.setattr("models.samples.saliency", fails)
+    fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
+    bundle = promote(fitted, TRAIN, VAL, INFO, str(tmp_path / "bundle"), lineage={})
+    assert "samples" not in bundle.evaluation["val"]
+    assert "will show no films" in caplog.text
+    assert "derivative of this operation" in caplog.text
+
+
 def test_promotion_to_object_storage(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
     fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
