@@ -122,7 +122,7 @@ _OWED: Final = {
 _INTRODUCTION: Final = {
     3: "Triage: frontal chest films in the order in which a person should read them; see Intended use.",
     5: "Retrospective: the films lay in an archive, with their labels, before the model was made.",
-    8: "Labelled films that decode as a frontal chest film.",
+    8: "Films of the catalogue that have a label and can be decoded.",
     10: "None: each whole film is used, stretched to a square.",
     11: "Patients are told apart by a keyed hash (HMAC-SHA256); names, birth dates and raw ids are never written.",
     12: "Files that have no label or do not decode are left out; a film of no known patient stands for one of its own.",
