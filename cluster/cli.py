@@ -11,7 +11,27 @@ from typing import Annotated
 import typer
 
 from cluster import output
-from cluster.options import Address, Config, JobsAddress, Json, NoFilms, given, verb
+from cluster.options import (
+    Address,
+    Augment,
+    BatchSize,
+    Calibrate,
+    Config,
+    Epochs,
+    JobsAddress,
+    Json,
+    LearningRate,
+    Model,
+    NoFilms,
+    RecipeName,
+    Select,
+    Selection,
+    Size,
+    Weights,
+    chosen_recipe,
+    given,
+    verb,
+)
 from cluster.settings import seconds
 
 app = typer.Typer(
@@ -52,21 +72,6 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
-
-
-class CalibrationMethod(StrEnum):
-    """How logits become probabilities."""
-
-    TEMPERATURE = "temperature"
-    PLATT = "platt"
-    ISOTONIC = "isotonic"
-
-
-class Selection(StrEnum):
-    """Which trial of a study becomes its model."""
-
-    AUC = "auc"
-    ROBUST = "robust"
 
 
 class PriorShift(StrEnum):
@@ -171,39 +176,77 @@ def prepare(
 def train(
     dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
     out: Annotated[str, typer.Option(help="Where the bundle goes.")],
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|R.toml", help="How to make the model; `rayscan recipes` lists them.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="majority, mlp, cnn, or the name of a timm backbone.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|imagenet", help="Pretrained weights to start from: .safetensors or .pth."),
-    ] = None,
-    calibration: Annotated[CalibrationMethod | None, typer.Option(help="How probabilities are calibrated.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the network's input (the data set's).")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the films (9).")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest of the schedule (0.002).")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Films of one step (32).")] = None,
-    augment: Annotated[float | None, typer.Option(help="Strength of augmentation; 0 is none (0.5).")] = None,
+    recipe: RecipeName = None,
+    model: Model = None,
+    weights: Weights = None,
+    calibration: Calibrate = None,
+    select: Select = None,
+    size: Size = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    augment: Augment = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation (0).")] = None,
     no_films: NoFilms = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Train one model, calibrate it, lock its operating points, and save it as a bundle. Flags win over the recipe."""
-    from dataclasses import replace
-
-    from models.errors import InputError
-    from tuning.recipe import Recipe, read_recipe
     from tuning.train import train as run_train
 
-    if recipe is None and model is None:
-        raise InputError("say what to train: --recipe NAME (see `rayscan recipes`), or --model NAME")
-    found = read_recipe(recipe) if recipe else Recipe(model=str(model))
-    training = given(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, augment=augment, seed=seed)
-    chosen = given(model=model, weights=weights, calibrate=calibration and calibration.value, size=size)
-    found = replace(found, **chosen, training=replace(found.training, **training))
+    found = chosen_recipe(
+        recipe=recipe,
+        model=model,
+        weights=weights,
+        calibration=calibration,
+        select=select,
+        size=size,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
+    )
     output.show(run_train(dataset, out, found, show_films=not no_films), as_json=json)
+
+
+@verb(app)
+def crossvalidate(
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`; its test films are not read.")],
+    recipe: RecipeName = None,
+    model: Model = None,
+    weights: Weights = None,
+    calibration: Calibrate = None,
+    select: Select = None,
+    size: Size = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    augment: Augment = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of folds, weights, order and augmentation (0).")] = None,
+    folds: Annotated[int | None, typer.Option(help="Parts of the patients; so many models are trained (5).")] = None,
+    out: Annotated[str | None, typer.Option(metavar="CV.html", help="Write the figures as a page too.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Judge a recipe on patients held out, fold by fold, and on films made otherwise, before a model is made by it."""
+    from tuning.crossvalidate import crossvalidate as run_crossvalidate
+
+    found = chosen_recipe(
+        recipe=recipe,
+        model=model,
+        weights=weights,
+        calibration=calibration,
+        select=select,
+        size=size,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
+    )
+    result = run_crossvalidate(dataset, found, report=out, **given(folds=folds))
+    output.show(result if json else result.in_short(), as_json=json)
 
 
 @verb(app)

@@ -24,8 +24,10 @@ Figures = dict[str, npt.NDArray[np.float64]]
 """Name -> its value in each draw [B]; NaN where a draw has no films to tell it from."""
 
 
-def figures(labels: Labels, probability: Scores, threshold: float, weights: Weights | None = None) -> Figures:
-    """Every figure at one threshold, for each row of `weights` (default: one row of ones).
+def figures(
+    labels: Labels, probability: Scores, threshold: float | npt.NDArray[np.float64], weights: Weights | None = None
+) -> Figures:
+    """Every figure at one threshold, or at one for each film [N], for each row of `weights` (default: one row of ones).
 
     auc, average_precision (step-wise, Davis & Goadrich 2006), accuracy, balanced_accuracy, sensitivity, specificity,
     f1, mcc (Matthews 1975), brier, log_loss (natural logarithm), ece (bins fixed on the films as they are).

@@ -1,6 +1,6 @@
 """Prepared films in memory: what training and evaluation read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,3 +32,26 @@ class Films:
     def size(self) -> int:
         """Side of the square films in pixels."""
         return int(self.pixels.shape[-1])
+
+    def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> "Films":
+        """Copies of some of them: where a mask [N] is true, or at indices, in their order."""
+        return Films(
+            pixels=self.pixels[chosen],
+            labels=self.labels[chosen],
+            patients=self.patients[chosen],
+            subtypes=self.subtypes[chosen],
+            scan_ids=self.scan_ids[chosen],
+            groups={kind: names[chosen] for kind, names in self.groups.items()},
+        )
+
+
+def joined(parts: Sequence[Films]) -> Films:
+    """The films of all parts, in the order of their scan ids; of the subgroups, those that all parts have."""
+    pixels, labels, patients, subtypes, scan_ids = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("pixels", "labels", "patients", "subtypes", "scan_ids")
+    )
+    kinds = set.intersection(*(set(part.groups) for part in parts))
+    groups = {kind: np.concatenate([part.groups[kind] for part in parts]) for kind in sorted(kinds)}
+    films = Films(pixels=pixels, labels=labels, patients=patients, subtypes=subtypes, scan_ids=scan_ids, groups=groups)
+    return films.take(np.argsort(scan_ids, kind="stable"))

@@ -19,7 +19,10 @@ from pipelines.storage import Store, open_store
 
 
 def cache_folder(kind: str) -> Path:
-    """Where remote `bundles` or `scores` are kept, in RAYSCAN_CACHE or `~/.cache/rayscan`; made for its owner only."""
+    """Where what can be had again is kept: remote `bundles`, `scores`, `features` of films, `folds`.
+
+    In RAYSCAN_CACHE or `~/.cache/rayscan`; made for its owner only.
+    """
     cache = Path(os.environ.get("RAYSCAN_CACHE") or "~/.cache/rayscan").expanduser()
     folder = cache / kind
     # The folder itself, too: RAYSCAN_CACHE may be a scratch folder that everyone can read.

@@ -14,12 +14,13 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the credentials or settings of the person who runs it."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the credentials, settings or cache of the person who runs it."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "RAYSCAN_")) and name not in {"RAYSCAN_REAL_DATA", "RAYSCAN_REAL_WEIGHTS"}:
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "rayscan-cache"))
     storage._kept_store.cache_clear()
 
 

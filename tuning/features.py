@@ -1,14 +1,14 @@
 """Transfer with a frozen backbone: the features of a data set once, then one head after the other in no time.
 
-Measured for MobileNetV2 0.35 and 5,216 films of 224 pixels: 13 to 15 s of CPU time for the features, 0.2 to 0.4 s for
-each head. So a search over heads costs next to nothing, and a head of one layer goes back into the network, which then
-is a model like any other.
+Measured for MobileNetV2 0.35 and 5,232 films of 224 pixels: 13 to 15 s of CPU time for the features, then 0.2 to 0.4 s
+for each head of `rayscan train --recipe mobilenet-frozen`, the network and its weights read anew for each. So a grid of
+heads costs next to nothing, and a head of one layer goes back into the network, which then is a model like any other.
 
-FOLDER/features-<key>.safetensors    `values` float32 [N, D], `labels` int64 [N], in the order of the scan ids
+FOLDER/features-<key>.safetensors    `values` float32 [N, D] and `scan_ids` uint8 (one a line), in the order of these
 
-The key stands for all that determines them: data set, split, backbone, its weights and the preprocessing. They are kept
-in float32, 27 MB for 5,200 films of 1,280: in float16 they would be half of that, but no head could be trained on the
-file's own memory without a copy twice as large.
+The key stands for all that determines them: data set, split, backbone, its weights and the preprocessing. Labels are
+the caller's, who may tell other classes apart, or take some of the films only. They are kept in float32, 27 MB for
+5,200 films of 1,280. Of a folder's files the `KEPT` used last stay; all of them may be removed at any time.
 """
 
 import json
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from models.allocator import keep_memory
 from models.errors import InputError
+from models.films import Films
 from models.losses import cross_entropy
 from models.metrics import auc
 from models.preprocess import Preprocess
@@ -52,6 +53,8 @@ BATCH: Final = 16
 AXES: Final = 128
 """Principal axes that a hidden layer sees of wider features: a third to two thirds of the time, and an AUC that was
 lower by 0.0010 at most, of 0.996."""
+KEPT: Final = 20
+"""Files of features that stay in a folder: five data sets and backbones, with two to three splits each."""
 CONSTANT: Final = 1e-6
 """Deviation, in units of a feature's largest value, up to which it tells nothing."""
 
@@ -61,12 +64,22 @@ class Features:
     """What the classifier of a network sees of N films."""
 
     values: npt.NDArray[np.float32]
-    """[N, D]; the file's own memory, which is shared by all processes that read it."""
+    """[N, D]."""
     labels: npt.NDArray[np.int64]
     """Class index [N]."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFeatures:
+    """The features of all N films of a split."""
+
+    values: npt.NDArray[np.float32]
+    """[N, D]; the file's own memory, which is shared by all processes that read it."""
+    scan_ids: npt.NDArray[np.str_]
+    """[N]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +97,9 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         for name, low, high in (("hidden", 0, 4096), ("steps", 1, 10_000), ("seed", 0, 2**63 - 1)):
-            if not low <= getattr(self, name) <= high:
+            if type(getattr(self, name)) is not int or not low <= getattr(self, name) <= high:
                 raise InputError(f"head: {name}={getattr(self, name)} is out of range; choose {low} to {high}")
-        if not 0 <= self.l2 <= 1e6:
+        if isinstance(self.l2, bool) or not isinstance(self.l2, int | float) or not 0 <= self.l2 <= 1e6:
             raise InputError(f"head: l2={self.l2} is out of range; choose 0 to 1000000")
 
 
@@ -129,7 +142,7 @@ def pretrained_network(spec: ModelSpec, weights: str, *, scale: str | None = Non
 
 def dataset_features(
     dataset: str, split: str, spec: ModelSpec, network: nn.Module, folder: str, *, threads: int | None = None
-) -> Features:
+) -> SplitFeatures:
     """The features of a split of a data set, computed unless the local folder has them.
 
     `threads` is that of `compute_features`. Raises `InputError` for a network without features, for a
@@ -139,12 +152,28 @@ def dataset_features(
     check_fits(spec.preprocessing, info, dataset)
     path = open_store(folder).path / f"features-{_key(info.fingerprint, split, spec, network)}.safetensors"
     if path.exists():
-        log.info("features of %s, %s: %s has them", dataset, split, path)
+        log.debug("features of %s, %s: %s has them", dataset, split, path)
+        path.touch()
     else:
         films = load_films(dataset, split)
         values = compute_features(network, spec.preprocessing, films.pixels, threads=threads)
-        _write(path, {"values": torch.from_numpy(values), "labels": torch.tensor(films.labels)})
+        names = np.frombuffer("\n".join(films.scan_ids.tolist()).encode(), dtype=np.uint8)
+        _write(path, {"values": torch.from_numpy(values), "scan_ids": torch.tensor(names)})
+        _remove_oldest(path.parent)
     return read_features(path)
+
+
+def features_of(films: Films, splits: Sequence[SplitFeatures]) -> Features:
+    """The features of these films, in their order and with their labels, wherever among the splits they stand.
+
+    Raises `InputError` for a film that none of the splits has.
+    """
+    scan_ids = np.concatenate([split.scan_ids for split in splits])
+    order = np.argsort(scan_ids)
+    place = order[np.searchsorted(scan_ids, films.scan_ids, sorter=order).clip(max=len(order) - 1)]
+    if not np.array_equal(scan_ids[place], films.scan_ids):
+        raise InputError("the kept features are of other films; empty the folder `features` of the cache and try again")
+    return Features(values=np.concatenate([split.values for split in splits])[place], labels=films.labels)
 
 
 def compute_features(
@@ -188,11 +217,12 @@ def compute_features(
     return found
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: Path) -> SplitFeatures:
     """Features as a view of the file's memory. Raises `InputError` for a file that is none."""
     try:
         tensors = safetensors.torch.load_file(path)
-        return Features(values=tensors["values"].numpy(), labels=tensors["labels"].numpy())
+        names = tensors["scan_ids"].numpy().tobytes().decode()
+        return SplitFeatures(values=tensors["values"].numpy(), scan_ids=np.array(names.split("\n")))
     except (safetensors.SafetensorError, OSError, KeyError) as error:
         raise InputError(f"{path} is not a file of features; remove it, and it is computed again") from error
 
@@ -232,11 +262,6 @@ def fit_head(train: Features, val: Features, settings: HeadSettings, *, classes:
         val_logits=logits,
         seconds=time.perf_counter() - started,
     )
-
-
-def search_heads(train: Features, val: Features, candidates: Sequence[HeadSettings]) -> list[FittedHead]:
-    """Every candidate, trained, the best validation AUC first; of equals, the one named first."""
-    return sorted((fit_head(train, val, settings) for settings in candidates), key=lambda fitted: -fitted.val_auc)
 
 
 @torch.no_grad()
@@ -281,6 +306,13 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_oldest(folder: Path) -> None:
+    """All but the files used last; who reads one of the others keeps what it has read."""
+    found = sorted(folder.glob("features-*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found[KEPT:]:
+        path.unlink(missing_ok=True)
 
 
 def _standard(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from models.agreement import choose_films, measure
+from models.allocator import keep_memory
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration, Method, fit_calibration, operating_points
 from models.classifier import ScanClassifier
@@ -31,17 +32,18 @@ from models.fingerprint import fingerprint
 from models.inference import EngineError
 from models.machine import choose_device, this_machine
 from models.preprocess import Preprocess
-from models.robustness import robustness
+from models.robustness import Copies, robustness, score_copies
 from models.spec import ModelSpec
 from models.zoo import build, has_features
 from pipelines.bundles import fetch_bundle, publish_bundle
 from pipelines.ingest.dataset import DatasetInfo
 from tuning.loop import Fitted
+from tuning.selection import Score
 
 FAMILIAR_FILMS: Final = 2000
 """Training films the familiarity is fitted to at most."""
-ROBUSTNESS_FILMS: Final = 300
-"""Validation films that are changed and scored again, nine times, at most."""
+COPIED_FILMS: Final = 300
+"""Films that are changed, in each way, and scored again, at most."""
 BATCH: Final = 64
 
 log = logging.getLogger("rayscan")
@@ -64,9 +66,10 @@ def promote(
     counts, versions, time): where the model comes from, a trial of a study for instance. `show_films` puts a few
     validation films, which are patients' images, into the bundle with the model's maps.
     """
-    uncut = fit_calibration(fitted.val_logits, val.labels, calibrate)
-    probability = 1 - uncut.probabilities(fitted.val_logits)[:, 0]
-    calibration = replace(uncut, operating_points=operating_points(val.labels, probability))
+    keep_memory()
+    device = choose_device(fitted.settings.device)
+    calibration, copies = lock(fitted, val, calibrate, device)
+    probability = 1 - calibration.probabilities(fitted.val_logits)[:, 0]
     entry = evaluation_entry(
         split="val",
         labels=val.labels,
@@ -76,11 +79,10 @@ def promote(
         patients=val.patients,
         groups=val.groups,
     )
-    device = choose_device(fitted.settings.device)
-    classifier = _classifier(fitted, calibration)
+    classifier = calibrated(fitted, calibration)
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
-    entry["robustness"] = _robustness(classifier, val, calibration.threshold, device)
+    entry["robustness"] = robustness(copies, calibration.threshold).to_json()
     if show_films:
         entry |= _samples(classifier, val, probability, calibration, fitted.spec, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
@@ -110,7 +112,19 @@ def promote(
     return fetch_bundle(out)
 
 
-def _classifier(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
+def lock(fitted: Fitted, val: Films, method: Method, device: torch.device) -> tuple[Calibration, Copies]:
+    """Calibrate on the validation films; lock the operating points on them and on their changed copies.
+
+    Raises what `fit_calibration` raises.
+    """
+    uncut = fit_calibration(fitted.val_logits, val.labels, method)
+    copies = copies_of(scorer(calibrated(fitted, uncut), device), val)
+    probability = 1 - uncut.probabilities(fitted.val_logits)[:, 0]
+    return replace(uncut, operating_points=operating_points(val.labels, probability, copies.pooled)), copies
+
+
+def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
+    """The trained model with its calibration, as scoring runs it."""
     network = build(fitted.spec)
     network.load_state_dict(dict(fitted.state_dict))
     return ScanClassifier(Preprocess(fitted.spec.preprocessing), network, calibration).eval()
@@ -135,10 +149,12 @@ def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: t
     return fit_familiarity(features(train), features(val))
 
 
-@torch.inference_mode()
-def _robustness(classifier: ScanClassifier, val: Films, threshold: float, device: torch.device) -> dict[str, Any]:
+def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
+    """What gives the calibrated probability of disease [N] of films uint8 [N, H, W], in float32 on a device."""
+    keep_memory()
     on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
 
+    @torch.inference_mode()
     def score(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
         healthy: npt.NDArray[np.float32] = torch.cat(
@@ -146,8 +162,13 @@ def _robustness(classifier: ScanClassifier, val: Films, threshold: float, device
         ).numpy()
         return 1 - healthy
 
-    chosen = choose_films(val.labels, ROBUSTNESS_FILMS)
-    return robustness(score, val.pixels[chosen], val.labels[chosen], threshold).to_json()
+    return score
+
+
+def copies_of(score: Score, films: Films) -> Copies:
+    """What a model says of films and their changed copies, of COPIED_FILMS of them at most, classes in proportion."""
+    chosen = choose_films(films.labels, COPIED_FILMS)
+    return score_copies(score, films.pixels[chosen], films.labels[chosen])
 
 
 def _samples(

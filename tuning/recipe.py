@@ -7,11 +7,15 @@
     calibrate = "temperature"    as in models/calibration.py
     learn = "all"                of a network that starts from weights: "all", "head" (a frozen backbone, whose features
                                  are computed once), or so many of its deepest groups of layers
+    select = "auc"               what is kept of a grid: the best validation AUC; or "robust": of the five best, that
+                                 which does best on films made otherwise (tuning/selection.py)
     weights = "needed"           where a start from random weights would make another recipe of it
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
     [parameters]                 of the architecture
     [training]                   of tuning/train_settings.py
-    [grid]                       parameters with a list of values each: every combination is trained, the best is kept
+    [head]                       l2 and steps of tuning/features.py, for learn = "head"
+    [grid]                       parameters with a list of values each, those of [head] too: every combination is
+                                 trained, one is kept
 
 Those that come with rayscan stand in tuning/recipes/: what earlier projects on these films did, and today's best.
 """
@@ -28,9 +32,13 @@ from typing import Any, Final, Literal
 from models.calibration import METHODS, Method
 from models.errors import InputError
 from models.spec import Normalise, Scalar
+from tuning.features import HeadSettings
+from tuning.selection import SELECTS, Select
 from tuning.train_settings import TrainSettings
 
 NEEDED: Final = "needed"
+HEAD: Final = ("l2", "steps")
+"""What a recipe says of a head. A hidden layer is out: the network's own classifier has no room for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,32 +54,48 @@ class Recipe:
     calibrate: Method = "temperature"
     learn: Literal["all", "head"] | int = "all"
     """What learns of a network that starts from weights: all, the classifier alone, or so many of the last groups."""
+    head_first: bool = False
+    """Before all learns, the classifier is fitted to frozen features, as `learn = "head"` does: one that starts at
+    random first pulls the pretrained layers out of shape, and loses most on films unlike the training films (Kumar et
+    al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution")."""
     weights: str | None = None
     """URI or path of pretrained weights, `imagenet` for those timm publishes, or `needed`: the caller must say."""
     classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
     """What is told apart; kinds of disease are named as the catalogue's subtypes: NORMAL, BACTERIA, VIRUS."""
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     training: TrainSettings = field(default_factory=TrainSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    """Of a frozen backbone's classifier; its seed is that of the training."""
     grid: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
+    select: Select = "auc"
+    """Which combination of the grid is kept: the best validation AUC, or of the best five that on changed films."""
 
     def __post_init__(self) -> None:
         if self.calibrate not in METHODS:
             raise InputError(f"unknown calibration {self.calibrate!r}; choose {', '.join(METHODS)}")
         if not (self.learn in {"all", "head"} or (type(self.learn) is int and self.learn > 0)):
             raise InputError(f'learn={self.learn!r} must be "all", "head" or a number of groups of layers above 0')
+        if self.head_first and (self.weights is None or self.learn == "head"):
+            raise InputError('head_first needs weights to start from, and more to learn than learn = "head"')
         if any(
             not isinstance(values, Sequence) or isinstance(values, str) or not values for values in self.grid.values()
         ):
             raise InputError("each parameter of a grid needs a list of values")
+        if self.select not in SELECTS:
+            raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
+        if self.select != "auc" and not self.grid:
+            raise InputError(f"there is nothing to select {self.select} from: the recipe has no [grid]")
 
-    def points(self) -> list["Recipe"]:
-        """One recipe for each combination of the grid; itself where there is none."""
-        if not self.grid:
-            return [self]
-        return [
-            replace(self, parameters={**self.parameters, **dict(zip(self.grid, values, strict=True))}, grid={})
-            for values in itertools.product(*self.grid.values())
-        ]
+    def combinations(self) -> list[dict[str, Scalar]]:
+        """Every combination of the grid; an empty one where there is none."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    def at(self, combination: Mapping[str, Scalar]) -> "Recipe":
+        """The recipe of one combination of the grid."""
+        of_head = {name: value for name, value in combination.items() if self.learn == "head" and name in HEAD}
+        parameters = {name: value for name, value in combination.items() if name not in of_head}
+        head: HeadSettings = replace(self.head, **of_head)  # type: ignore[arg-type] # it checks them
+        return replace(self, head=head, parameters={**self.parameters, **parameters}, grid={}, select="auc")
 
 
 def recipe_names() -> list[str]:
@@ -101,10 +125,13 @@ def _parsed(table: dict[str, Any]) -> Recipe:
     _refuse_unknown(table, {known.name for known in fields(Recipe)}, "a recipe")
     if "model" not in table:
         raise InputError('a recipe names its model, as in model = "cnn"')
-    training = table.pop("training", {})
+    training, head = table.pop("training", {}), table.pop("head", {})
     _refuse_unknown(training, {known.name for known in fields(TrainSettings)}, "[training]")
+    _refuse_unknown(head, set(HEAD), "[head]")
+    if head and table.get("learn") != "head":
+        raise InputError('[head] is for recipes with learn = "head"')
     table["classes"] = tuple(table.get("classes", Recipe.classes))
-    return Recipe(**table, training=TrainSettings(**training))
+    return Recipe(**table, training=TrainSettings(**training), head=HeadSettings(**head))
 
 
 def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:

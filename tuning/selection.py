@@ -1,7 +1,8 @@
 """Which trial of a study becomes its model: the best validation AUC, or the best of the few best on spoilt films.
 
 The AUC of the best of many trials is too high by luck alone, and several trials lie within that luck of each other.
-Among them the one that loses least where films are made otherwise is the better bet for another hospital.
+Among them the one that loses least where films are made otherwise is the better bet for another hospital. The loss is
+that of decisions at the threshold a bundle of the trial would have: see `models/robustness.py`.
 """
 
 import logging
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.agreement import choose_films
+from models.calibration import DEFAULT_POINT, operating_points
 from models.films import Films
-from models.robustness import robustness
+from models.robustness import robustness, score_copies
 
 log = logging.getLogger("rayscan")
 
@@ -28,18 +30,21 @@ Score = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 
 def most_robust(scorers: Sequence[Score], val: Films) -> tuple[int, list[dict[str, Any]]]:
-    """The place of the model with the best mean AUC over changed films, and what each came to.
+    """The place of the model with the best mean balanced accuracy over changed films, and what each came to.
 
     `scorers` are the best models by validation AUC, the best first; of equals it is taken.
     """
     some = choose_films(val.labels, FILMS)
     told: list[dict[str, Any]] = []
     for number, score in enumerate(scorers, 1):
-        found = robustness(score, val.pixels[some], val.labels[some], 0.5)
+        copies = score_copies(score, val.pixels[some], val.labels[some])
+        threshold = operating_points(val.labels, score(val.pixels), copies.pooled)[DEFAULT_POINT]
+        found = robustness(copies, threshold)
         log.info(
-            "%d of the best: AUC %.4f on %d films, %.4f in the mean over changed ones, worst %s",
-            *(number, found.auc, found.films, found.mean_auc, found.worst),
+            "%d of the best: balanced accuracy %.4f on %d films, %.4f in the mean over changed ones, worst %s",
+            *(number, found.balanced_accuracy, found.films, found.mean_balanced_accuracy, found.worst),
         )
-        told.append({"auc": found.auc, "mean_auc": found.mean_auc, "worst": found.worst})
-    means = [float(of["mean_auc"]) for of in told]
+        kept = ("auc", "mean_auc", "balanced_accuracy", "mean_balanced_accuracy", "worst")
+        told.append({name: getattr(found, name) for name in kept})
+    means = [float(of["mean_balanced_accuracy"]) for of in told]
     return means.index(max(means)), told

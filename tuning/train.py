@@ -4,25 +4,38 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.calibration import DEFAULT_POINT, Calibration
 from models.films import Films
 from models.losses import cross_entropy
+from models.machine import choose_device
 from models.preprocess import Preprocess
-from models.spec import ModelSpec
+from models.spec import ModelSpec, Scalar
 from models.weights import unfold_batch_norm
 from models.zoo import layer_groups
+from pipelines.bundles import cache_folder
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
-from tuning.features import Features, HeadSettings, compute_features, fit_head, install_head, pretrained_network
+from tuning.features import (
+    FittedHead,
+    dataset_features,
+    features_of,
+    fit_head,
+    install_head,
+    pretrained_network,
+)
 from tuning.loop import EpochReport, Fitted, fit
-from tuning.promote import promote
+from tuning.promote import calibrated, promote, scorer
 from tuning.recipe import NEEDED, Recipe
+from tuning.selection import TOP, Score, most_robust
 
 log = logging.getLogger("rayscan")
 
@@ -47,35 +60,40 @@ class TrainSummary:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a recipe came to on some films."""
+
+    best: Fitted
+    chosen: Mapping[str, Scalar]
+    """The combination of the grid that it has; empty where there is no grid."""
+    tried: list[dict[str, object]]
+    """Every combination: `parameters`, `val_auc`, `seconds`."""
+    selection: list[dict[str, object]]
+    """Of the few best, what changed films told: `parameters`, `auc`, `mean_auc`, `worst`; empty where nobody asked."""
+
+
 def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) -> TrainSummary:
     """Train by a recipe on the split train, judge and calibrate on val, publish the bundle at `out`.
 
-    Of a grid every combination is trained, and the best validation AUC is kept; what the others came to stands in the
-    bundle's lineage. `show_films` is that of `tuning.promote.promote`. Raises `InputError` for an unknown model, a size
-    above the data set's, or weights that are needed and not named.
+    Of a grid every combination is trained, and one is kept as `recipe.select` says; what the others came to stands in
+    the bundle's lineage. `show_films` is that of `tuning.promote.promote`. Raises `InputError` for an unknown model, a
+    size above the data set's, or weights that are needed and not named.
     """
     started = time.perf_counter()
     open_store(out).require_writable()
-    if recipe.weights == NEEDED:
-        raise InputError(
-            "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
-            " timm publishes, where there is a network"
-        )
+    require_weights(recipe)
     info = read_dataset_info(dataset)
     films, val = (relabelled(load_films(dataset, split), recipe.classes) for split in ("train", "val"))
-    points = recipe.points()
-    tried: list[dict[str, object]] = []
-    best: Fitted | None = None
-    for number, point in enumerate(points, 1):
-        fitted = _fitted(point, info, dataset, films, val)
-        tried.append({"parameters": dict(point.parameters), "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
-        if len(points) > 1:
-            log.info("%d of %d: %s, AUC %.4f", number, len(points), dict(point.parameters), fitted.best.val_auc)
-        if best is None or fitted.best.val_auc > best.best.val_auc:
-            best = fitted
-    assert best is not None
-    lineage = {"made_by": "rayscan train", "recipe": _recorded(recipe), **({"grid": tried} if recipe.grid else {})}
-    bundle = promote(best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films)
+    trained = fit_recipe(recipe, info, dataset, films, val)
+    lineage: dict[str, object] = {"made_by": "rayscan train", "recipe": _recorded(recipe)}
+    if recipe.grid:
+        lineage |= {"grid": trained.tried, "chosen": dict(trained.chosen)}
+    if trained.selection:
+        lineage["selection"] = trained.selection
+    bundle = promote(
+        trained.best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films
+    )
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
         bundle=out,
@@ -85,9 +103,51 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
         auc_low=metrics["auc"]["low"],
         auc_high=metrics["auc"]["high"],
         operating_point=bundle.calibration.default,
-        best_epoch=best.best.epoch,
+        best_epoch=trained.best.best.epoch,
         seconds=round(time.perf_counter() - started, 1),
     )
+
+
+def require_weights(recipe: Recipe) -> None:
+    """Raise `InputError` where a recipe starts from weights that nobody named."""
+    if recipe.weights == NEEDED:
+        raise InputError(
+            "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
+            " timm publishes, where there is a network"
+        )
+
+
+def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Trained:
+    """Train what a recipe says on films, and let others choose the epoch and, of a grid, the combination.
+
+    `films` and `val` have the recipe's classes, see `relabelled`; `info` and `dataset` say what they are of.
+    Raises `InputError` for an unknown model or a size above the data set's.
+    """
+    combinations = recipe.combinations()
+    tried: list[dict[str, object]] = []
+    best: list[tuple[Fitted, dict[str, Scalar]]] = []
+    for number, combination in enumerate(combinations, 1):
+        fitted = _fitted(recipe.at(combination), info, dataset, films, val)
+        parameters = {**recipe.parameters, **combination}
+        tried.append({"parameters": parameters, "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
+        named = ", ".join(f"{name} {value}" for name, value in combination.items()) or recipe.model
+        log.info(
+            "%d of %d, %s: validation AUC %.4f, %.1f s",
+            *(number, len(combinations), named, fitted.best.val_auc, fitted.seconds),
+        )
+        # sorting keeps the order of equals: the one named first is the better
+        best = sorted([*best, (fitted, combination)], key=lambda one: -one[0].best.val_auc)[:TOP]
+    place = 0
+    told: list[dict[str, Any]] = []
+    if recipe.select == "robust":
+        place, told = most_robust([_uncalibrated(one) for one, _ in best], val)
+    selection = [{"parameters": of, **found} for (_, of), found in zip(best, told, strict=False)]
+    return Trained(best=best[place][0], chosen=best[place][1], tried=tried, selection=selection)
+
+
+def _uncalibrated(fitted: Fitted) -> Score:
+    plain = Calibration(temperature=1.0, operating_points={DEFAULT_POINT: 0.5})
+    return scorer(calibrated(fitted, plain), choose_device(fitted.settings.device))
 
 
 def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
@@ -108,14 +168,8 @@ def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
     if not kept.all():
         log.info("%d films are of none of the classes %s; they are left out", int((~kept).sum()), ", ".join(classes))
     order = {name: index for index, name in enumerate(classes)}
-    return Films(
-        pixels=films.pixels[kept],
-        labels=np.array([order[str(name)] for name in names[kept]], dtype=np.int64),
-        patients=films.patients[kept],
-        subtypes=films.subtypes[kept],
-        scan_ids=films.scan_ids[kept],
-        groups={kind: of[kept] for kind, of in films.groups.items()},
-    )
+    labels = np.array([order[str(name)] for name in names[kept]], dtype=np.int64)
+    return replace(films.take(kept), labels=labels)
 
 
 def _recorded(recipe: Recipe) -> dict[str, object]:
@@ -136,40 +190,37 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
     )
     settings = recipe.training
     if recipe.weights is None:
-        return fit(spec, films, val, settings, on_epoch=lambda report, _: _tell(report, settings.epochs))
+        return fit(spec, films, val, settings)
     with torch.random.fork_rng(devices=[]):  # what the weights lack, a classifier, starts from the seed
         torch.manual_seed(settings.seed)
         network, loaded = pretrained_network(spec, recipe.weights)
     if recipe.learn == "head":
-        return _new_head(recipe, spec, network, films, val)
-    if loaded.folded:
+        return _new_head(recipe, spec, network, dataset, films, val)
+    if loaded.folded or recipe.head_first:  # a classifier fitted in evaluation mode must fit in training mode, too
         some = torch.tensor(films.pixels[:: max(1, len(films) // UNFOLD_FILMS)][:UNFOLD_FILMS])
         unfold_batch_norm(network, Preprocess(preprocessing)(some))
+    if recipe.head_first:
+        head, _ = _head_on_frozen(recipe, spec, network, dataset, films, val)
+        log.info("classifier on frozen features: validation AUC %.4f; now the rest learns", head.val_auc)
     if recipe.learn != "all":
         frozen = max(0, len(layer_groups(network)) - recipe.learn)
         settings = replace(settings, frozen_groups=frozen)
     start: Mapping[str, Tensor] = network.state_dict()
-    return fit(spec, films, val, settings, on_epoch=lambda report, _: _tell(report, settings.epochs), weights=start)
+    return fit(spec, films, val, settings, weights=start)
 
 
-def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, films: Films, val: Films) -> Fitted:
-    """A frozen backbone with a new classifier, fitted to its features; they are computed once."""
+def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films) -> Fitted:
+    """A frozen backbone with a new classifier, as a trained model."""
     started = time.perf_counter()
-    of_train, of_val = (
-        Features(values=compute_features(network, spec.preprocessing, side.pixels), labels=side.labels)
-        for side in (films, val)
-    )
-    head = fit_head(of_train, of_val, HeadSettings(seed=recipe.training.seed), classes=len(spec.classes))
-    install_head(network, head.head)
+    head, train_logits = _head_on_frozen(recipe, spec, network, dataset, films, val)
     seconds = time.perf_counter() - started
     report = EpochReport(
         epoch=1,
-        train_loss=_loss(head.head.logits(of_train.values), films),
+        train_loss=_loss(train_logits, films),
         val_auc=head.val_auc,
         val_loss=_loss(head.val_logits, val),
         seconds=seconds,
     )
-    _tell(report, 1)
     state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     return Fitted(
         spec=spec,
@@ -182,11 +233,21 @@ def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, films: Films,
     )
 
 
+def _head_on_frozen(
+    recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films
+) -> tuple[FittedHead, npt.NDArray[np.float32]]:
+    """Fit a classifier to the network's features and put it in; features are computed once and kept.
+
+    Beside it the logits [N, C] of the films it was fitted to.
+    """
+    kept = str(cache_folder("features"))
+    splits = [dataset_features(dataset, split, spec, network, kept) for split in ("train", "val")]
+    of_train, of_val = (features_of(side, splits) for side in (films, val))
+    settings = replace(recipe.head, seed=recipe.training.seed)
+    head = fit_head(of_train, of_val, settings, classes=len(spec.classes))
+    install_head(network, head.head)
+    return head, head.head.logits(of_train.values)
+
+
 def _loss(logits: object, films: Films) -> float:
     return float(cross_entropy(torch.as_tensor(logits), torch.tensor(films.labels)))
-
-
-def _tell(report: EpochReport, epochs: int) -> bool:
-    log.info("epoch %d of %d: loss %.4f, validation AUC %.4f, %.1f s", report.epoch, epochs, report.train_loss,
-             report.val_auc, report.seconds)  # fmt: skip
-    return True

@@ -25,6 +25,8 @@ class Draws:
     """Radians."""
     scale: Tensor
     """Natural logarithm of the factor by which the film's field of view grows."""
+    stretch: Tensor
+    """Natural logarithm of the factor by which its width grows against its height, the field of view as large."""
     shear: Tensor
     across: Tensor
     """Shift in shares of half the side, as `down`."""
@@ -58,8 +60,8 @@ class Draws:
         zero = torch.zeros(count, device=device)
         return cls(
             mirrored=torch.zeros(count, dtype=torch.bool, device=device),
-            **dict.fromkeys(("rotation", "scale", "shear", "across", "down", "gamma", "contrast", "brightness"), zero),
-            **dict.fromkeys(("blur", "noise", "cutout"), zero),
+            **dict.fromkeys(("rotation", "scale", "stretch", "shear", "across", "down"), zero),
+            **dict.fromkeys(("gamma", "contrast", "brightness", "blur", "noise", "cutout"), zero),
             elastic=torch.zeros(count, 2, CONTROL_POINTS, CONTROL_POINTS, device=device),
             grain=torch.empty(0, 1, 1, 1, device=device),
             centre=torch.full((count, 2), 0.5, device=device),
@@ -88,6 +90,7 @@ def draw(
     found: dict[str, Tensor] = {
         "rotation": amount("rotation") * REACH.rotation,
         "scale": amount("scale") * REACH.scale,
+        "stretch": amount("stretch") * REACH.stretch,
         "shear": amount("shear") * REACH.shear,
         "across": amount("shift") * (2 * REACH.shift),
         "down": amount("shift") * (2 * REACH.shift),

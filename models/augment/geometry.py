@@ -10,10 +10,10 @@ from models.augment.draws import Draws
 def move(films: Tensor, draws: Draws) -> Tensor:
     """float32 [N, 1, H, W] of greys -> the same; what comes in from outside is black, as collimation is.
 
-    The film is mirrored, then rotated, scaled, sheared and shifted, then bent. Each film is sampled once, so that two
-    changes blur it no more than one.
+    The film is mirrored, then stretched, shifted, rotated, scaled and sheared, then bent. Each film is sampled once, so
+    that two changes blur it no more than one.
     """
-    affine = torch.stack([draws.rotation, draws.scale, draws.shear, draws.across, draws.down]).any(dim=0)
+    affine = torch.stack([draws.rotation, draws.scale, draws.stretch, draws.shear, draws.across, draws.down]).any(dim=0)
     bent = draws.elastic.flatten(1).any(dim=1)
     moved = affine | bent | draws.mirrored
     if not moved.any():
@@ -43,8 +43,10 @@ def _affine(draws: Draws, height: int, width: int) -> Tensor:
 
     # a third of the time of torch's affine_grid, which multiplies matrices
     grid = factor.new_empty(len(factor), height, width, 2)
-    torch.add(*plane(cos, draws.shear - sin, draws.across), out=grid[..., 0])
-    torch.add(*plane(sin + draws.shear, cos, draws.down), out=grid[..., 1])
+    # the old film is read over less of its width and more of its height, so that the new one is wider
+    narrow, high = torch.exp(-draws.stretch / 2), torch.exp(draws.stretch / 2)
+    torch.add(*plane(cos * narrow, (draws.shear - sin) * narrow, draws.across), out=grid[..., 0])
+    torch.add(*plane((sin + draws.shear) * high, cos * high, draws.down), out=grid[..., 1])
     return grid
 
 

@@ -17,6 +17,7 @@ VERBS = [
     "audit",
     "prepare",
     "train",
+    "crossvalidate",
     "tune",
     "evaluate",
     "score",

@@ -44,8 +44,9 @@ def move(film: Grey, one: dict[str, npt.NDArray[np.float32]]) -> Grey:
     x, y = np.meshgrid(across, down)
     factor, angle = np.exp(one["scale"]), one["rotation"]
     cos, sin = np.cos(angle) * factor, np.sin(angle) * factor
-    from_x = cos * x + (one["shear"] - sin) * y + one["across"]
-    from_y = (sin + one["shear"]) * x + cos * y + one["down"]
+    wider = np.exp(one["stretch"] / 2)
+    from_x = (cos * x + (one["shear"] - sin) * y) / wider + one["across"]
+    from_y = ((sin + one["shear"]) * x + cos * y) * wider + one["down"]
     rows, columns = cubic(height, one["elastic"].shape[1]), cubic(width, one["elastic"].shape[2])
     from_x += 2 * rows @ one["elastic"][0] @ columns.T
     from_y += 2 * rows @ one["elastic"][1] @ columns.T

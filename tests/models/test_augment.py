@@ -88,7 +88,7 @@ def test_more_strength_moves_further() -> None:
 
 def test_usual_strength_keeps_the_film_recognisable() -> None:
     smooth = torch.nn.functional.avg_pool2d(FILMS.float().unsqueeze(1), 5, 1, 2).squeeze(1).to(torch.uint8)
-    augmented = Augment(1)(smooth, generator())
+    augmented = Augment(0.5)(smooth, generator())
     for before, after in zip(smooth, augmented, strict=True):
         middle = torch.stack([before[6:26, 6:26].flatten(), after[6:26, 6:26].flatten()]).float()
         assert torch.corrcoef(middle)[0, 1] > 0.2
@@ -137,6 +137,16 @@ def test_jpeg_is_what_a_real_encoder_does() -> None:
         assert (np.abs(ours - theirs) > 1).mean() < 0.03
 
 
+def test_stretch_widens_a_film_and_lowers_it_as_much() -> None:
+    disc = ((np.mgrid[:201, :201] - 100) ** 2).sum(axis=0) < 40**2
+    film = torch.from_numpy((disc * 255).astype(np.uint8))[None]
+    draws = replace(Draws.none(1), stretch=torch.tensor([0.3]))
+    wide = Augment(1).change(film, draws)[0] > 127
+    across, down = int(wide.any(dim=0).sum()), int(wide.any(dim=1).sum())
+    assert across / down == pytest.approx(np.exp(0.3), rel=0.03)
+    assert int(wide.sum()) == pytest.approx(disc.sum(), rel=0.01)
+
+
 def test_mirroring_alone_mirrors() -> None:
     assert torch.equal(Augment(Augmentation(flip=1))(FILMS, generator()), FILMS.flip(-1))
 
@@ -160,6 +170,7 @@ def test_draws_are_uniform_within_their_reach() -> None:
     for name, reach in (
         ("rotation", REACH.rotation),
         ("scale", REACH.scale),
+        ("stretch", REACH.stretch),
         ("shear", REACH.shear),
         ("across", 2 * REACH.shift),
         ("down", 2 * REACH.shift),

@@ -81,6 +81,25 @@ def test_operating_points_keep_their_promise_and_are_the_best_that_do(
         assert (in_single == (probability.astype(np.float64) >= threshold)).all()
 
 
+@settings(deadline=None)
+@given(scored(), scored())
+def test_points_locked_on_copies_too_keep_their_promise_on_both(
+    films: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
+    copies: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
+) -> None:
+    points = operating_points(*films, copies)
+
+    def rates(threshold: float) -> list[tuple[float, float]]:
+        called = [(labels, scores.astype(np.float64) >= threshold) for labels, scores in (films, copies)]
+        return [(float(of[labels == 1].mean()), float((~of)[labels == 0].mean())) for labels, of in called]
+
+    every = [rates(float(level)) for level in np.unique(np.concatenate([films[1], copies[1]]))] + [[(0.0, 1.0)] * 2]
+    assert min(sensitivity for sensitivity, _ in rates(points["rule_out"])) >= 0.98
+    assert min(specificity for _, specificity in rates(points["rule_in"])) >= 0.98
+    best = max(sum(map(sum, each)) for each in every)
+    assert sum(map(sum, rates(points["balanced"]))) == pytest.approx(best)
+
+
 def test_thresholds_stand_between_films() -> None:
     points = operating_points(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]))
     assert points == pytest.approx({"rule_out": 0.5, "balanced": 0.5, "rule_in": 0.5})

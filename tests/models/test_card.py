@@ -19,7 +19,7 @@ from models.films import Films
 from models.fingerprint import fingerprint
 from models.pages.page import interval
 from models.preprocess import Preprocess
-from models.robustness import robustness
+from models.robustness import robustness, score_copies
 from models.samples import SIDE, SURE, samples
 from models.spec import ModelSpec
 from models.zoo import build
@@ -66,7 +66,9 @@ def full_entry() -> dict[str, Any]:
         calibration=CALIBRATION,
         groups={"site": sites},
     )
-    found = robustness(lambda pixels: probability + pixels[:, 0, 0] / 1e5, FILMS.pixels, FILMS.labels, 0.45)
+    found = robustness(
+        score_copies(lambda pixels: probability + pixels[:, 0, 0] / 1e5, FILMS.pixels, FILMS.labels), 0.45
+    )
     return {**entry, "robustness": found.to_json()}
 
 
@@ -94,8 +96,11 @@ def test_the_figures_are_those_of_the_entry() -> None:
         assert f"{site} {films} {films // 2} {interval(entry['groups']['site'][site]['auc'])}" in page.text
     assert f"virus 20 {interval(entry['subtypes']['virus']['sensitivity'])}" in page.text
     found = entry["robustness"]
-    told = f"{found['mean_auc']:.3f} in the mean over the changes, and {found['changed'][found['worst']]['auc']:.3f} in"
-    assert f"their AUC is {found['auc']:.3f}, {told} the worst ({found['worst']})" in page.text
+    worst = found["changed"][found["worst"]]
+    told = " ".join(f"{worst[name]:.3f}" for name in ("auc", "sensitivity", "specificity", "balanced_accuracy"))
+    assert f"{found['worst']} (worst) {told}" in page.text
+    for line, kind in (("mean of these", "mean_"), ("as they are", "")):
+        assert f"{line} {found[f'{kind}auc']:.3f} {found[f'{kind}balanced_accuracy']:.3f}" in page.text
     assert [chart.split()[0] for chart in page.charts] == [
         "ROC",
         "Precision-recall",
@@ -273,6 +278,11 @@ class TestClaim:
         )
         assert told[24] == "Pretrained weights: s3://weights/start.safetensors. Seed 5."
         assert told[26] == "The best validation AUC of 2 epochs."
+        searched = {**LINEAGE, "study": "s3://study", "selection": [{"trial": 3}]}
+        assert claim(small_spec(), CALIBRATION, entry, searched)[25].answer == (
+            "The best validation AUC of 2 epochs, and of the trials of a study; of the few best of them, the one that"
+            " does best on changed films."
+        )
         assert told[35].startswith("Included: train: 4,684 films of 2,490 patients; val")
         assert "9f3c" in told[7]
         assert told[31] == "None."

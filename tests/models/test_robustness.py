@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from models.errors import InputError
-from models.robustness import CHANGES, perturbed, robustness
+from models.robustness import CHANGES, perturbed, robustness, score_copies
 
 
 def films(count: int, seed: int = 0) -> np.ndarray:
@@ -49,6 +49,14 @@ def test_changes_do_what_their_names_say() -> None:
         perturbed(before, "upside down")
 
 
+def test_stretching_moves_a_line_along_its_side_alone() -> None:
+    film = np.zeros((1, 100, 100), dtype=np.uint8)
+    film[0, :, 20] = film[0, 20, :] = 255  # its middle 29.5 from the film's: 36.9 after the stretch
+    wider, taller = perturbed(film, "wider")[0], perturbed(film, "taller")[0]
+    assert (wider[60].argmax(), wider[:, 60].argmax()) == (13, 20)
+    assert (taller[60].argmax(), taller[:, 60].argmax()) == (20, 13)
+
+
 def coded_films() -> tuple[np.ndarray, np.ndarray]:
     """Diseased films have a bright middle, and grain by the way they were coded."""
     labels = np.repeat([0, 1], 40)
@@ -70,8 +78,8 @@ def by_what_is_shown(some: np.ndarray) -> np.ndarray:
 
 def test_a_model_that_lives_on_grain_is_told_from_one_that_lives_on_what_is_shown() -> None:
     pixels, labels = coded_films()
-    shortcut = robustness(by_grain, pixels, labels, 0.1)
-    honest = robustness(by_what_is_shown, pixels, labels, 0.5)
+    shortcut = robustness(score_copies(by_grain, pixels, labels), 0.1)
+    honest = robustness(score_copies(by_what_is_shown, pixels, labels), 0.5)
     assert shortcut.auc > honest.auc > 0.85, "as validation sees it, the shortcut is better"
     assert honest.mean_auc > shortcut.mean_auc
     assert shortcut.worst in {"blurred", "coarser", "recoded"}

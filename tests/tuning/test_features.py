@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from models.classifier import ScanClassifier
 from models.errors import InputError
+from models.films import joined
 from models.metrics import auc
 from models.preprocess import Preprocess
 from models.spec import ModelSpec, Preprocessing
@@ -25,14 +27,16 @@ from pipelines.storage import open_store
 from tests.models.synthetic import blob_films, small_spec
 from tests.tuning.films import write_dataset
 from tuning.features import (
+    KEPT,
     Features,
     HeadSettings,
+    SplitFeatures,
     compute_features,
     dataset_features,
+    features_of,
     fit_head,
     install_head,
     pretrained_network,
-    search_heads,
 )
 
 WEIGHTS = os.environ.get("RAYSCAN_REAL_WEIGHTS")
@@ -78,10 +82,8 @@ def test_logistic_head_is_that_of_scikit_learn() -> None:
 
 def test_hidden_layer_learns_what_one_layer_cannot() -> None:
     train, val = exclusive_or(600, seed=0), exclusive_or(400, seed=1)
-    best, worst = search_heads(train, val, [HeadSettings(), HeadSettings(hidden=16, l2=1e-3, steps=200)])
-    assert best.settings.hidden == 16
-    assert best.val_auc > 0.95
-    assert worst.val_auc < 0.65
+    assert fit_head(train, val, HeadSettings(hidden=16, l2=1e-3, steps=200)).val_auc > 0.95
+    assert fit_head(train, val, HeadSettings()).val_auc < 0.65
 
 
 def test_hidden_layer_sees_the_axes_of_wide_features() -> None:
@@ -194,7 +196,7 @@ class Cache:
         torch.manual_seed(0)
         self.network = build(self.spec).eval()
 
-    def read(self, split: str = "train", spec: ModelSpec | None = None) -> Features:
+    def read(self, split: str = "train", spec: ModelSpec | None = None) -> SplitFeatures:
         return dataset_features(self.dataset, split, spec or self.spec, self.network, str(self.folder))
 
     def files(self) -> list[str]:
@@ -209,7 +211,7 @@ def cache(tmp_path: Path) -> Cache:
 def test_features_are_computed_once_and_read_again_without_the_films(cache: Cache) -> None:
     first = cache.read()
     films = load_films(cache.dataset, "train")
-    np.testing.assert_array_equal(first.labels, films.labels)
+    np.testing.assert_array_equal(first.scan_ids, films.scan_ids)
     classifier = ScanClassifier(Preprocess(cache.spec.preprocessing), cache.network).eval()
     with torch.inference_mode():
         expected = classifier.features(torch.from_numpy(films.pixels)).numpy()
@@ -218,7 +220,7 @@ def test_features_are_computed_once_and_read_again_without_the_films(cache: Cach
     open_store(cache.dataset).delete("blobs-train.parquet")  # whoever reads the films again fails now
     again = cache.read()
     np.testing.assert_array_equal(again.values, first.values)
-    np.testing.assert_array_equal(again.labels, first.labels)
+    np.testing.assert_array_equal(again.scan_ids, first.scan_ids)
     assert len(cache.files()) == 1
 
 
@@ -267,10 +269,40 @@ def test_whatever_determines_features_has_its_own_file(cache: Cache, change: Cal
 
 
 def test_classifier_does_not_determine_features(cache: Cache) -> None:
-    first = cache.read()
-    install_head(cache.network, fit_head(first, cache.read("val"), HeadSettings(steps=5)).head)
+    splits = [cache.read(split) for split in ("train", "val")]
+    train, val = (features_of(load_films(cache.dataset, split), splits) for split in ("train", "val"))
+    install_head(cache.network, fit_head(train, val, HeadSettings(steps=5)).head)
     cache.read()
     assert len(cache.files()) == 2  # of train and of val
+
+
+def test_films_have_their_own_features_and_labels_whatever_split_they_stand_in(cache: Cache) -> None:
+    splits = [cache.read(split) for split in ("train", "val")]
+    films = [load_films(cache.dataset, split) for split in ("train", "val")]
+    some = joined(films).take(np.array([9, 2, 60, 33]))
+    some = replace(some, labels=np.array([2, 0, 1, 2]))
+    found = features_of(some, splits)
+    np.testing.assert_array_equal(found.labels, [2, 0, 1, 2])
+    expected = compute_features(cache.network, cache.spec.preprocessing, some.pixels)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-3, atol=1e-4)
+    strange = replace(some, scan_ids=np.array(["a", "b", "c", "z"]))
+    with pytest.raises(InputError, match="the kept features are of other films; empty the folder `features`"):
+        features_of(strange, splits)
+
+
+def test_of_many_files_those_used_last_stay(cache: Cache) -> None:
+    cache.read()
+    (first,) = cache.files()
+    for number in range(KEPT - 1):
+        path = cache.folder / f"features-{number}.safetensors"
+        path.touch()
+        os.utime(path, (0, number))
+    os.utime(cache.folder / first, (0, 0))
+    cache.read()  # used again, so the last to go
+    cache.read("val")
+    assert len(cache.files()) == KEPT
+    assert first in cache.files()
+    assert "features-0.safetensors" not in cache.files()
 
 
 def test_spoilt_file_says_to_remove_it(cache: Cache) -> None:

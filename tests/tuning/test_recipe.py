@@ -29,6 +29,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store.root
 
 
+def points(recipe: Recipe) -> list[Recipe]:
+    return [recipe.at(combination) for combination in recipe.combinations()]
+
+
+CNN = {"depth": 2, "width": 4}
 QUICK = TrainSettings(epochs=2, batch_size=8, augment=0.0, threads=1)
 
 
@@ -36,7 +41,7 @@ QUICK = TrainSettings(epochs=2, batch_size=8, augment=0.0, threads=1)
 def test_recipes_that_come_along_build_what_they_say(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.about.endswith(".")
-    for point in recipe.points():
+    for point in points(recipe):
         size = point.size or 224
         spec = ModelSpec(
             name=point.model,
@@ -46,15 +51,15 @@ def test_recipes_that_come_along_build_what_they_say(name: str) -> None:
         network = build(spec).eval()
         if isinstance(point.learn, int):
             assert len(layer_groups(network)) > point.learn
-        if point is recipe.points()[0]:
+        if point.parameters == points(recipe)[0].parameters:
             assert network(torch.zeros(1, 1, size, size)).shape == (1, 2)
 
 
 def test_a_grid_is_every_combination_once() -> None:
-    points = read_recipe("cnn-grid").points()
-    assert len(points) == 24
-    assert len({tuple(sorted(point.parameters.items())) for point in points}) == 24
-    assert all(point.parameters["residual"] is False for point in points), "what all share stays"
+    found = points(read_recipe("cnn-grid"))
+    assert len(found) == 24
+    assert len({tuple(sorted(point.parameters.items())) for point in found}) == 24
+    assert all(point.parameters["residual"] is False for point in found), "what all share stays"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,11 @@ def test_a_grid_is_every_combination_once() -> None:
         ('model = "cnn"\nlearn = 0', "above 0"),
         ('model = "cnn"\ncalibrate = "beta"', "unknown calibration 'beta'"),
         ('model = "cnn"\n[grid]\ndepth = 3', "list of values"),
+        ('model = "cnn"\n[head]\nl2 = 0.1', r'\[head\] is for recipes with learn = "head"'),
+        ('model = "cnn"\nlearn = "head"\n[head]\nhidden = 8', r"\[head\] has no 'hidden'; known are l2, steps"),
+        ('model = "cnn"\nlearn = "head"\n[head]\nl2 = "much"', "head: l2=much is out of range"),
+        ('model = "cnn"\nselect = "best"\n[grid]\nwidth = [4]', "unknown selection 'best'; choose auc or robust"),
+        ('model = "cnn"\nselect = "robust"', "nothing to select robust from: the recipe has no"),
         ("model = ", "not a recipe"),
     ],
 )
@@ -94,6 +104,87 @@ def test_a_grid_keeps_its_best_and_tells_of_all(dataset: str, tmp_path: Path) ->
     assert len(tried) == 4
     best = max(tried, key=lambda point: point["val_auc"])
     assert dict(bundle.spec.parameters) == best["parameters"]
+
+
+def test_films_are_shown_unless_they_are_not_wanted(dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", parameters={"width": 8}, training=QUICK)
+    train(dataset, str(tmp_path / "with"), recipe)
+    train(dataset, str(tmp_path / "without"), recipe, show_films=False)
+    shown = {name: "samples" in load_bundle(tmp_path / name).evaluation["val"] for name in ("with", "without")}
+    assert shown == {"with": True, "without": False}
+
+
+def test_of_a_grid_the_one_that_changed_films_cost_least_may_be_kept(dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", training=QUICK, grid={"width": [4, 8, 12, 16, 24, 32]}, select="robust")
+    train(dataset, str(tmp_path / "bundle"), recipe)
+    bundle = load_bundle(tmp_path / "bundle")
+    selection = bundle.lineage["selection"]
+    best = sorted(bundle.lineage["grid"], key=lambda point: -point["val_auc"])[:5]
+    assert [one["parameters"] for one in selection] == [point["parameters"] for point in best]
+    robust = max(selection, key=lambda one: one["mean_balanced_accuracy"])
+    assert bundle.lineage["chosen"] == robust["parameters"]
+    assert dict(bundle.spec.parameters) == robust["parameters"]
+    found = bundle.evaluation["val"]["robustness"]
+    assert found["mean_auc"] == pytest.approx(robust["mean_auc"], abs=1e-6), "these are the weights that were asked"
+    train(dataset, str(tmp_path / "by-auc"), replace(recipe, select="auc"))
+    lineage = load_bundle(tmp_path / "by-auc").lineage
+    assert lineage["chosen"] == best[0]["parameters"] != robust["parameters"]
+    assert "selection" not in lineage
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    network = build(ModelSpec(name="cnn", parameters=CNN, preprocessing=Preprocessing(size=SIZE)))
+    path = tmp_path_factory.mktemp("weights") / "it.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    return str(path)
+
+
+def test_a_grid_of_heads_reads_the_kept_features(
+    dataset: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Recipe(model="cnn", parameters=CNN, weights=weights, learn="head", training=QUICK)
+    train(dataset, str(tmp_path / "one"), one)
+    monkeypatch.setattr("tuning.features.compute_features", _never)
+    train(dataset, str(tmp_path / "grid"), replace(one, grid={"l2": [10.0, 0.03, 100.0], "steps": [60]}))
+    lineage = load_bundle(tmp_path / "grid").lineage
+    tried = {point["parameters"]["l2"]: point["val_auc"] for point in lineage["grid"]}
+    assert set(tried) == {10.0, 0.03, 100.0}
+    assert tried[lineage["chosen"]["l2"]] == max(tried.values())
+    assert tried[0.03] == load_bundle(tmp_path / "one").lineage["history"][0]["val_auc"], "the default of a head"
+    assert len(set(tried.values())) > 1, "l2 reaches the head"
+
+
+def test_all_may_learn_from_a_classifier_that_was_fitted_first(dataset: str, weights: str, tmp_path: Path) -> None:
+    still = replace(QUICK, epochs=1, learning_rate=1e-9, weight_decay=0.0)
+    recipe = Recipe(model="cnn", parameters=CNN, weights=weights, training=still, head_first=True)
+    train(dataset, str(tmp_path / "all"), recipe)
+    train(dataset, str(tmp_path / "head"), replace(recipe, head_first=False, learn="head"))
+    begun, fitted = (layer_groups(load_bundle(tmp_path / name).network())[-1] for name in ("all", "head"))
+    for one, other in zip(begun, fitted, strict=True):
+        np.testing.assert_allclose(one.detach(), other.detach(), rtol=1e-5, atol=1e-6)
+        assert other.detach().abs().sum() > 0
+    with pytest.raises(InputError, match="head_first needs weights"):
+        replace(recipe, weights=None)
+
+
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("features are computed again")
+
+
+def test_a_new_head_tells_kinds_apart_on_the_features_of_the_films_it_keeps(
+    dataset: str, weights: str, tmp_path: Path
+) -> None:
+    recipe = Recipe(model="cnn", parameters=CNN, weights=weights, learn="head", training=QUICK)
+    train(dataset, str(tmp_path / "two"), recipe)
+    train(dataset, str(tmp_path / "kinds"), replace(recipe, classes=("NORMAL", "BACTERIA")))
+    bundle = load_bundle(tmp_path / "kinds")
+    assert bundle.lineage["counts"]["val"]["classes"] == {"NORMAL": 20, "BACTERIA": 10}
+    val = blob_films(40, seed=1)
+    kept = val.take(val.subtypes != "virus")
+    probability = load_engine(bundle)(kept.pixels).probabilities[:, 1]
+    assert bundle.evaluation["val"]["metrics"]["auc"]["value"] == pytest.approx(auc(kept.labels, probability), abs=1e-6)
 
 
 def test_kinds_of_pneumonia_are_told_apart_and_disease_is_any_of_them(dataset: str, tmp_path: Path) -> None:

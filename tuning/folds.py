@@ -1,0 +1,108 @@
+"""A fold held out of a cross-validation, and the finished folds of one that has not ended.
+
+CACHE/folds/<run>-<number>.json    one fold; removed when all folds of the run are done
+
+The run stands for all that determines a fold: films, recipe, weights, number of folds, torch, device, and rayscan's own
+code. So the same command goes on where it was interrupted, and anything else begins anew.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from importlib.metadata import version
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.calibration import Calibration
+from models.errors import InputError
+from models.machine import choose_device
+from models.robustness import Robustness
+from models.spec import Scalar
+from pipelines.bundles import cache_folder
+from pipelines.storage import open_store, read_object
+from tuning.features import HUB
+from tuning.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """A fold that was held out, and what the model made without it says of its n films."""
+
+    number: int
+    """From 1."""
+    films: npt.NDArray[np.intp]
+    """Where its films stand among all, [n]."""
+    probability: npt.NDArray[np.float32]
+    """Calibrated, of disease [n]."""
+    calibration: Calibration
+    """Fitted, and its operating points locked, on the fold's own validation part."""
+    robustness: Robustness
+    """At the default operating point."""
+    val_auc: float
+    """On the validation part that chose the epoch: what `train` would report."""
+    best_epoch: int
+    chosen: Mapping[str, Scalar]
+    """The combination its own validation part picked of a grid."""
+    seconds: float
+    """Of the training, all combinations of a grid together."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        arrays = {"films": self.films.tolist(), "probability": self.probability.tolist()}
+        return {**asdict(self), **arrays, "calibration": self.calibration.to_json(), "chosen": dict(self.chosen)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Fold":
+        """The inverse of `to_json`."""
+        read = {
+            "films": np.array(value["films"], dtype=np.intp),
+            "probability": np.array(value["probability"], dtype=np.float32),
+            "calibration": Calibration.from_json(value["calibration"]),
+            "robustness": Robustness(**value["robustness"]),
+        }
+        return cls(**{**value, **read})
+
+
+class KeptFolds:
+    """The finished folds of one run, in the cache of this machine."""
+
+    def __init__(self, fingerprint: str, recipe: Recipe, folds: int) -> None:
+        """`fingerprint` is the data set's, `folds` their number."""
+        self._store = open_store(str(cache_folder("folds")))
+        self._names = {number: f"{_run(fingerprint, recipe, folds)}-{number}.json" for number in range(1, folds + 1)}
+
+    def read(self, number: int) -> Fold | None:
+        """The fold, if it is there. Raises `InputError` for a file that is none."""
+        name = self._names[number]
+        if not self._store.exists(name):
+            return None
+        try:
+            return Fold.from_json(json.loads(self._store.get(name)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._store.uri(name)} is not a fold; remove it, and it is computed again") from error
+
+    def keep(self, fold: Fold) -> None:
+        """Put it, whole or not at all."""
+        self._store.put(self._names[fold.number], json.dumps(fold.to_json()).encode())
+
+    def forget(self) -> None:
+        """Remove all folds of the run."""
+        self._store.delete_all(list(self._names.values()))
+
+
+def _run(fingerprint: str, recipe: Recipe, folds: int) -> str:
+    """32 hex digits that stand for all that determines the folds."""
+    named = recipe.weights is None or recipe.weights == HUB
+    digest = blake2b(b"" if named else read_object(str(recipe.weights)), digest_size=16)
+    place = str(choose_device(recipe.training.device))
+    known = {"films": fingerprint, "recipe": asdict(recipe), "folds": folds, "torch": version("torch"), "device": place}
+    digest.update(json.dumps(known, sort_keys=True).encode())
+    for package in ("models", "pipelines", "tuning"):
+        with as_file(files(package)) as folder:
+            for path in sorted(folder.rglob("*.py")):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
