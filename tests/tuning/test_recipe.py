@@ -106,6 +106,14 @@ def test_a_grid_keeps_its_best_and_tells_of_all(dataset: str, tmp_path: Path) ->
     assert dict(bundle.spec.parameters) == best["parameters"]
 
 
+def test_films_are_shown_unless_they_are_not_wanted(dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", parameters={"width": 8}, training=QUICK)
+    train(dataset, str(tmp_path / "with"), recipe)
+    train(dataset, str(tmp_path / "without"), recipe, show_films=False)
+    shown = {name: "samples" in load_bundle(tmp_path / name).evaluation["val"] for name in ("with", "without")}
+    assert shown == {"with": True, "without": False}
+
+
 def test_of_a_grid_the_one_that_changed_films_cost_least_may_be_kept(dataset: str, tmp_path: Path) -> None:
     recipe = Recipe(model="mlp", training=QUICK, grid={"width": [4, 8, 12, 16, 24, 32]}, select="robust")
     train(dataset, str(tmp_path / "bundle"), recipe)
