@@ -169,6 +169,22 @@ def test_all_may_learn_from_a_classifier_that_was_fitted_first(dataset: str, wei
         replace(recipe, weights=None)
 
 
+def test_a_classifier_fitted_first_fits_in_training_mode_too(dataset: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    foreign = build(ModelSpec(name="cnn", parameters=CNN, preprocessing=Preprocessing(size=SIZE))).state_dict()
+    for name, value in foreign.items():
+        if name.endswith("running_var"):
+            value.mul_(9)  # as if trained on films of three times the contrast
+    path = str(tmp_path / "foreign.safetensors")
+    safetensors.torch.save_file(foreign, path)
+    still = replace(QUICK, epochs=1, batch_size=48, learning_rate=1e-9, weight_decay=0.0)
+    recipe = Recipe(model="cnn", parameters={**CNN, "dropout": 0.0}, weights=path, training=still, head_first=True)
+    train(dataset, str(tmp_path / "all"), recipe)
+    train(dataset, str(tmp_path / "head"), replace(recipe, head_first=False, learn="head"))
+    losses = [load_bundle(tmp_path / name).lineage["history"][0]["train_loss"] for name in ("all", "head")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
 def _never(*_: object, **__: object) -> None:
     raise AssertionError("features are computed again")
 
