@@ -57,12 +57,14 @@ def promote(
     out: str,
     *,
     lineage: Mapping[str, Any],
+    selection: Mapping[str, Any] | None = None,
     calibrate: Method = "temperature",
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
 
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
-    counts, versions, time): where the model comes from, a trial of a study for instance.
+    counts, versions, time): where the model comes from, a trial of a study for instance. `selection`, of a model that
+    was chosen among others by these films, goes into the evaluation, as `tuning/optimism.py` has it.
     """
     keep_memory()
     device = choose_device(fitted.settings.device)
@@ -77,6 +79,8 @@ def promote(
         patients=val.patients,
         groups=val.groups,
     )
+    if selection is not None:
+        entry["selection"] = dict(selection)
     classifier = calibrated(fitted, calibration)
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
