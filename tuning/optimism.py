@@ -2,9 +2,9 @@
 
 The trials are ranked by one half of the validation patients, and the first is judged on the other half, which had no
 say in it: over many such halves, an unbiased estimate of what the choice is worth. It is the choice by half the films,
-which is a little worse than that by all, so the optimism is rather over- than understated. With 30 models of equal
-worth on 600 films, the best of all films claims 0.019 too much, and this estimate lies 0.000 from the truth (the mean
-of 40 studies, `tests/tuning/test_optimism.py`).
+which is a little worse than that by all, so the optimism is rather over- than understated. Of 30 models of equal worth
+(AUC 0.921) on 600 films, the best claims 0.020 too much and this estimate 0.001, in the mean of 40 simulated studies;
+of one study it is as uncertain as any AUC on so many films (standard deviation 0.009).
 
 What it does not see: within each trial the best epoch was chosen on all of these films, and that flatters both halves.
 """
