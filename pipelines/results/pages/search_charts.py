@@ -24,7 +24,7 @@ _LOOKS: Final = (("complete", "o", BLUE, "full"), ("pruned", "o", GREY, "none"))
 def by_number(ranked: Sequence[Trial]) -> Markup:
     """Each trial in the order in which they were suggested, and the best so far."""
     trials = sorted(ranked, key=lambda trial: trial.number)
-    return _progress(trials, [trial.number for trial in trials], "Trial, in the order they were suggested")
+    return _progress(trials, [trial.number for trial in trials], "Trial, in the order they were suggested", whole=True)
 
 
 def by_cost(ranked: Sequence[Trial], trials: Sequence[Trial], cores: float) -> Markup:
@@ -44,7 +44,7 @@ def by_cost(ranked: Sequence[Trial], trials: Sequence[Trial], cores: float) -> M
     return _progress(shown, minutes, "Core-minutes spent")
 
 
-def _progress(trials: Sequence[Trial], places: Sequence[float], label: str) -> Markup:
+def _progress(trials: Sequence[Trial], places: Sequence[float], label: str, *, whole: bool = False) -> Markup:
     """Each trial's AUC and the best so far, trials in the order of their places on the x axis."""
     aucs = [trial.value for trial in trials]
     best = list(accumulate(aucs, max))
@@ -74,6 +74,8 @@ def _progress(trials: Sequence[Trial], places: Sequence[float], label: str) -> M
         axes.step(places, [max(value, floor) for value in best], where="post", color=VERMILION, label="best so far")
         auc_axis(axes, floor, max(aucs))
         axes.set_xlabel(label)
+        if whole:
+            whole_numbers(axes.xaxis)
         legend_below(axes, 4)
 
     return chart(paint, alt=f"AUC of each trial; the best so far ends at {max(aucs):.4f}", height=3)
@@ -83,25 +85,29 @@ def curves(ranked: Sequence[Trial]) -> Markup:
     """A line per trial; a cross where one was stopped early."""
     floor = floor_of([trial.value for trial in ranked])
     best, others = ranked[0], [trial for trial in ranked[1:DRAWN] if trial.curve]
-    faint = 0.2 if len(others) > 100 else 0.4
+    # the many first, so that neither those that were stopped nor the baselines are hidden under them
+    others.sort(key=lambda trial: (trial.baseline, trial.status == "pruned"))
+    faint, width = (0.4, 1.2) if len(others) <= 40 else (0.2, 1.0) if len(others) <= 100 else (0.1, 0.8)
 
     def paint(axes: Axes) -> None:
-        for trial in reversed(others):
+        for trial in others:
             epochs, aucs = zip(*trial.curve, strict=True)
             if trial.baseline:
                 axes.plot(epochs, aucs, ":", marker="D", markersize=3, color=INK, linewidth=1.4)
                 continue
             complete = trial.status == "complete"
             look: dict[str, Any] = {"color": BLUE, "alpha": 2 * faint} if complete else {"color": GREY, "alpha": faint}
-            axes.plot(epochs, aucs, linewidth=1.2, marker="." if len(epochs) < 2 else None, **look)
+            axes.plot(epochs, aucs, linewidth=width, marker="." if len(epochs) < 2 else None, **look)
             if not complete:
                 axes.plot(epochs[-1:], aucs[-1:], "x", color=GREY, markersize=5, alpha=min(1.0, 2 * faint))
         if best.curve:
             epochs, aucs = zip(*best.curve, strict=True)
             axes.plot(epochs, aucs, "o-", color=VERMILION, markersize=4, label=f"best (trial {best.number})")
-        # a look for each kind, whatever trials there are
-        axes.plot([], [], color=BLUE, label="complete")
-        axes.plot([], [], "x-", color=GREY, markersize=5, label="stopped early")
+        # legible in the legend, however faint the lines are
+        if any(trial.status == "complete" and not trial.baseline for trial in others):
+            axes.plot([], [], color=BLUE, label="complete")
+        if any(trial.status == "pruned" for trial in others):
+            axes.plot([], [], "x-", color=GREY, markersize=5, label="stopped early")
         if any(trial.baseline for trial in others):
             axes.plot([], [], "D:", color=INK, markersize=3, label="baseline")
         auc_axis(axes, floor, best.value)

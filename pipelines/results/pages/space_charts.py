@@ -30,7 +30,8 @@ class _Scale:
     def __init__(self, values: Sequence[Any]) -> None:
         continuous = is_continuous(values)
         self.choices = [] if continuous else sorted(set(values), key=_order)
-        self.low, self.high = (min(values), max(values)) if continuous else (0.0, 1.0)
+        self.low: float = min(values) if continuous else 0.0
+        self.high: float = max(values) if continuous else 1.0
         self.logarithmic = continuous and is_logarithmic(values)
 
     def place(self, value: Any) -> float:
@@ -92,8 +93,8 @@ def _parallel(members: Sequence[Trial], names: Sequence[str]) -> Markup:
             axes.axhline(row, color=INK, linewidth=0.8)
         marks = [*(scales[name].marks for name in names), [(0.0, f"{floor:.3f}"), (1.0, f"{best:.3f}")]]
         for row, of_row in zip(rows, marks, strict=True):
-            for place, text in of_row:
-                axes.text(place, row - 0.08, text, size=8, ha=_side(place), va="bottom", zorder=4)
+            for at, text in of_row:
+                axes.text(at, row - 0.08, text, size=8, ha=_side(at), va="bottom", zorder=4)
         axes.set_yticks(rows, [*names, "AUC"])
         axes.tick_params(length=0)
         axes.set(xlim=(0, 1), ylim=(len(names) + 0.15, -0.5), xticks=[])
@@ -117,6 +118,7 @@ def _slice(searched: Sequence[Trial], name: str) -> Markup:
     scale = _Scale([trial.parameters[name] for trial in trials])
     floor = floor_of([trial.value for trial in searched])
     families = list(dict.fromkeys(trial.family for trial in searched))
+    looks = dict(zip(families, [*_LOOKS, *[_LOOKS[-1]] * len(families)], strict=False))
 
     def place(trial: Trial) -> float:
         if not scale.choices:
@@ -125,16 +127,13 @@ def _slice(searched: Sequence[Trial], name: str) -> Markup:
         return scale.choices.index(trial.parameters[name]) + 0.5 * ((trial.number * 0.618) % 1 - 0.5)
 
     def paint(axes: Axes) -> None:
-        for number, family in enumerate(families):
-            colour, marker = _LOOKS[min(number, len(_LOOKS) - 1)]
+        for family, (colour, marker) in looks.items():
             own = [trial for trial in trials if trial.family == family]
             above = [trial for trial in own if trial.value >= floor]
-            size = 3.5 if len(trials) > 100 else 5
-            label = family if number < len(_LOOKS) - 1 else "others" if number == len(_LOOKS) - 1 else None
-            axes.plot(
-                [place(t) for t in above], [t.value for t in above], marker, color=colour, alpha=0.7, markersize=size,
-                label=label,
-            )  # fmt: skip
+            if above:
+                at = [place(trial) for trial in above], [trial.value for trial in above]
+                size = 3.5 if len(trials) > 100 else 5
+                axes.plot(*at, marker, color=colour, alpha=0.7, markersize=size, label=family)
             below = [place(trial) for trial in own if trial.value < floor]
             if below:  # nothing at all, unclipped, would push the legend away
                 axes.plot(below, [floor] * len(below), "v", color=GREY, markersize=4, clip_on=False)
