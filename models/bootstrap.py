@@ -71,6 +71,13 @@ def predictive_values(figures: Mapping[str, Any], prevalence: float) -> dict[str
         return {"ppv": true / (true + false), "npv": spared / (spared + missed)}
 
 
+def aucs(labels: Labels, scores: Scores, weights: Weights) -> npt.NDArray[np.float64]:
+    """The AUC alone, for each row of `weights`; `scores` [N] of any scale. NaN where a row lacks a class."""
+    ill, well = _steps(labels != 0, scores.astype(np.float64), weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _auc(ill, well)
+
+
 def draws(patients: npt.NDArray[np.str_], *, count: int = DRAWS, seed: int = 0) -> Weights:
     """Weights [count, N] of `count` draws with replacement from the patients [N], each with all of its films."""
     _, films = np.unique(patients, return_inverse=True)
@@ -100,20 +107,32 @@ def _surprise(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float6
 
 
 def _ranked(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64], weights: Weights) -> Figures:
-    """What only the order of the films matters for; films of equal probability count as one step."""
-    order = np.argsort(probability, kind="stable")
-    first = np.flatnonzero(np.diff(probability[order], prepend=-np.inf) > 0)
-    ill = np.add.reduceat((weights * disease)[:, order], first, axis=1)
-    well = np.add.reduceat((weights * ~disease)[:, order], first, axis=1)
-    all_ill, all_well = ill.sum(axis=1), well.sum(axis=1)
-    below = np.cumsum(well, axis=1) - well / 2
+    """What only the order of the films matters for."""
+    ill, well = _steps(disease, probability, weights)
     # from the most suspicious film down
     caught = np.cumsum(ill[:, ::-1], axis=1)
     flagged = np.maximum(caught + np.cumsum(well[:, ::-1], axis=1), np.finfo(float).tiny)
     return {
-        "auc": (ill * below).sum(axis=1) / (all_ill * all_well),
-        "average_precision": (ill[:, ::-1] * caught / flagged).sum(axis=1) / all_ill,
+        "auc": _auc(ill, well),
+        "average_precision": (ill[:, ::-1] * caught / flagged).sum(axis=1) / ill.sum(axis=1),
     }
+
+
+def _steps(
+    disease: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], weights: Weights
+) -> tuple[Weights, Weights]:
+    """Weights [B, S] of diseased and of healthy films at each score, rising; films of equal score are one step."""
+    order = np.argsort(scores, kind="stable")
+    first = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) > 0)
+    ill: Weights = np.add.reduceat((weights * disease)[:, order], first, axis=1)
+    well: Weights = np.add.reduceat((weights * ~disease)[:, order], first, axis=1)
+    return ill, well
+
+
+def _auc(ill: Weights, well: Weights) -> npt.NDArray[np.float64]:
+    below = np.cumsum(well, axis=1) - well / 2
+    found: npt.NDArray[np.float64] = (ill * below).sum(axis=1) / (ill.sum(axis=1) * well.sum(axis=1))
+    return found
 
 
 def _ece(

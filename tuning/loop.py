@@ -89,6 +89,11 @@ class EpochState:
         """The weights that were evaluated, on the CPU."""
         return self._training.state_dict()
 
+    @property
+    def best_logits(self) -> npt.NDArray[np.float32]:
+        """Uncalibrated logits [N, C] of the validation films by the best epoch so far."""
+        return self._training.best_logits
+
     def checkpoint(self) -> Checkpoint:
         """All that `fit(..., resume=...)` needs to go on from here."""
         return self._training.checkpoint()

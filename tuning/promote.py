@@ -57,6 +57,7 @@ def promote(
     out: str,
     *,
     lineage: Mapping[str, Any],
+    selection: Mapping[str, Any] | None = None,
     calibrate: Method = "temperature",
     show_films: bool = True,
 ) -> Bundle:
@@ -64,7 +65,8 @@ def promote(
 
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
     counts, versions, time): where the model comes from, a trial of a study for instance. `show_films` puts a few
-    validation films, which are patients' images, into the bundle with the model's maps.
+    validation films, which are patients' images, into the bundle with the model's maps. `selection`, of a
+    model that was chosen among others by these films, goes into the evaluation, as `tuning/optimism.py` has it.
     """
     keep_memory()
     device = choose_device(fitted.settings.device)
@@ -79,6 +81,8 @@ def promote(
         patients=val.patients,
         groups=val.groups,
     )
+    if selection is not None:
+        entry["selection"] = dict(selection)
     classifier = calibrated(fitted, calibration)
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)

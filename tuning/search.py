@@ -29,6 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 from models.errors import InputError
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
+from tuning.findings import conclude
 from tuning.ledger import Ledger
 from tuning.scheduler import FamilyScheduler
 from tuning.selection import SELECTS, Select
@@ -145,6 +146,7 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
             reuse_actors=True,
         )
         _run(trainable, config, ledger)
+    found = conclude(store, ledger.records, study, dataset=info, val=val, select=settings.select)
     record, bundle = promote_best(
         store,
         ledger.records,
@@ -154,6 +156,7 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
         val=val,
         select=settings.select,
         show_films=settings.show_films,
+        optimism=found.selection,
     )
     assert record.auc is not None  # the leaderboard holds only trials with a result
     return StudySummary(
@@ -165,6 +168,7 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
         model=record.model,
         parameters=record.parameters,
         auc=record.auc,
+        **found.in_short(),
         bundle=store.uri(BEST),
         model_id=bundle.model_id,
         seconds=time.monotonic() - began,

@@ -3,6 +3,8 @@
     STUDY/study.json                         dataset, fingerprint, space, settings: put first, create-only
     STUDY/trials.parquet                     contracts.TRIALS, put anew as each trial ends
     STUDY/trials/<trial_id>/weights.safetensors   the trial's best epoch, put by the trial whenever it improves
+    STUDY/trials/<trial_id>/val_logits.safetensors   what that epoch says of the validation films
+    STUDY/findings.json                      what came of it, put when the search ends: see tuning/findings.py
     STUDY/best/                              the bundle of the winner
 
 All of it is JSON, Parquet and safetensors: taking a study up again unpickles nothing, unlike Ray Tune's own experiment
@@ -11,7 +13,7 @@ state, which is therefore thrown away.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -37,15 +39,20 @@ from pipelines.errors import IncompleteError, NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
 from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, StateDict, TrainSettings
+from tuning.optimism import Optimism
 from tuning.promote import promote
 from tuning.selection import TOP, Score, Select, most_robust
 from tuning.space import to_spec_and_settings
 
 TrialStatus = Literal["complete", "pruned", "failed"]
+Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""Films uint8 [N, H, W] -> uncalibrated logits [N, C]."""
 
 STUDY = "study.json"
 TRIALS = "trials.parquet"
 BEST = "best"
+FINDINGS = "findings.json"
+LOGITS = "val_logits.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +129,11 @@ class StudySummary:
     parameters: dict[str, Scalar]
     auc: float
     """Of the best trial, on the validation films; chosen among many, so optimistic. The test split is untouched."""
+    auc_elsewhere: float | None
+    """What such a choice is worth on films that had no say in it: `tuning/optimism.py`; None where it is not known."""
+    ensemble: dict[str, float] | None
+    """Of an ensemble of trials over the best one: `gain` in AUC with `low` and `high`, on films that did not choose it,
+    `cost` (times as slow) and `members`; None where none is better, or it is not known."""
     bundle: str
     model_id: str
     seconds: float
@@ -215,6 +227,18 @@ def load_weights(store: Store, trial_id: str) -> StateDict:
     return weights
 
 
+def save_logits(store: Store, trial_id: str, logits: npt.NDArray[np.float32]) -> None:
+    """Put what a trial's best epoch so far says of the validation films: uncalibrated logits [N, C], in their order."""
+    data = safetensors.torch.save({"logits": torch.from_numpy(logits).contiguous()})
+    store.put(f"trials/{trial_id}/{LOGITS}", data)
+
+
+def load_logits(store: Store, trial_id: str) -> npt.NDArray[np.float32]:
+    """The validation logits [N, C] of a trial's best epoch. Raises `NotFoundError`."""
+    logits: npt.NDArray[np.float32] = safetensors.torch.load(store.get(f"trials/{trial_id}/{LOGITS}"))["logits"].numpy()
+    return logits
+
+
 def leaderboard(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Trials with a result, best AUC first; of equals, the earlier."""
     ranked = [record for record in records if record.status != "failed" and record.auc is not None]
@@ -242,11 +266,13 @@ def promote_best(
     val: Films,
     select: Select = "auc",
     show_films: bool = True,
+    optimism: Optimism | None = None,
 ) -> tuple[TrialRecord, Bundle]:
     """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
 
     `select` "robust" takes, of the few best, the one that does best on changed films; see `tuning/selection.py`.
     `show_films` is that of `tuning.promote.promote`.
+    `optimism` of the choice goes into the bundle's lineage and evaluation.
 
     Its figures are computed anew from those weights, not taken from the table. Where that trial is the bundle already,
     it stays as it is: another model_id would have every archive scored again.
@@ -259,28 +285,58 @@ def promote_best(
     record = ranked[0]
     lineage: dict[str, Any] = {}
     if select == "robust":
-        place, told = most_robust([_scorer(store, one, study, dataset) for one in ranked[:TOP]], val)
+        place, told = most_robust([_scorer(logits_of(store, one, study, dataset)) for one in ranked[:TOP]], val)
         record = ranked[place]
         lineage["selection"] = [{"trial": one.number, **of} for one, of in zip(ranked, told, strict=False)]
     if (standing := _standing(store)) is not None and standing.lineage.get("trial_id") == record.trial_id:
         return record, standing
     spec, settings = _spec_and_settings(record, study, dataset)
-    weights = load_weights(store, record.trial_id)
     history = tuple(EpochReport(**epoch) for epoch in record.history)
     fitted = Fitted(
         spec=spec,
         settings=settings,
-        state_dict=weights,
-        val_logits=_logits(spec, weights, val.pixels),
+        state_dict=load_weights(store, record.trial_id),
+        val_logits=logits_of(store, record, study, dataset)(val.pixels),
         history=history,
         best=max(history, key=lambda report: (report.val_auc, -report.val_loss)),
         seconds=record.seconds,
     )
     lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
+    chosen = {"by": select, "trials": len(records), "results": len(ranked)}
+    told_of_choice = chosen if optimism is None else {**chosen, **optimism.to_json()}
+    lineage["search"] = told_of_choice
     bundle = promote(
-        fitted, train, val, dataset_info=dataset, out=store.uri(BEST), lineage=lineage, show_films=show_films
+        fitted,
+        train,
+        val,
+        dataset_info=dataset,
+        out=store.uri(BEST),
+        lineage=lineage,
+        selection=told_of_choice,
+        show_films=show_films,
     )
     return record, bundle
+
+
+def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> Logits:
+    """A trial's network as its best epoch left it, on the CPU in float32, as the engine computes it.
+
+    Raises `NotFoundError` where its weights are gone.
+    """
+    spec, _ = _spec_and_settings(record, study, dataset)
+    network = build(spec)
+    network.load_state_dict(load_weights(store, record.trial_id))
+    classifier = ScanClassifier(Preprocess(spec.preprocessing), network).eval()
+    classifier.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def logits(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        starts = range(0, len(pixels), EVALUATION_BATCH)
+        parts = [classifier.logits(torch.tensor(pixels[start : start + EVALUATION_BATCH])) for start in starts]
+        found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return found
+
+    return logits
 
 
 def _spec_and_settings(record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> tuple[ModelSpec, TrainSettings]:
@@ -293,11 +349,9 @@ def _spec_and_settings(record: TrialRecord, study: StudyInfo, dataset: DatasetIn
     )
 
 
-def _scorer(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> Score:
-    spec, _ = _spec_and_settings(record, study, dataset)
-    weights = load_weights(store, record.trial_id)
+def _scorer(logits: Logits) -> Score:
     plain = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
-    return lambda pixels: 1 - plain.probabilities(_logits(spec, weights, pixels))[:, 0]
+    return lambda pixels: 1 - plain.probabilities(logits(pixels))[:, 0]
 
 
 def _no_result(store: Store, records: Sequence[TrialRecord]) -> RayscanError:
@@ -313,16 +367,3 @@ def _standing(store: Store) -> Bundle | None:
         return fetch_bundle(store.uri(BEST))
     except BundleError:
         return None
-
-
-@torch.inference_mode()
-def _logits(spec: ModelSpec, weights: StateDict, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Uncalibrated logits [N, C] in float32 on the CPU, as the engine computes them."""
-    network = build(spec)
-    network.load_state_dict(weights)
-    classifier = ScanClassifier(Preprocess(spec.preprocessing), network).eval()
-    classifier.to(memory_format=torch.channels_last)
-    starts = range(0, len(pixels), EVALUATION_BATCH)
-    parts = [classifier.logits(torch.tensor(pixels[start : start + EVALUATION_BATCH])) for start in starts]
-    logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits

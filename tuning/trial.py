@@ -7,7 +7,6 @@ trainer takes 6 to 14 s for its controller and worker. A trainer is for trials o
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +15,9 @@ from ray import tune
 from models.films import Films
 from models.spec import Preprocessing, Scalar
 from pipelines.storage import Store
-from tuning.loop import EpochReport, StateDict, fit
+from tuning.loop import EpochReport, EpochState, fit
 from tuning.space import to_spec_and_settings
-from tuning.study import save_weights
+from tuning.study import save_logits, save_weights
 
 METRIC = "auc"
 """What trials report and the search maximises: the best validation AUC of the trial *so far*. Ray Tune tells Optuna the
@@ -45,7 +44,7 @@ class TrialJob:
 
 
 class _Progress:
-    """Keeps the best epoch's weights on storage and reports each epoch to Ray Tune."""
+    """Keeps the best epoch's weights and validation logits on storage and reports each epoch to Ray Tune."""
 
     def __init__(self, job: TrialJob, trial_id: str) -> None:
         self.job = job
@@ -54,12 +53,13 @@ class _Progress:
         self.best = (-math.inf, -math.inf)
         self.history: list[dict[str, Any]] = []
 
-    def epoch(self, report: EpochReport, state: Callable[[], StateDict]) -> bool:
-        """Put the weights if they are the best so far, then report. The report comes second: it may not return."""
+    def epoch(self, report: EpochReport, state: EpochState) -> bool:
+        """Put weights and logits if they are the best so far; then report, which may not return."""
         quality = (report.val_auc, -report.val_loss)
         if quality > self.best:
             self.best = quality
             save_weights(self.job.study, self.trial_id, state())
+            save_logits(self.job.study, self.trial_id, state.best_logits)
         self.history.append(asdict(report))
         self.report(finished=len(self.history) >= self.job.epochs)
         return True

@@ -25,7 +25,7 @@ from tests.tuning.films import SIZE, write_dataset
 from tuning.ledger import Ledger
 from tuning.search import SearchSettings, _suggestions, search
 from tuning.space import BASELINE, SearchSpace, Suggest, leaves
-from tuning.study import StudySummary, TrialRecord, load_weights, read_trials
+from tuning.study import FINDINGS, StudySummary, TrialRecord, load_weights, read_trials
 from tuning.trial import METRIC, TIME
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
@@ -98,6 +98,16 @@ def test_each_trial_leaves_its_best_epoch(interrupted: Run) -> None:
         values = [epoch["val_auc"] for epoch in record.history]
         assert (record.auc, record.epochs) == (max(values), len(values))
         assert load_weights(open_store(interrupted.out), record.trial_id)
+
+
+def test_what_came_of_it_stands_at_the_study(interrupted: Run) -> None:
+    found = json.loads(open_store(interrupted.out).get(FINDINGS))
+    judged = {record.trial_id: record.auc for record in interrupted.records if record.status != "failed"}
+    assert {name: trial["auc"]["value"] for name, trial in found["trials"].items()} == judged
+    assert found["selection"]["auc"] == interrupted.summary.auc
+    assert found["selection"]["elsewhere"] == interrupted.summary.auc_elsewhere
+    bundle = fetch_bundle(interrupted.summary.bundle)
+    assert bundle.evaluation["val"]["selection"]["elsewhere"] == interrupted.summary.auc_elsewhere
 
 
 def test_the_bundle_beats_majority(interrupted: Run) -> None:

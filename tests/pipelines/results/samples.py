@@ -100,9 +100,15 @@ def trial(number: int, *aucs: float, status: str = "complete", **changes: Any) -
     }
 
 
-def write_study(store: Store, trials: Sequence[Mapping[str, Any]] | None) -> None:
-    """A study; with None, one in which no trial has ended yet."""
-    settings = {"trials": 4, "search": "tpe", "time_budget_s": None}
+def write_study(
+    store: Store,
+    trials: Sequence[Mapping[str, Any]] | None,
+    *,
+    findings: Mapping[str, Any] | None = None,
+    **chosen: Any,
+) -> None:
+    """A study with these settings; with None, one in which no trial has ended yet, or that has found nothing out."""
+    settings = {"trials": 4, "search": "tpe", "time_budget_s": None, **chosen}
     study = {
         "dataset": "s3://films/kermany",
         "fingerprint": "9f3c",
@@ -112,6 +118,8 @@ def write_study(store: Store, trials: Sequence[Mapping[str, Any]] | None) -> Non
     store.put("study.json", json.dumps(study).encode())
     if trials is not None:
         put_table(store, "trials.parquet", trials, contracts.TRIALS)
+    if findings is not None:
+        store.put("findings.json", json.dumps(findings).encode())
 
 
 def write_run(

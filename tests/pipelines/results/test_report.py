@@ -89,8 +89,8 @@ class TestStudy:
         assert "2 2 cnn 0.9100 1 1 min 00 s pruned" in page.text
         assert "3 0 majority (baseline) 0.5000" in page.text
         assert "3 cnn failed 1 min 00 s the loss is nan; lower the learning rate" in page.text
-        assert len(page.charts) == 3
-        assert page.charts[0] == "AUC of each trial; the best so far ends at 0.9754"
+        assert page.charts[:2] == ["AUC of each trial; the best so far ends at 0.9754"] * 2
+        assert "Found out when the search ends." in page.text
 
     def test_the_promoted_bundle(self, store: Store, tmp_path: Path) -> None:
         write_study(store, [trial(0, 0.97)])
@@ -126,11 +126,12 @@ class TestStudy:
         write_study(store, [*good, lost])
         page = report(store, tmp_path / "study.html")
         assert "Trials 41 40 complete, 1 pruned, 0 failed" in page.text
-        assert "Hours since the first trial began" in page.text
+        assert "Core-hours spent" in page.text
+        assert "The other 21 trials" in page.text
 
     @pytest.mark.parametrize(
         ("key", "content"),
-        [("study.json", b"{"), ("study.json", b"[]"), ("trials.parquet", b"not a table")],
+        [("study.json", b"{"), ("study.json", b"[]"), ("trials.parquet", b"not a table"), ("findings.json", b"{")],
     )
     def test_broken_files_are_named(self, store: Store, tmp_path: Path, key: str, content: bytes) -> None:
         write_study(store, [trial(0, 0.9)])

@@ -1,0 +1,221 @@
+"""What came of a study beyond its best trial, put as `STUDY/findings.json` when a search ends.
+
+How sure the leaderboard is, what the choice flatters, what an ensemble of trials would add and cost, and which
+parameters mattered. All of it comes from what the trials left: no model is trained, and of networks only those of the
+ensemble are run, to measure what they cost.
+
+An ensemble is told of and not promoted: its members see films of different sizes, where a bundle has one size, one
+network and one graph.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from models.comparison import delong_test
+from models.films import Films
+from models.metrics import auc_interval
+from pipelines.errors import NotFoundError
+from pipelines.ingest.dataset import DatasetInfo
+from pipelines.storage import Store
+from tuning.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
+from tuning.importance import Importance, importance
+from tuning.loop import disease_log_odds
+from tuning.optimism import LEAST_PATIENTS, Optimism, estimate
+from tuning.selection import TOP, Select
+from tuning.study import FINDINGS, StudyInfo, TrialRecord, leaderboard, load_logits, logits_of
+
+log = logging.getLogger("rayscan")
+
+MOST: Final = 200
+"""Trials of the highest AUC that are looked at; one further down is hardly the best of any half of the films."""
+TIMED_FILMS: Final = 64
+TIMED_RUNS: Final = 3
+"""The fastest counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What is known of one trial's place on the leaderboard."""
+
+    auc: Mapping[str, float]
+    """value, low, high: DeLong's 95 % interval, which takes no account of the choice."""
+    p_value: float | None
+    """Of its difference to the best trial, by DeLong's paired test; None for the best itself."""
+    chosen: float | None
+    """In which share of the halves of the patients it is the best; None where they are too few to halve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """The greedy ensemble of the study's trials."""
+
+    members: Mapping[str, float]
+    """trial_id -> weight, the heaviest first."""
+    auc: Mapping[str, float]
+    """On the films that chose it: value, low, high. Too high."""
+    gain: Gain | None
+    """On films that did not; None where the patients are too few to halve."""
+    milliseconds: float
+    """A film, of all members after one another: float32 torch, on the CPU and threads of one trial."""
+    single_milliseconds: float
+    """The same of the best trial alone."""
+
+    @property
+    def cost(self) -> float:
+        """How many times as slow as the best trial alone."""
+        return self.milliseconds / self.single_milliseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a study tells beyond its best trial."""
+
+    trials: Mapping[str, Judged]
+    """By trial_id, of those on the leaderboard that left their predictions."""
+    selection: Optimism | None
+    ensemble: Ensemble | None
+    """None with fewer than two trials, or where the best alone is as good on the films that choose."""
+    importance: Importance | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {"selection": self.selection and self.selection.to_json()}
+
+    def in_short(self) -> dict[str, Any]:
+        """`auc_elsewhere` and `ensemble` of a `StudySummary`."""
+        elsewhere = self.selection and self.selection.elsewhere
+        if self.ensemble is None or self.ensemble.gain is None:
+            return {"auc_elsewhere": elsewhere, "ensemble": None}
+        difference = self.ensemble.gain.test.difference
+        ensemble = {
+            "gain": difference.value,
+            "low": difference.low,
+            "high": difference.high,
+            "cost": self.ensemble.cost,
+            "members": len(self.ensemble.members),
+        }
+        return {"auc_elsewhere": elsewhere, "ensemble": ensemble}
+
+
+def conclude(
+    store: Store,
+    records: Sequence[TrialRecord],
+    study: StudyInfo,
+    *,
+    dataset: DatasetInfo,
+    val: Films,
+    select: Select = "auc",
+) -> Findings:
+    """Find out, and put it at `STUDY/findings.json`. `val` are the films the trials were judged on, in their order."""
+    began = time.perf_counter()
+    ranked, logits = _predictions(store, leaderboard(records)[:MOST], len(val))
+    found = Findings(trials={}, selection=None, ensemble=None, importance=importance(records))
+    if ranked:
+        found = _found(ranked, logits, val, select, found.importance, store, study, dataset)
+    store.put(FINDINGS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode())
+    log.info("%s; it took %.1f s to find out", _in_words(found), time.perf_counter() - began)
+    return found
+
+
+def _found(
+    ranked: Sequence[TrialRecord],
+    logits: Sequence[npt.NDArray[np.float32]],
+    val: Films,
+    select: Select,
+    mattered: Importance | None,
+    store: Store,
+    study: StudyInfo,
+    dataset: DatasetInfo,
+) -> Findings:
+    disease = (val.labels != 0).astype(np.int64)
+    odds = np.array([disease_log_odds(one) for one in logits], dtype=np.float64)
+    estimated = estimate(disease, val.patients, odds, top=1 if select == "auc" else TOP)
+    selection, chosen = estimated or (None, [None] * len(ranked))
+    trials = {
+        record.trial_id: Judged(
+            auc=asdict(auc_interval(disease, own)),
+            p_value=None if place == 0 else delong_test(disease, own, odds[0]).p_value,
+            chosen=None if share is None else float(share),
+        )
+        for place, (record, own, share) in enumerate(zip(ranked, odds, chosen, strict=True))
+    }
+    ensemble = _ensemble(ranked, 1 / (1 + np.exp(-odds)), disease, val, store, study, dataset)
+    return Findings(trials=trials, selection=selection, ensemble=ensemble, importance=mattered)
+
+
+def _predictions(
+    store: Store, ranked: Sequence[TrialRecord], films: int
+) -> tuple[list[TrialRecord], list[npt.NDArray[np.float32]]]:
+    """The trials that left predictions of these films, and these; those of earlier versions left none."""
+    kept: list[TrialRecord] = []
+    logits: list[npt.NDArray[np.float32]] = []
+    for record in ranked:
+        try:
+            own = load_logits(store, record.trial_id)
+        except NotFoundError:
+            continue
+        if len(own) == films:
+            kept.append(record)
+            logits.append(own)
+    if len(kept) < len(ranked):
+        log.warning("%d of the %d best trials left no predictions to look at", len(ranked) - len(kept), len(ranked))
+    return kept, logits
+
+
+def _ensemble(
+    ranked: Sequence[TrialRecord],
+    probability: npt.NDArray[np.float64],
+    disease: npt.NDArray[np.int64],
+    val: Films,
+    store: Store,
+    study: StudyInfo,
+    dataset: DatasetInfo,
+) -> Ensemble | None:
+    members = greedy(disease, probability)
+    if len(set(members)) < 2:
+        return None
+    milliseconds = {trial: _milliseconds(store, ranked[trial], study, dataset, val) for trial in dict.fromkeys(members)}
+    return Ensemble(
+        members={ranked[trial].trial_id: share for trial, share in weights(members).items()},
+        auc=asdict(auc_interval(disease, mean(probability, members))),
+        gain=estimate_gain(disease, val.patients, probability[: 4 * POOL]),
+        milliseconds=sum(milliseconds.values()),
+        single_milliseconds=milliseconds[members[0]],
+    )
+
+
+def _milliseconds(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo, val: Films) -> float:
+    """A film, by the trial's network as it stands, preprocessing included."""
+    logits = logits_of(store, record, study, dataset)
+    pixels = val.pixels[:TIMED_FILMS]
+    times = []
+    for _ in range(1 + TIMED_RUNS):  # the first warms it up
+        began = time.perf_counter()
+        logits(pixels)
+        times.append(time.perf_counter() - began)
+    return 1000 * min(times) / len(pixels)
+
+
+def _in_words(found: Findings) -> str:
+    if not found.trials:
+        return "no trial left predictions to look at"
+    if found.selection is None:
+        return f"fewer than {LEAST_PATIENTS} patients with or without disease: what the choice flatters is not known"
+    told = (
+        f"AUC {found.selection.auc:.4f} was chosen among {found.selection.trials}; on films that do not choose expect"
+        f" {found.selection.elsewhere:.4f}"
+    )
+    if found.ensemble is None or found.ensemble.gain is None:
+        return told
+    difference = found.ensemble.gain.test.difference
+    return (
+        f"{told}; an ensemble of {len(found.ensemble.members)} would gain {difference.value:+.4f}"
+        f" ({difference.low:+.4f} to {difference.high:+.4f}) at {found.ensemble.cost:.1f} times the cost"
+    )

@@ -1,0 +1,91 @@
+"""Which parameters of a search mattered, by two methods of Optuna, from the rows of its trials alone.
+
+fANOVA (Hutter, Hoos & Leyton-Brown 2014): which share of the spread of the AUC, over the whole space, each parameter
+explains in a forest fitted to the trials; it knows only the parameters that all trials have. PED-ANOVA (Watanabe,
+Bansal & Hutter 2023): how much the best tenth of the trials differ from all in each parameter; it takes conditional
+ones, too. They answer different questions and may well differ: one says what to avoid, the other what the best have in
+common.
+
+Neither says which value is good (the slices of the study's page do), and both mistake what the sampler preferred, or
+what luck did in few trials, for importance. A trial that was stopped early counts with what it had reached, as it does
+for the sampler.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from models.spec import Scalar
+from pipelines.results.scale import is_continuous, is_logarithmic
+from tuning.space import BASELINE
+from tuning.study import TrialRecord, leaderboard
+
+LEAST: Final = 20
+"""Trials, baselines not counted, of which it is told at all."""
+MOST_FOREST: Final = 300
+"""Trials the forest is fitted to, every second (third, …) of more: these take 5 s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """Shares that add up to 1, the largest first."""
+
+    trials: int
+    fanova: Mapping[str, float]
+    """Empty where no parameter that varies is shared by all trials."""
+    ped_anova: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def importance(records: Sequence[TrialRecord]) -> Importance | None:
+    """The importance of each parameter that varies among the trials; None for fewer than `LEAST` of them."""
+    trials = sorted((one for one in leaderboard(records) if BASELINE not in one.parameters), key=lambda one: one.number)
+    if len(trials) < LEAST or len({one.auc for one in trials}) < 2:
+        return None
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator  # noqa: PLC0415 (slow)
+
+    step = -(-len(trials) // MOST_FOREST)
+    return Importance(
+        trials=len(trials),
+        fanova=_shares(trials[::step], FanovaImportanceEvaluator(seed=0)),
+        ped_anova=_shares(trials, PedAnovaImportanceEvaluator()),
+    )
+
+
+def _shares(trials: Sequence[TrialRecord], evaluator: Any) -> dict[str, float]:
+    import optuna  # noqa: PLC0415 (slow)
+
+    distributions = _distributions([trial.parameters for trial in trials])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    for trial in trials:
+        known = {name: value for name, value in trial.parameters.items() if name in distributions}
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=trial.auc, params=known, distributions={name: distributions[name] for name in known}
+            )
+        )
+    with warnings.catch_warnings():
+        # that a parameter of few trials is told inaccurately: the page says so of all of them
+        warnings.simplefilter("ignore", UserWarning)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in found.items()}
+
+
+def _distributions(parameters: Sequence[Mapping[str, Scalar]]) -> dict[str, Any]:
+    """What each parameter that varies was drawn from, as far as its values tell."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution  # noqa: PLC0415 (slow)
+
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for one in parameters for name in one):
+        values = [one[name] for one in parameters if name in one]
+        if is_continuous(values):
+            numbers = [float(value) for value in values]
+            found[name] = FloatDistribution(min(numbers), max(numbers), log=is_logarithmic(numbers))
+        elif len(set(values)) > 1:
+            found[name] = CategoricalDistribution(list(dict.fromkeys(values)))
+    return found
