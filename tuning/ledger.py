@@ -19,9 +19,10 @@ from ray.tune import Callback
 
 from pipelines import telemetry
 from pipelines.storage import Store
+from tuning.objectives import LATENCY
 from tuning.space import BASELINE
 from tuning.study import TrialRecord, TrialStatus, best_trial, write_trials
-from tuning.trial import METRIC, TIME
+from tuning.trial import METRIC, OBJECTIVE, TIME
 
 log = logging.getLogger("rayscan")
 
@@ -79,6 +80,8 @@ class Ledger(Callback):
             model=trial.config["family"],
             parameters=dict(trial.config),
             auc=result.get(METRIC),
+            objective=result.get(OBJECTIVE),
+            latency_ms=result.get(LATENCY),
             epochs=result.get(TIME, 0),
             history=json.loads(result.get("history", "[]")),
             seconds=result.get("seconds", 0.0),

@@ -39,7 +39,9 @@ from pipelines.storage import Store
 from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, StateDict, TrainSettings
 from tuning.promote import promote
 from tuning.selection import TOP, Score, Select, most_robust
-from tuning.space import to_spec_and_settings
+from tuning.objectives import AUC
+from tuning.space import PROBE, to_spec_and_settings
+from tuning.space_file import differences
 
 TrialStatus = Literal["complete", "pruned", "failed"]
 
@@ -66,6 +68,11 @@ class StudyInfo:
         """Of a trial that is not stopped."""
         return int(self.settings["epochs"])
 
+    @property
+    def objectives(self) -> list[str]:
+        """What the search is for, what the trials are ranked by first."""
+        return list(self.settings.get("objectives", [AUC]))
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
@@ -83,8 +90,12 @@ class TrialRecord:
     model: str
     parameters: dict[str, Scalar]
     auc: float | None
-    """The best over its epochs on the validation films: the maximum of noisy values, so a little too high, and the
-    more so the more epochs a trial had. None where no epoch ended."""
+    """Of its best epoch on the validation films: mostly the maximum of noisy values, so a little too high, and the more
+    so the more epochs a trial had. None where no epoch ended."""
+    objective: float | None = None
+    """Of the same epoch, what the search is for; None in studies from before there was anything but the AUC."""
+    latency_ms: float | None = None
+    """A film on the engine of the trial's machine; None where nobody asked."""
     epochs: int
     history: list[dict[str, Any]]
     """`EpochReport` of each epoch."""
@@ -93,6 +104,11 @@ class TrialRecord:
     """Of the training: initial weights, order of the films, augmentation."""
     error: str | None = None
     finished_at: datetime
+
+    @property
+    def value(self) -> float | None:
+        """What the trial is ranked by."""
+        return self.auc if self.objective is None else self.objective
 
     def to_row(self) -> dict[str, Any]:
         """As a row of `contracts.TRIALS`."""
@@ -125,6 +141,13 @@ class StudySummary:
     bundle: str
     model_id: str
     seconds: float
+    objective: float | None = None
+    """Of the best trial, where the search was for something else than the AUC."""
+    front: tuple[int, ...] = ()
+    """Numbers of the trials that no other beats in all objectives, where there are several; the best trial is the one
+    of them with the best first objective."""
+    probes: int = 0
+    """Heads on frozen features tried in the whole study."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -162,12 +185,17 @@ def _check_same(store: Store, old: StudyInfo, new: StudyInfo) -> None:
             f"{store.root} is a study of the dataset {old.dataset} (fingerprint {old.fingerprint}), "
             f"but {new.dataset} has {new.fingerprint}; resume with the study's own dataset, or give another --out"
         )
-    for name, before, now in (("search space", old.space, new.space), ("epochs", old.epochs, new.epochs)):
+    for name, before, now in (("epochs", old.epochs, new.epochs), ("objectives", old.objectives, new.objectives)):
         if before != now:
             raise InputError(
                 f"{store.root} was begun with {name} {json.dumps(before)}, not {json.dumps(now)}; "
                 "resume it with the same, or give another --out"
             )
+    if old.space != new.space:
+        raise InputError(
+            f"{store.root} was begun with another search space ({differences(old.space, new.space)}); "
+            "resume it with the same, or give another --out"
+        )
 
 
 def read_study(store: Store) -> StudyInfo:
@@ -216,9 +244,16 @@ def load_weights(store: Store, trial_id: str) -> StateDict:
 
 
 def leaderboard(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trials with a result, best AUC first; of equals, the earlier."""
-    ranked = [record for record in records if record.status != "failed" and record.auc is not None]
-    return sorted(ranked, key=lambda record: (-(record.auc or 0.0), record.number))
+    """Trials with a result, the best value first; of equals, the faster model, then the earlier. Probes are no models.
+
+    Where the latency is an objective, too, the first is on the Pareto front: of all that are as good, it is the fastest.
+    """
+    ranked = [
+        record
+        for record in records
+        if record.status != "failed" and record.value is not None and PROBE not in record.parameters
+    ]
+    return sorted(ranked, key=lambda record: (-(record.value or 0.0), record.latency_ms or 0.0, record.number))
 
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -271,7 +306,7 @@ def promote_best(
         state_dict=weights,
         val_logits=_logits(spec, weights, val.pixels),
         history=history,
-        best=max(history, key=lambda report: (report.val_auc, -report.val_loss)),
+        best=max(history, key=lambda report: report.quality),
         seconds=record.seconds,
     )
     lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
@@ -286,6 +321,7 @@ def _spec_and_settings(record: TrialRecord, study: StudyInfo, dataset: DatasetIn
         epochs=study.epochs,
         seed=record.seed,
         threads=study.settings["cpus_per_trial"],
+        objective=study.objectives[0],
     )
 
 

@@ -5,7 +5,6 @@ trainer takes 6 to 14 s for its controller and worker. A trainer is for trials o
 """
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,13 +16,18 @@ from models.films import Films
 from models.spec import Preprocessing, Scalar
 from pipelines.storage import Store
 from tuning.loop import EpochReport, StateDict, fit
-from tuning.space import to_spec_and_settings
+from tuning.objectives import AUC, LATENCY, latency_ms
+from tuning.space import to_plan
+from tuning.start import pretrained_start
 from tuning.study import save_weights
 
 METRIC = "auc"
-"""What trials report and the search maximises: the best validation AUC of the trial *so far*. Ray Tune tells Optuna the
-last value reported of a trial, and with a running best that is the value of the weights the trial leaves behind. It is
-a maximum over epochs, so it flatters long trials a little."""
+"""Validation AUC of the trial's best epoch so far."""
+
+OBJECTIVE = "objective"
+"""What the search maximises: the best value of its objective, by default the AUC, that the trial had *so far*. Ray Tune
+tells Optuna the last value reported of a trial, and with a running best that is the value of the weights the trial
+leaves behind. It is a maximum over epochs, so it flatters long trials a little."""
 
 TIME = "epoch"
 """Epochs done; the scheduler's clock. Ray's own `training_iteration` starts anew when a trial is retried."""
@@ -42,6 +46,14 @@ class TrialJob:
     threads: int
     device: str
     """`cpu` or `cuda`; Ray shows a trial only its own GPUs."""
+    dataset: str = ""
+    """URI the films are of; for trials that start from pretrained weights."""
+    features: str = ""
+    """Local folder, on each node, where the features of frozen backbones are kept."""
+    objective: str = AUC
+    """What an epoch is judged by."""
+    latency: bool = False
+    """Whether the time a film takes on this machine's engine counts, too."""
 
 
 class _Progress:
@@ -51,14 +63,14 @@ class _Progress:
         self.job = job
         self.trial_id = trial_id
         self.began = time.perf_counter()
-        self.best = (-math.inf, -math.inf)
+        self.best: EpochReport | None = None
+        self.latency: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
 
     def epoch(self, report: EpochReport, state: Callable[[], StateDict]) -> bool:
         """Put the weights if they are the best so far, then report. The report comes second: it may not return."""
-        quality = (report.val_auc, -report.val_loss)
-        if quality > self.best:
-            self.best = quality
+        if self.best is None or report.quality > self.best.quality:
+            self.best = report
             save_weights(self.job.study, self.trial_id, state())
         self.history.append(asdict(report))
         self.report(finished=len(self.history) >= self.job.epochs)
@@ -66,9 +78,12 @@ class _Progress:
 
     def report(self, *, finished: bool) -> None:
         """Everything the study's row needs, so that the driver need remember nothing but the last report."""
+        assert self.best is not None  # an epoch has ended
         tune.report(
             {
-                METRIC: self.best[0],
+                METRIC: self.best.val_auc,
+                OBJECTIVE: self.best.quality[0],
+                **self.latency,
                 TIME: len(self.history),
                 "history": json.dumps(self.history),
                 "seconds": time.perf_counter() - self.began,
@@ -79,14 +94,30 @@ class _Progress:
 
 def run_trial(config: dict[str, Scalar], *, train: Films, val: Films, job: TrialJob) -> None:
     """Ray Tune's trainable: train what `config` says; the films are read-only views of Ray's object store."""
-    spec, settings = to_spec_and_settings(
+    plan = to_plan(
         config,
         preprocessing=job.preprocessing,
         epochs=job.epochs,
         seed=job.seed,
         threads=job.threads,
         device=job.device,
+        objective=job.objective,
     )
     progress = _Progress(job, tune.get_context().get_trial_id())
-    fit(spec, train, val, settings, on_epoch=progress.epoch)
+    if job.latency:
+        progress.latency = {LATENCY: latency_ms(plan.spec, device=job.device, threads=job.threads)}
+    start = None
+    if plan.weights is not None:
+        start = pretrained_start(
+            plan.spec,
+            plan.weights,
+            head=plan.head,
+            seed=job.seed,
+            dataset=job.dataset,
+            films=train,
+            val=val,
+            folder=job.features,
+            threads=job.threads,
+        )
+    fit(plan.spec, train, val, plan.training, on_epoch=progress.epoch, weights=start)
     progress.report(finished=True)  # a model without gradient ends before the last epoch, and is complete all the same
