@@ -261,6 +261,9 @@ def tune(
     out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.")],
     trials: Annotated[int | None, typer.Option(help="Trials of the study, earlier ones included (20).")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Stop with the best so far, e.g. 30m.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many trials in a row without a gain (never).")
+    ] = None,
     search: Annotated[Search, typer.Option(help="How to pick what to try.")] = Search.TPE,
     epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
     family: Annotated[
@@ -273,7 +276,7 @@ def tune(
     select: Annotated[
         Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False,
     address: Address = None,
     config: Config = None,
     json: Json = False,
@@ -288,6 +291,7 @@ def tune(
         resume=resume,
         **given(
             trials=trials,
+            patience=patience,
             epochs=epochs,
             seed=seed,
             time_budget_s=seconds(time_budget) if time_budget else None,

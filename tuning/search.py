@@ -2,7 +2,8 @@
 
 Optuna's study is filled here (finished trials, baselines, a grid's points) and handed to Ray's OptunaSearch by its
 storage; OptunaSearch's own `points_to_evaluate` was refused, because it can mark no trial as a baseline. The driver
-writes `STUDY/trials.parquet` as each trial ends, so what is lost with a killed driver is the trials then running.
+writes `STUDY/trials.parquet` as each trial ends, and each trial its whole state after each epoch, so what is lost with
+a killed driver or node is the epoch under way. `Tuner.restore` was refused: it unpickles what lies on storage.
 """
 
 import logging
@@ -27,26 +28,35 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from models.errors import InputError
+from models.spec import Scalar
 from pipelines.ingest.dataset import load_films, read_dataset_info
-from pipelines.storage import open_store
-from tuning.ledger import Ledger
-from tuning.scheduler import FamilyScheduler
+from pipelines.storage import Store, open_store
+from tuning.board import board
+from tuning.ledger import Converged, Ledger, has_converged
+from tuning.scheduler import FamilyScheduler, Past
 from tuning.selection import SELECTS, Select
-from tuning.space import BASELINE, BASELINES, SearchSpace, leaves, space_for
+from tuning.space import BASELINE, BASELINES, SearchSpace, Suggest, leaves, space_for
 from tuning.study import (
     BEST,
+    StartedTrial,
     StudyInfo,
     StudySummary,
     TrialRecord,
     begin_study,
     count_statuses,
+    load_checkpoint,
     promote_best,
+    unfinished_trials,
 )
-from tuning.trial import METRIC, TIME, TrialJob, run_trial
+from tuning.trial import METRIC, TAKEN_UP, TIME, TrialJob, run_trial
 
 log = logging.getLogger("rayscan")
 
 _QUIET: Final = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+RETRIES: Final = 2
+"""Times a trial is tried again whose process died or raised what the machine may be at fault for; a node that is taken
+away with notice does not count."""
+
 _STUDY_NAME: Final = "rayscan"  # of the study in memory; OptunaSearch finds it in the storage by this name
 
 
@@ -59,6 +69,9 @@ class SearchSettings:
     all its points instead."""
     time_budget_s: float | None = None
     """Stop after this many seconds with the best so far; None for no limit."""
+    patience: int = 0
+    """Stop with the best so far after this many trials in a row that raised the best AUC by no more than
+    `tuning.ledger.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
     search: Literal["tpe", "random", "grid"] = "tpe"
     """`tpe`: Optuna's multivariate TPE; `random`; `grid`: a small discrete space, visited whole."""
     epochs: int = 8
@@ -77,7 +90,8 @@ class SearchSettings:
     select: Select = "auc"
     """Which trial becomes the model: the best validation `auc`, or of the few best the most `robust` one."""
     resume: bool = False
-    """Go on with the study that stands at STUDY; its finished trials are not run again."""
+    """Go on with the study that stands at STUDY: trials that were under way first, each from its last whole epoch.
+    Finished ones are not run again."""
     cpus_per_trial: int = 1
     gpus_per_trial: float | None = None
     """None: one whole GPU where the cluster has any, else none."""
@@ -88,6 +102,8 @@ class SearchSettings:
         for name in ("trials", "epochs", "grace_epochs", "cpus_per_trial"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.patience < 0:
+            raise InputError(f"patience is {self.patience}; give 0 for none, or a number of trials")
         if self.select not in SELECTS:
             raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
         if self.reduction_factor < 2:
@@ -100,8 +116,8 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
     """Search models on a dataset's train and val films; write the study to `out`, the best model to `out`/best.
 
     Ray must be up, and every node must reach `out`: the trials put their weights there. The test films are never read.
-    Ctrl-C and the time budget end the search as its last trial does: trials under way are recorded with the best they
-    reached, and the best of all is promoted.
+    Ctrl-C, the time budget and `settings.patience` end the search as its last trial does: trials under way are recorded
+    with the best they reached, and the best of all is promoted.
 
     Raises `InputError` where `out` holds anything and `settings.resume` is off, where the study to resume is of other
     films or another space, and where the cluster is too small for one trial; `RayscanError` where every trial failed,
@@ -119,30 +135,48 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
         dataset=dataset_uri, fingerprint=info.fingerprint, space=space.to_json(), settings=asdict(settings)
     )
     earlier = begin_study(store, study, resume=settings.resume)
-    suggestions, wanted = _suggestions(space, earlier, settings)
+    unfinished = unfinished_trials(store, earlier)
+    suggestions, wanted = _suggestions(space, earlier, settings, unfinished=unfinished)
+    if has_converged(earlier, settings.patience):
+        log.info("the study has converged: its last %d trials brought no gain", settings.patience)
+        wanted = 0
     deadline = math.inf if settings.time_budget_s is None else began + settings.time_budget_s
-    ledger = Ledger(store, earlier, planned=len(earlier) + wanted, seed=settings.seed, deadline=deadline)
-    if wanted:
-        concurrent = min(concurrent, wanted)
-        log.info("%d trials to run, %d at a time, each on %s", wanted, concurrent, resources)
-        job = TrialJob(
-            study=store,
-            preprocessing=info.preprocessing,
-            epochs=settings.epochs,
+    with board() as shown:
+        ledger = Ledger(
+            store,
+            earlier,
+            planned=len(earlier) + wanted,
             seed=settings.seed,
-            threads=settings.cpus_per_trial,
-            device="cuda" if resources.get("GPU") else "cpu",
+            deadline=deadline,
+            epochs=settings.epochs,
+            next_number=_next_number(earlier, unfinished),
+            board=shown,
         )
-        trainable = tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
-        config = tune.TuneConfig(
-            search_alg=suggestions,
-            scheduler=FamilyScheduler(partial(_league, settings)),
-            num_samples=wanted,
-            max_concurrent_trials=concurrent,
-            time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
-            reuse_actors=True,
-        )
-        _run(trainable, config, ledger)
+        if wanted:
+            concurrent = min(concurrent, wanted)
+            taken_up = unfinished[:wanted]
+            log.info(
+                "%d trials to run%s, %d at a time, each on %s",
+                *(wanted, f", {len(taken_up)} of them begun before" if taken_up else "", concurrent, resources),
+            )
+            job = TrialJob(
+                study=store,
+                preprocessing=info.preprocessing,
+                epochs=settings.epochs,
+                seed=settings.seed,
+                threads=settings.cpus_per_trial,
+                device="cuda" if resources.get("GPU") else "cpu",
+            )
+            trainable = tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
+            config = tune.TuneConfig(
+                search_alg=suggestions,
+                scheduler=FamilyScheduler(partial(_league, settings), _past(store, earlier, taken_up)),
+                num_samples=wanted,
+                max_concurrent_trials=concurrent,
+                time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
+                reuse_actors=True,
+            )
+            _run(trainable, config, ledger, Converged(ledger, settings.patience))
     record, bundle = promote_best(
         store, ledger.records, study, dataset=info, train=train, val=val, select=settings.select
     )
@@ -190,29 +224,69 @@ def _league(settings: SearchSettings) -> ASHAScheduler:
     )
 
 
+def _past(store: Store, earlier: Sequence[TrialRecord], taken_up: Sequence[StartedTrial]) -> Past:
+    checkpoints = {trial.trial_id: load_checkpoint(store, trial.trial_id) for trial in taken_up}
+    return Past(
+        finished=[(one.trial_id, one.model, one.history) for one in earlier if BASELINE not in one.parameters],
+        taken_up={name: checkpoint.facts["history"] for name, checkpoint in checkpoints.items() if checkpoint},
+    )
+
+
+def _next_number(earlier: Sequence[TrialRecord], unfinished: Sequence[StartedTrial]) -> int:
+    return 1 + max([one.number for one in earlier] + [one.number for one in unfinished], default=-1)
+
+
+@dataclass(frozen=True)
+class _GoingOn:
+    """A space in which some trials are enqueued: they go on with what an earlier run began."""
+
+    space: SearchSpace
+
+    def __call__(self, trial: Suggest) -> dict[str, Any]:
+        constants: dict[str, Any] = self.space(trial)
+        if taken_up := trial.user_attrs.get(TAKEN_UP):
+            return {**constants, TAKEN_UP: taken_up}
+        return constants
+
+
+def _take_up(study: optuna.Study, trial: StartedTrial) -> None:
+    """Enqueue a trial that was begun, under the name it had."""
+    attributes: dict[str, Any] = {TAKEN_UP: {name: getattr(trial, name) for name in ("trial_id", "number", "seed")}}
+    parameters: dict[str, Scalar] = trial.parameters
+    if BASELINE in parameters:
+        attributes[BASELINE], parameters = parameters["family"], {}
+    study.enqueue_trial(parameters, user_attrs=attributes)
+
+
 def _suggestions(
-    space: SearchSpace, earlier: Sequence[TrialRecord], settings: SearchSettings
+    space: SearchSpace,
+    earlier: Sequence[TrialRecord],
+    settings: SearchSettings,
+    *,
+    unfinished: Sequence[StartedTrial] = (),
 ) -> tuple[OptunaSearch, int]:
-    """What suggests the trials, knowing those that are there; and how many are still to run."""
+    """What suggests the trials, knowing those that are there, unfinished ones first; and how many are still to run."""
     storage = optuna.storages.InMemoryStorage()
     # a seed begun anew would repeat the suggestions of the first run
-    sampler = _sampler(settings.search, settings.seed + len(earlier))
+    sampler = _sampler(settings.search, settings.seed + _next_number(earlier, unfinished))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(storage=storage, sampler=sampler, study_name=_STUDY_NAME, direction="maximize")
     study.add_trials([_frozen(record, space) for record in earlier if BASELINE not in record.parameters])
-    done = {record.model for record in earlier if BASELINE in record.parameters}
+    for trial in unfinished:
+        _take_up(study, trial)
+    begun = [one.parameters for one in earlier] + [one.parameters for one in unfinished]
+    done = {parameters["family"] for parameters in begun if BASELINE in parameters}
     baselines = [name for name in BASELINES if name not in done]
     for name in baselines:
         study.enqueue_trial({}, user_attrs={BASELINE: name})
     wanted = max(0, settings.trials - len(earlier))
     if space.grid:
-        tried = [record.parameters for record in earlier]
-        points = [point for point in leaves(space) if point not in tried]
+        points = [point for point in leaves(space) if point not in begun]
         for point in points:
             study.enqueue_trial(point)
-        wanted = len(baselines) + len(points)
+        wanted = len(unfinished) + len(baselines) + len(points)
     search_alg = OptunaSearch(
-        space=space, metric=METRIC, mode="max", sampler=sampler, storage=storage, study_name=_STUDY_NAME
+        space=_GoingOn(space), metric=METRIC, mode="max", sampler=sampler, storage=storage, study_name=_STUDY_NAME
     )
     return search_alg, wanted
 
@@ -240,13 +314,20 @@ def _frozen(record: TrialRecord, space: SearchSpace) -> FrozenTrial:
     )
 
 
-def _run(trainable: Any, config: tune.TuneConfig, ledger: Ledger) -> None:
+def _run(trainable: Any, config: tune.TuneConfig, ledger: Ledger, stop: Converged) -> None:
     """Run the trials. Ray Tune's own state goes to a folder that is thrown away: the study is the ledger's."""
     with _quiet(), tempfile.TemporaryDirectory(prefix="rayscan-tune-") as scratch:
         tune.Tuner(
             trainable,
             tune_config=config,
-            run_config=tune.RunConfig(name="study", storage_path=scratch, callbacks=[ledger], verbose=0),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=scratch,
+                callbacks=[ledger],
+                stop=stop,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=0,
+            ),
         ).fit()
     ledger.close()
 
@@ -260,7 +341,10 @@ def _quiet() -> Iterator[None]:
     tune_log.setLevel(logging.CRITICAL)
     os.environ.update(_QUIET)
     try:
-        yield
+        with warnings.catch_warnings():
+            # of a trial that was tried again: Ray counts its reports from 1 once more, and Optuna keeps the first ones
+            warnings.filterwarnings("ignore", message="The reported value is ignored")
+            yield
     finally:
         tune_log.setLevel(level)
         for name, value in before.items():

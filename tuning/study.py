@@ -2,8 +2,12 @@
 
     STUDY/study.json                         dataset, fingerprint, space, settings: put first, create-only
     STUDY/trials.parquet                     contracts.TRIALS, put anew as each trial ends
-    STUDY/trials/<trial_id>/weights.safetensors   the trial's best epoch, put by the trial whenever it improves
+    STUDY/trials/<trial_id>/trial.json       what the trial is: put as it starts, create-only
+    STUDY/trials/<trial_id>/weights.safetensors      its best epoch, put by the trial whenever it improves
+    STUDY/trials/<trial_id>/checkpoint.safetensors   its whole state, put after each epoch, removed when it has ended
     STUDY/best/                              the bundle of the winner
+
+A trial that has a trial.json and no row in the table was under way when its search was killed, and is taken up again.
 
 All of it is JSON, Parquet and safetensors: taking a study up again unpickles nothing, unlike Ray Tune's own experiment
 state, which is therefore thrown away.
@@ -36,6 +40,7 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError, NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
+from tuning.checkpoint import Checkpoint
 from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, StateDict, TrainSettings
 from tuning.promote import promote
 from tuning.selection import TOP, Score, Select, most_robust
@@ -46,6 +51,8 @@ TrialStatus = Literal["complete", "pruned", "failed"]
 STUDY = "study.json"
 TRIALS = "trials.parquet"
 BEST = "best"
+_TRIAL = "trial.json"
+_CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,18 @@ class StudyInfo:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedTrial:
+    """What a trial is, written down as it starts, so that it can be taken up again."""
+
+    trial_id: str
+    number: int
+    """As in `TrialRecord`."""
+    seed: int
+    """Of the training."""
+    parameters: dict[str, Scalar]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +215,52 @@ def write_trials(store: Store, records: Sequence[TrialRecord]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     store.put(TRIALS, sink.getvalue().to_pybytes())
+
+
+def begin_trial(store: Store, trial: StartedTrial) -> None:
+    """Put what a trial is, once, before its first epoch ends."""
+    store.create(f"trials/{trial.trial_id}/{_TRIAL}", json.dumps(asdict(trial)).encode())
+
+
+def unfinished_trials(store: Store, records: Sequence[TrialRecord]) -> list[StartedTrial]:
+    """Trials that began and are not among the finished ones, in the order of their numbers.
+
+    Checkpoints of finished ones, which a killed search may have left, are removed. Raises `InputError` where a
+    trial.json cannot be understood.
+    """
+    ended = {record.trial_id for record in records}
+    keys = [info.key for chunk in store.list("trials") for info in chunk]
+    store.delete_all([key for key in keys if key.endswith(f"/{_CHECKPOINT}") and key.split("/")[1] in ended])
+    started = [key for key in keys if key.endswith(f"/{_TRIAL}") and key.split("/")[1] not in ended]
+    return sorted((_read_started(store, key) for key in started), key=lambda trial: trial.number)
+
+
+def _read_started(store: Store, key: str) -> StartedTrial:
+    try:
+        return StartedTrial(**json.loads(store.get(key)))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{store.uri(key)} is not a trial of this version of rayscan: {error}; "
+            "remove its folder to give that trial up"
+        ) from error
+
+
+def save_checkpoint(store: Store, trial_id: str, checkpoint: Checkpoint) -> None:
+    """Put the whole state of a trial after an epoch."""
+    store.put(f"trials/{trial_id}/{_CHECKPOINT}", checkpoint.to_bytes())
+
+
+def load_checkpoint(store: Store, trial_id: str) -> Checkpoint | None:
+    """The state of a trial after its last whole epoch; None before its first. Raises `InputError` where it is none."""
+    try:
+        return Checkpoint.from_bytes(store.get(f"trials/{trial_id}/{_CHECKPOINT}"))
+    except NotFoundError:
+        return None
+
+
+def remove_checkpoint(store: Store, trial_id: str) -> None:
+    """A trial that has ended does not go on."""
+    store.delete(f"trials/{trial_id}/{_CHECKPOINT}")
 
 
 def weights_key(trial_id: str) -> str:

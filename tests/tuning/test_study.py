@@ -19,7 +19,6 @@ from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.servers import S3Server
 from tests.tuning.films import SIZE, write_dataset
-from tuning.ledger import brief
 from tuning.loop import EpochReport, TrainSettings, fit
 from tuning.space import SearchSpace, to_spec_and_settings
 from tuning.study import (
@@ -36,6 +35,7 @@ from tuning.study import (
     save_weights,
     write_trials,
 )
+from tuning.trial import brief
 
 INFO = StudyInfo(
     dataset="s3://films/dataset",
