@@ -43,7 +43,7 @@ WRITE_EVERY: Final = 5.0
 BEST: Final = 3
 """Kinds of features whose best head is fine-tuned."""
 MARK: Final = "features"
-_CHOSEN: Final = ("weights", "resolution", "normalise", "same_padding")
+_CHOSEN: Final[tuple[str, ...]] = ("weights", "resolution", "normalise", "same_padding")
 """What features depend on, beside the family and the films."""
 
 log = logging.getLogger("rayscan")
@@ -82,10 +82,12 @@ def feature_kinds(space: SearchSpace) -> tuple[FeatureKind, ...]:
     kinds = []
     for family in space.families:
         branch = space.branch(family, pretrained=True)
-        choices = {name: branch[name][1].edges() for name in _CHOSEN if name in branch}
+        choices: dict[str, tuple[Scalar, ...]] = {name: branch[name][1].edges() for name in _CHOSEN if name in branch}
         choices["weights"] = tuple(space.weights_of(family))
-        for values in itertools.product(*choices.values()):
-            kinds.append(FeatureKind(family=family, values=dict(zip(choices, values, strict=True))))
+        kinds += [
+            FeatureKind(family=family, values=dict(zip(choices, values, strict=True)))
+            for values in itertools.product(*choices.values())
+        ]
     if not kinds:
         raise InputError(
             "probes are heads on frozen features, but no backbone of this space starts from weights; name one with"
@@ -155,7 +157,9 @@ def best_probes(records: Sequence[TrialRecord], space: SearchSpace) -> list[dict
         if kind in seen or len(seen) == BEST:
             continue
         seen.add(kind)
-        head = {"head_first": True, "l2": record.parameters["l2"]} if "l2" in record.parameters else {"head_first": True}
+        head = (
+            {"head_first": True, "l2": record.parameters["l2"]} if "l2" in record.parameters else {"head_first": True}
+        )
         try:
             points.append(space.point(record.model, {**values, **head}))
         except InputError as error:
@@ -236,21 +240,18 @@ def _features(
 ) -> dict[str, tuple[Any, Any]]:
     """Both sides' features of every kind, by its name, as objects of Ray's that are there or on their way."""
     # a task needs to know the films, not to see them: it reads them where the features are not kept yet
-    sides = [replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (train, val)]
+    of_train, of_val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (train, val))
     found: dict[str, tuple[Any, Any]] = {}
     for kind in chooser.kinds:
-        plan = to_plan(
-            chooser.space.point(kind.family, kind.values), preprocessing=preprocessing, epochs=1, seed=seed
-        )
-        of_train, of_val = _frozen_features.remote(plan, dataset, *sides, str(cache_folder("features")))
-        found[kind.name] = (of_train, of_val)
+        plan = to_plan(chooser.space.point(kind.family, kind.values), preprocessing=preprocessing, epochs=1, seed=seed)
+        task: Any = _frozen_features  # Ray's types know of one result a task only
+        first, second = task.remote(plan, dataset, of_train, of_val, str(cache_folder("features")))
+        found[kind.name] = (first, second)
     return found
 
 
 @ray.remote(num_cpus=1, num_returns=2)
-def _frozen_features(
-    plan: TrialPlan, dataset: str, train: Films, val: Films, folder: str
-) -> tuple[Features, Features]:
+def _frozen_features(plan: TrialPlan, dataset: str, train: Films, val: Films, folder: str) -> tuple[Features, Features]:
     assert plan.weights is not None
     network, _ = seeded_network(plan.spec, plan.weights, plan.training.seed)
     return frozen_features(network, plan.spec, dataset=dataset, films=train, val=val, folder=folder, threads=1)

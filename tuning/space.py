@@ -75,7 +75,7 @@ class SearchSpace:
     families: tuple[str, ...]
     """`mlp`, `cnn`, and names of timm backbones."""
     tables: Mapping[str, Mapping[str, Domain]]
-    """The values of each parameter, by the table it stands in: `EVERY`, a family, `BACKBONE`, `PRETRAINED`, `PROBES`."""
+    """The values of each parameter, by the table it stands in."""
 
     def __call__(self, trial: Suggest) -> dict[str, Scalar]:
         """Suggest one trial's parameters; what is returned beside the suggestions are constants of a given trial."""
@@ -146,7 +146,7 @@ class SearchSpace:
 
     def _baseline_resolution(self) -> dict[str, Scalar]:
         found = self.tables.get(EVERY, {}).get("resolution")
-        return {"resolution": min(found.edges())} if found else {}  # type: ignore[type-var] # they are numbers
+        return {"resolution": min(int(side) for side in found.edges())} if found else {}
 
 
 def tables_of(family: str, *, pretrained: bool) -> tuple[str, ...]:
@@ -182,11 +182,12 @@ def defaults(family: str) -> dict[str, Scalar]:
 
 
 def plain_values(parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """A trial's parameters by their plain names, without its family and marks. Raises `InputError` on an unknown one."""
+    """A trial's parameters by their plain names, without its family and marks.
+
+    Raises `InputError` on one that this version does not know.
+    """
     family = str(parameters["family"])
-    names = {
-        full_name(table, name): name for table in tables_of(family, pretrained=True) for name in defaults(family)
-    }
+    names = {full_name(table, name): name for table in tables_of(family, pretrained=True) for name in defaults(family)}
     for name in parameters:
         if name not in names and name not in _MARKS:
             raise InputError(f"{family} has no parameter {name!r} in this version of rayscan")

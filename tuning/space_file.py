@@ -127,7 +127,10 @@ def from_json(value: Mapping[str, Any]) -> SearchSpace:
 def to_toml(space: SearchSpace) -> str:
     """A space as a file that `read_space` reads."""
     value = space.to_json()
-    lines = [f'base = "{EMPTY}"', *(f"{name} = {_written(of)}" for name, of in value.items() if not _is_table(name, of))]
+    lines = [
+        f'base = "{EMPTY}"',
+        *(f"{name} = {_written(of)}" for name, of in value.items() if not _is_table(name, of)),
+    ]
     for table, of in value.items():
         if _is_table(table, of):
             lines += ["", f"[{table}]", *(f"{name} = {_written(values)}" for name, values in of.items())]
@@ -143,7 +146,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def fitted(space: SearchSpace, size: int) -> SearchSpace:
-    """The space for films of this size, without the tables of other families. Raises `InputError` where none is left."""
+    """The space for films of this size, without the tables of other families; see `space_for`."""
     pretrained = any(space.weights_of(family) for family in space.families)
     wanted = {EVERY, *space.families, *({PRETRAINED, PROBES} if pretrained else ())}
     wanted |= set() if all(family in OWN_FAMILIES for family in space.families) else {BACKBONE}
@@ -154,8 +157,8 @@ def fitted(space: SearchSpace, size: int) -> SearchSpace:
     found = SearchSpace(families=space.families, tables=tables)
     if "cnn" in space.families and "depth" in tables.get("cnn", {}):
         branch = found.branch("cnn")
-        side = min(branch["resolution"][1].edges()) if "resolution" in branch else size  # type: ignore[type-var]
-        tables["cnn"]["depth"] = _within(tables["cnn"]["depth"], int(side))
+        sides = branch["resolution"][1].edges() if "resolution" in branch else (size,)
+        tables["cnn"]["depth"] = _within(tables["cnn"]["depth"], min(int(side) for side in sides))
     _check_frozen(found)
     return found
 
@@ -280,7 +283,9 @@ def _check_frozen(space: SearchSpace) -> None:
             raise InputError(f"frozen_groups: {family} starts from random weights, so all of it must learn; give 0")
         groups = len(layer_groups(build(ModelSpec(name=family))))
         if most >= groups:
-            raise InputError(f"frozen_groups={most}: {family} has {groups} groups of layers; choose {groups - 1} at most")
+            raise InputError(
+                f"frozen_groups={most}: {family} has {groups} groups of layers; choose {groups - 1} at most"
+            )
 
 
 def _at_most(domain: Domain, size: int) -> Domain:

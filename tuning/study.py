@@ -2,8 +2,12 @@
 
     STUDY/study.json                         dataset, fingerprint, space, settings: put first, create-only
     STUDY/trials.parquet                     contracts.TRIALS, put anew as each trial ends
-    STUDY/trials/<trial_id>/weights.safetensors   the trial's best epoch, put by the trial whenever it improves
+    STUDY/trials/<trial_id>/trial.json       what the trial is: put as it starts, create-only
+    STUDY/trials/<trial_id>/weights.safetensors      its best epoch, put by the trial whenever it improves
+    STUDY/trials/<trial_id>/checkpoint.safetensors   its whole state, put after each epoch, removed when it has ended
     STUDY/best/                              the bundle of the winner
+
+A trial that has a trial.json and no row in the table was under way when its search was killed, and is taken up again.
 
 All of it is JSON, Parquet and safetensors: taking a study up again unpickles nothing, unlike Ray Tune's own experiment
 state, which is therefore thrown away.
@@ -36,10 +40,11 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError, NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
+from tuning.checkpoint import Checkpoint
 from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, StateDict, TrainSettings
+from tuning.objectives import AUC, pareto_front, parse_objectives
 from tuning.promote import promote
 from tuning.selection import TOP, Score, Select, most_robust
-from tuning.objectives import AUC
 from tuning.space import PROBE, to_spec_and_settings
 from tuning.space_file import differences
 
@@ -48,6 +53,8 @@ TrialStatus = Literal["complete", "pruned", "failed"]
 STUDY = "study.json"
 TRIALS = "trials.parquet"
 BEST = "best"
+_TRIAL = "trial.json"
+_CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,18 @@ class StudyInfo:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedTrial:
+    """What a trial is, written down as it starts, so that it can be taken up again."""
+
+    trial_id: str
+    number: int
+    """As in `TrialRecord`."""
+    seed: int
+    """Of the training."""
+    parameters: dict[str, Scalar]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +245,52 @@ def write_trials(store: Store, records: Sequence[TrialRecord]) -> None:
     store.put(TRIALS, sink.getvalue().to_pybytes())
 
 
+def begin_trial(store: Store, trial: StartedTrial) -> None:
+    """Put what a trial is, once, before its first epoch ends."""
+    store.create(f"trials/{trial.trial_id}/{_TRIAL}", json.dumps(asdict(trial)).encode())
+
+
+def unfinished_trials(store: Store, records: Sequence[TrialRecord]) -> list[StartedTrial]:
+    """Trials that began and are not among the finished ones, in the order of their numbers.
+
+    Checkpoints of finished ones, which a killed search may have left, are removed. Raises `InputError` where a
+    trial.json cannot be understood.
+    """
+    ended = {record.trial_id for record in records}
+    keys = [info.key for chunk in store.list("trials") for info in chunk]
+    store.delete_all([key for key in keys if key.endswith(f"/{_CHECKPOINT}") and key.split("/")[1] in ended])
+    started = [key for key in keys if key.endswith(f"/{_TRIAL}") and key.split("/")[1] not in ended]
+    return sorted((_read_started(store, key) for key in started), key=lambda trial: trial.number)
+
+
+def _read_started(store: Store, key: str) -> StartedTrial:
+    try:
+        return StartedTrial(**json.loads(store.get(key)))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{store.uri(key)} is not a trial of this version of rayscan: {error}; "
+            "remove its folder to give that trial up"
+        ) from error
+
+
+def save_checkpoint(store: Store, trial_id: str, checkpoint: Checkpoint) -> None:
+    """Put the whole state of a trial after an epoch."""
+    store.put(f"trials/{trial_id}/{_CHECKPOINT}", checkpoint.to_bytes())
+
+
+def load_checkpoint(store: Store, trial_id: str) -> Checkpoint | None:
+    """The state of a trial after its last whole epoch; None before its first. Raises `InputError` where it is none."""
+    try:
+        return Checkpoint.from_bytes(store.get(f"trials/{trial_id}/{_CHECKPOINT}"))
+    except NotFoundError:
+        return None
+
+
+def remove_checkpoint(store: Store, trial_id: str) -> None:
+    """A trial that has ended does not go on."""
+    store.delete(f"trials/{trial_id}/{_CHECKPOINT}")
+
+
 def weights_key(trial_id: str) -> str:
     """Key of a trial's weights within STUDY."""
     return f"trials/{trial_id}/weights.safetensors"
@@ -246,7 +311,7 @@ def load_weights(store: Store, trial_id: str) -> StateDict:
 def leaderboard(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Trials with a result, the best value first; of equals, the faster model, then the earlier. Probes are no models.
 
-    Where the latency is an objective, too, the first is on the Pareto front: of all that are as good, it is the fastest.
+    Where the latency is an objective, too, the first is on the Pareto front: the fastest of those that are as good.
     """
     ranked = [
         record
@@ -254,6 +319,16 @@ def leaderboard(records: Sequence[TrialRecord]) -> list[TrialRecord]:
         if record.status != "failed" and record.value is not None and PROBE not in record.parameters
     ]
     return sorted(ranked, key=lambda record: (-(record.value or 0.0), record.latency_ms or 0.0, record.number))
+
+
+def study_front(records: Sequence[TrialRecord], names: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of the trials that no other beats in all of several objectives; empty where there is only one."""
+    objectives = parse_objectives(names)
+    ranked = [record for record in leaderboard(records) if record.latency_ms is not None]
+    if len(objectives) == 1:
+        return ()
+    points = [(record.value or 0.0, record.latency_ms or 0.0) for record in ranked]
+    return tuple(ranked[place].number for place in pareto_front(points, objectives))
 
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -104,7 +104,9 @@ class TrainSettings:
             )
         _ = self.augmentation
         if parse_objective(self.objective).judge is None:
-            raise InputError(f"an epoch cannot be judged by {self.objective}; choose auc or sensitivity@specificity=0.9")
+            raise InputError(
+                f"an epoch cannot be judged by {self.objective}; choose auc or sensitivity@specificity=0.9"
+            )
 
     def _check_numbers(self) -> None:
         for name, low in _LEAST.items():
