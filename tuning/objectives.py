@@ -80,9 +80,9 @@ def sensitivity_at(labels: Labels, score: Scores, *, specificity: float) -> floa
     films above it are called diseased.
     """
     healthy = np.sort(score[labels == 0])
-    # so many of the healthy films must not lie above the threshold; the product may be a hair above a whole number
-    kept = int(np.ceil(specificity * len(healthy) - 1e-9))
-    return float((score[labels == 1] > healthy[kept - 1]).mean())
+    shares = np.arange(1, len(healthy) + 1) / len(healthy)  # of the healthy films, up to each in order
+    threshold = healthy[np.searchsorted(shares, specificity)]
+    return float((score[labels == 1] > threshold).mean())
 
 
 def pareto_front(points: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[int]:

@@ -87,6 +87,8 @@ def space_for(
     if weights is not None:
         if all(family in OWN_FAMILIES for family in chosen):
             raise InputError("weights are for timm backbones; name one with --family")
+        for of in tables.values():
+            of.pop("weights", None)
         tables.setdefault(BACKBONE, {})["weights"] = Domain(choices=(absolute(weights),))
     return fitted(_checked(SearchSpace(families=chosen, tables=tables)), size)
 

@@ -78,7 +78,7 @@ class StudyInfo:
     @property
     def objectives(self) -> list[str]:
         """What the search is for, what the trials are ranked by first."""
-        return list(self.settings.get("objectives", [AUC]))
+        return [one.name for one in parse_objectives(self.settings.get("objectives", [AUC]))]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -52,7 +52,7 @@ class Eventful(SearchSpace):
         constants = super().__call__(trial)
         number = getattr(trial, "number", None)
         if number == BREAKS and TAKEN_UP not in trial.user_attrs:
-            return {**constants, "optimiser": "none such"}
+            return {**constants, "accumulate": 0}
         if number == CTRL_C:
             os.kill(os.getpid(), signal.SIGINT)
         return constants
@@ -99,7 +99,7 @@ def test_a_trial_that_raises_is_recorded_and_the_search_goes_on(interrupted: Run
     failed = [record for record in interrupted.records if record.status == "failed"]
     assert [record.number for record in failed] == [BREAKS]
     assert failed[0].error is not None
-    assert failed[0].error.startswith("InputError: unknown optimiser")
+    assert failed[0].error.startswith("InputError: accumulate=0")
     assert (failed[0].auc, failed[0].epochs, failed[0].history) == (None, 0, [])
     assert interrupted.summary.trials["failed"] == 1
 

@@ -107,7 +107,8 @@ def _trials(store: Store) -> list[_Trial]:
     """Every finished trial in the order of its number; none where the table is not there yet."""
     try:
         table = pq.read_table(pa.BufferReader(store.get("trials.parquet"))).select(TRIALS.names)
-        trials = [_trial(row) for row in table.to_pylist()]
+        # probes, heads on frozen features, are rows and no trials
+        trials = [_trial(row) for row in table.to_pylist() if not json.loads(row["parameters"]).get("probe")]
     except NotFoundError:
         return []
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
