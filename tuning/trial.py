@@ -20,11 +20,11 @@ from torch import Tensor
 
 from models.errors import RayscanError
 from models.films import Films
-from models.spec import Preprocessing, Scalar
+from models.spec import ModelSpec, Preprocessing, Scalar
 from pipelines.errors import StorageError
 from pipelines.storage import Store
 from tuning.checkpoint import Checkpoint
-from tuning.loop import EpochReport, EpochState, fit
+from tuning.loop import EpochReport, EpochState, TrainSettings, fit
 from tuning.objectives import AUC, LATENCY, latency_ms
 from tuning.space import TrialPlan, to_plan
 from tuning.start import pretrained_start
@@ -92,6 +92,12 @@ def plan_of(config: Mapping[str, Any], job: TrialJob) -> TrialPlan:
         device=job.device,
         objective=job.objective,
     )
+
+
+def to_train(config: Mapping[str, Any], job: TrialJob) -> tuple[ModelSpec, TrainSettings]:
+    """The model and the training of `plan_of`."""
+    plan = plan_of(config, job)
+    return plan.spec, plan.training
 
 
 def start_of(plan: TrialPlan, train: Films, val: Films, job: TrialJob) -> dict[str, Tensor] | None:

@@ -39,7 +39,7 @@ from tuning.study import (
     weights_key,
     write_trials,
 )
-from tuning.trial import METRIC, TAKEN_UP, TIME, Progress, TrialJob, to_train
+from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, Progress, TrialJob, to_train
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
 BREAKS, KILLED, CTRL_C = 2, 3, 5
@@ -235,7 +235,7 @@ def suggest(space: SearchSpace, earlier: list[TrialRecord], settings: SearchSett
     drawn = []
     for number in range(count):
         drawn.append(searcher.suggest(str(number)))
-        searcher.on_trial_complete(str(number), {METRIC: 0.6})
+        searcher.on_trial_complete(str(number), {OBJECTIVE: 0.6})
     return drawn
 
 
