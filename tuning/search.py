@@ -118,6 +118,8 @@ class SearchSettings:
     steers TPE, so a search repeats exactly only one trial at a time."""
     select: Select = "auc"
     """Which trial becomes the model: the best validation `auc`, or of the few best the most `robust` one."""
+    show_films: bool = True
+    """Put a few validation films, which are patients' images, into the winner's bundle, with its maps."""
     resume: bool = False
     """Go on with the study that stands at STUDY: trials that were under way first, each from its last whole epoch.
     Finished ones are not run again."""
@@ -213,7 +215,16 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
     if settings.finals and not interrupted:
         finals = final_trials(records, info.size, settings.finals)
         records, _ = search_round(records, finals=finals, deadline=began + budget)
-    record, bundle = promote_best(store, records, study, dataset=info, train=train, val=val, select=settings.select)
+    record, bundle = promote_best(
+        store,
+        records,
+        study,
+        dataset=info,
+        train=train,
+        val=val,
+        select=settings.select,
+        show_films=settings.show_films,
+    )
     assert record.auc is not None  # the leaderboard holds only trials with a result
     trials = _trials(records)
     return StudySummary(

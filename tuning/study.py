@@ -351,10 +351,12 @@ def promote_best(
     train: Films,
     val: Films,
     select: Select = "auc",
+    show_films: bool = True,
 ) -> tuple[TrialRecord, Bundle]:
     """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
 
     `select` "robust" takes, of the few best, the one that does best on changed films; see `tuning/selection.py`.
+    `show_films` is that of `tuning.promote.promote`.
 
     Its figures are computed anew from those weights, not taken from the table. Where that trial is the bundle already,
     it stays as it is: another model_id would have every archive scored again.
@@ -385,7 +387,9 @@ def promote_best(
         seconds=record.seconds,
     )
     lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
-    bundle = promote(fitted, train, val, dataset_info=dataset, out=store.uri(BEST), lineage=lineage)
+    bundle = promote(
+        fitted, train, val, dataset_info=dataset, out=store.uri(BEST), lineage=lineage, show_films=show_films
+    )
     return record, bundle
 
 
