@@ -409,7 +409,8 @@ def _suggestions(
         _take_up(study, trial)
     begun = [one.parameters for one in earlier] + [one.parameters for one in unfinished]
     if finals is None:
-        wanted = max(0, settings.trials - len(_trials(earlier)))
+        searched = [one for one in _trials(earlier) if FINAL not in one.parameters]
+        wanted = max(0, settings.trials - len(searched))
         fresh = _enqueue(study, space if settings.search == "grid" else None, begun, points)
         if settings.search == "grid":
             wanted = len(unfinished) + fresh
