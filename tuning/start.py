@@ -58,6 +58,7 @@ def pretrained_start(
     `folder`. Raises what `seeded_network` and `fit_installed_head` raise.
     """
     network, loaded = seeded_network(spec, weights, seed)
+    network.to(memory_format=torch.channels_last)  # as the features are computed, whether or not they are kept already
     if head is not None:
         fitted, _ = fit_installed_head(
             network, spec, head, dataset=dataset, films=films, val=val, folder=folder, threads=threads

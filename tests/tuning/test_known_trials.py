@@ -39,9 +39,11 @@ def test_points_come_after_the_baselines_and_once() -> None:
 
 def test_finals_are_given_whole_and_are_no_trials_of_the_search() -> None:
     space, settings = space_for(64), SearchSettings(trials=3)
-    best = record(7, 0.9, parameters={**POINT, "learning_rate": 0.001}, model="cnn")
+    searcher, _ = _suggestions(space, [], settings, points=[POINT])
+    *_, drawn = [searcher.suggest(str(number)) for number in range(3)]
+    best = record(7, 0.9, parameters=drawn, model="cnn")
     (final,) = final_trials([best, record(8, 0.8)], 224, 3)
-    assert final == {**POINT, "learning_rate": 0.001, "resolution": 224, FINAL: True}
+    assert final == {**drawn, "resolution": 224, FINAL: True}
     searcher, wanted = _suggestions(space, [best], settings, finals=[final])
     assert (wanted, searcher.suggest("a")) == (1, final)
     done = record(9, 0.95, parameters=final, model="cnn")
@@ -89,7 +91,7 @@ def test_trials_share_the_features_that_their_classifiers_are_fitted_to(tmp_path
         assert start is not None
         starts.append(start)
     assert len(list((tmp_path / "features").iterdir())) == 2  # of train and val, for all of them
-    assert all(torch.equal(starts[0][name], value) for name, value in starts[1].items())
+    torch.testing.assert_close(starts[0], starts[1])
     assert not torch.equal(starts[0]["classifier.weight"], starts[2]["classifier.weight"])
     assert torch.equal(starts[0]["conv_stem.weight"], starts[2]["conv_stem.weight"])
     assert start_of(plan_of({"family": "cnn"}, job), train, val, job) is None
