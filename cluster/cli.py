@@ -263,20 +263,40 @@ def tune(
     out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.")],
     trials: Annotated[int | None, typer.Option(help="Trials of the study, earlier ones included (20).")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Stop with the best so far, e.g. 30m.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many trials in a row without a gain (never).")
+    ] = None,
     search: Annotated[Search, typer.Option(help="How to pick what to try.")] = Search.TPE,
     epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="NAME|S.toml", help="Where to search: default, grid, cnn-grid, or a file.")
+    ] = None,
     family: Annotated[
-        list[str] | None, typer.Option(help="Family to search, repeatable: mlp, cnn, a timm name (mlp, cnn).")
+        list[str] | None, typer.Option(help="Family to search, repeatable: mlp, cnn, a timm name (the space's).")
     ] = None,
     resolution: Annotated[
-        list[int] | None, typer.Option(help="Input side to search, repeatable (64, 96, 128).")
+        list[int] | None, typer.Option(help="Input side to search, repeatable (the space's).")
+    ] = None,
+    weights: Weights = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="auc or sensitivity@specificity=0.9; beside it latency, for a Pareto front (auc)."),
+    ] = None,
+    probes: Annotated[
+        int | None, typer.Option(help="Heads on frozen features first; the best are fine-tuned first (0).")
+    ] = None,
+    finals: Annotated[
+        int | None, typer.Option(help="So many of the best once more, at the data set's own size (0).")
+    ] = None,
+    warm_start: Annotated[
+        str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
     select: Annotated[
         Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
     ] = None,
     no_films: NoFilms = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False,
     address: Address = None,
     config: Config = None,
     json: Json = False,
@@ -292,12 +312,19 @@ def tune(
         show_films=not no_films,
         **given(
             trials=trials,
+            patience=patience,
             epochs=epochs,
             seed=seed,
             time_budget_s=seconds(time_budget) if time_budget else None,
             select=select and select.value,
+            space=space,
             families=tuple(family) if family else None,
             resolutions=tuple(resolution) if resolution else None,
+            weights=weights,
+            objectives=tuple(objective) if objective else None,
+            probes=probes,
+            finals=finals,
+            warm_start=warm_start,
         ),
     )
     with ray_session(address):

@@ -24,9 +24,13 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def _read_job_file(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        known = {parameter.name for parameter in context.command.params if parameter.name} - {"config"}
+        names = {parameter.name: parameter.name for parameter in context.command.params if parameter.name}
+        for parameter in context.command.params:  # a flag may be called otherwise than what it sets: --from
+            names |= {flag.lstrip("-").replace("-", "_"): parameter.name for flag in parameter.opts if parameter.name}
+        del names["config"]
         try:
-            context.default_map = job_defaults(path, str(context.info_name), known)
+            values = job_defaults(path, str(context.info_name), names)
+            context.default_map = {names[key]: value for key, value in values.items()}
         except RayscanError as error:
             raise typer.BadParameter(str(error)) from error
     return path

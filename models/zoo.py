@@ -190,6 +190,11 @@ def build(spec: ModelSpec) -> nn.Module:
     return _backbone(spec)
 
 
+def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
+    """Raise `InputError` where `build` would for a model's parameters, without building it."""
+    _configure(_FAMILIES[name][0] if name in _FAMILIES else BackboneSettings, name, parameters)
+
+
 def features(network: nn.Module, x: Tensor) -> Tensor:
     """What the classifier of a network sees of its input [N, 1, S, S]: [N, D] or [N, D, 1, 1]."""
     if isinstance(network, (CNN, MLP)):

@@ -180,7 +180,11 @@ TRIALS = pa.schema(
         pa.field("status", pa.string(), nullable=False),  # complete, pruned, failed
         pa.field("model", pa.string()),
         pa.field("parameters", pa.string(), nullable=False),  # JSON
-        pa.field("auc", pa.float64()),  # best over the epochs, on the validation films
+        pa.field("auc", pa.float64()),  # of the best epoch, on the validation films
+        pa.field(
+            "objective", pa.float64()
+        ),  # of the same epoch; null in studies from before there were others than auc
+        pa.field("latency_ms", pa.float64()),  # a film, on the engine of the trial's machine; null where nobody asked
         pa.field("epochs", pa.int32(), nullable=False),
         pa.field("history", pa.string(), nullable=False),  # JSON: metrics of each epoch
         pa.field("seconds", pa.float64(), nullable=False),

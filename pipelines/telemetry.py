@@ -33,6 +33,9 @@ class _Metrics:
     bytes: "Counter"
     stage_seconds: "Counter"
     trials: "Counter"
+    trials_running: "Gauge"
+    epochs: "Counter"
+    epoch_seconds: "Counter"
     best_value: "Gauge"
     drift_psi: "Gauge"
     drift_level: "Gauge"
@@ -47,6 +50,9 @@ def _metrics() -> _Metrics:
         bytes=Counter("rayscan_bytes", "Bytes of scans fetched from the archive."),
         stage_seconds=Counter("rayscan_stage_seconds", "Seconds spent in a stage, all threads.", tag_keys=("stage",)),
         trials=Counter("rayscan_trials", "Trials of searches that ended.", tag_keys=("status",)),
+        trials_running=Gauge("rayscan_trials_running", "Trials under way."),
+        epochs=Counter("rayscan_epochs", "Epochs of trials that ended.", tag_keys=("model",)),
+        epoch_seconds=Counter("rayscan_epoch_seconds", "Seconds of these epochs.", tag_keys=("model",)),
         best_value=Gauge("rayscan_best_value", "Best validation value of the running search.", tag_keys=("metric",)),
         drift_psi=Gauge(
             "rayscan_drift_psi", "Population stability index of the last run.", tag_keys=("model", "quantity", "site")
@@ -83,6 +89,19 @@ def count_trial(status: str) -> None:
     """Add one ended trial (`complete`, `pruned`, `failed`)."""
     if _exported():
         _add(_metrics().trials, 1, {"status": status})
+
+
+def set_running(trials: int) -> None:
+    """Set how many trials are under way."""
+    if _exported():
+        _metrics().trials_running.set(float(trials))
+
+
+def count_epoch(seconds: float, *, model: str) -> None:
+    """Add one epoch of a trial of a family."""
+    if _exported():
+        _add(_metrics().epochs, 1, {"model": model})
+        _add(_metrics().epoch_seconds, seconds, {"model": model})
 
 
 def set_best_value(value: float, *, metric: str) -> None:

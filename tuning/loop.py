@@ -1,7 +1,8 @@
 """One training loop: for `rayscan train`, for the trials of a search and for Ray Train workers. Knows no ray.
 
 The validation films go through the very module that scores later, in float32, so that the temperature and thresholds
-fitted on their logits hold for the engine. The epoch of the best validation AUC is the one that is kept.
+fitted on their logits hold for the engine. The epoch of the best validation AUC is the one that is kept, or of the best
+of another objective (`tuning/objectives.py`).
 
 Films larger than the model's input are shrunk once, before the first epoch; `models.preprocess.resize` gives whole grey
 levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
@@ -37,6 +38,7 @@ from models.preprocess import Preprocess, resize_films
 from models.spec import ModelSpec
 from models.zoo import Majority, build, layer_groups
 from tuning.checkpoint import Checkpoint, optimiser_state, restore_network, restore_optimiser, under
+from tuning.objectives import AUC, parse_objective
 from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
 from tuning.schedule import Indices, films_of_epoch, mixing_generator, rate, steps_of_epoch
 from tuning.train_settings import ClassWeighting, TrainSettings
@@ -63,6 +65,13 @@ class EpochReport:
     val_loss: float
     """Cross entropy, neither weighted nor smoothed, before calibration."""
     seconds: float
+    objective: float | None = None
+    """Value of the training's objective, where that is another than `val_auc`."""
+
+    @property
+    def quality(self) -> tuple[float, float]:
+        """What the best epoch has the most of; of equals, the loss decides."""
+        return self.val_auc if self.objective is None else self.objective, -self.val_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +174,7 @@ class _Training:
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         balanced = settings.class_weighting == "balanced"
         self.weights = class_weights(labels, len(spec.classes)).to(device) if balanced else None
+        self.judge = None if settings.objective == AUC else parse_objective(settings.objective).judge
         self.history: list[EpochReport] = []
         self.best_state: StateDict = {}
         self.best_logits = np.empty(0, dtype=np.float32)
@@ -174,7 +184,7 @@ class _Training:
     @property
     def best(self) -> EpochReport | None:
         """The first of the epochs that are as good as any; None before the first."""
-        return max(self.history, key=_quality, default=None)
+        return max(self.history, key=lambda report: report.quality, default=None)
 
     @property
     def seconds(self) -> float:
@@ -286,12 +296,14 @@ class _Training:
             for step, index in enumerate(films_of_epoch(self.settings, self.train_labels, epoch))
         ]
         logits = self._evaluate()
+        diseased, odds = (self.val_labels > 0).astype(np.int64), disease_log_odds(logits)
         report = EpochReport(
             epoch=epoch,
             train_loss=float(np.mean(losses)),
-            val_auc=auc((self.val_labels > 0).astype(np.int64), disease_log_odds(logits)),
+            val_auc=auc(diseased, odds),
             val_loss=float(cross_entropy(torch.from_numpy(logits), torch.tensor(self.val_labels))),
             seconds=time.perf_counter() - begun,
+            objective=None if self.judge is None else self.judge(diseased, odds),
         )
         self.history.append(report)
         if self.best is report:
@@ -377,10 +389,6 @@ def disease_log_odds(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
     highest = diseases.max(axis=1)
     odds: npt.NDArray[np.float32] = highest + np.log(np.exp(diseases - highest[:, None]).sum(axis=1)) - none
     return odds
-
-
-def _quality(report: EpochReport) -> tuple[float, float]:
-    return report.val_auc, -report.val_loss
 
 
 def _precision(device: torch.device) -> torch.autocast:

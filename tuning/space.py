@@ -2,165 +2,236 @@
 
 Define-by-run: `SearchSpace` is called with an Optuna trial and asks it for one value after the other, so a cnn trial
 has no number of hidden layers and an mlp trial no depth. A flat dictionary of distributions was refused: its sampler
-would spend its model on parameters that do not act. Parameters of one family carry its name (`cnn_depth`), because
+would spend its model on parameters that do not act. Parameters of one table carry its name (`cnn_depth`), because
 Optuna keeps one distribution per name.
 
-It is a frozen dataclass, not a closure: Ray's OptunaSearch pickles it, and a study writes it down, to refuse to go on
-with another space under the same trials.
+It is data, read from a file by `tuning/space_file.py`, and no closure: Ray's OptunaSearch pickles it, and a study
+writes it down, to refuse to go on with another space under the same trials.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
-from models.cnn import Pooling, smallest_film
+from models.cnn import CNNSettings
 from models.errors import InputError
 from models.spec import ModelSpec, Preprocessing, Scalar
-from models.zoo import known_models
-from tuning.loop import ClassWeighting, TrainSettings
+from models.zoo import BackboneSettings, MajoritySettings, MLPSettings
+from tuning.domain import Domain, Suggest
+from tuning.features import HeadSettings
+from tuning.train_settings import TrainSettings
 
-BASELINE = "baseline"
+BASELINE: Final = "baseline"
 """User attribute of an Optuna trial, and parameter of a study's row: this trial is the named baseline."""
+GIVEN: Final = "given"
+"""User attribute of an Optuna trial: all its parameters, which need not lie in the space, so that none is sampled."""
+PROBE: Final = "probe"
+"""Parameter of a study's row: a head on frozen features (`tuning/probes.py`), no model of its own."""
+FINAL: Final = "final"
+"""Parameter of a study's row: one of the best trials once more, on films of the data set's own size."""
 
-BASELINES = ("majority", "mlp")
+BASELINES: Final = ("majority", "mlp")
 """Always the first trials of a study, as the zoo and the training loop give them: what a search has to beat."""
 
+OWN_FAMILIES: Final = ("majority", "mlp", "cnn")
+"""Families whose tables carry their own name; those of every timm backbone share `backbone`."""
+EVERY: Final = ""
+"""Table of parameters that every family has; they carry no prefix."""
+BACKBONE: Final = "backbone"
+PRETRAINED: Final = "pretrained"
+"""Table of parameters of a network that starts from weights; they take the place of those of its family."""
+PROBES: Final = "probe"
+"""Table of the heads that are tried on frozen features."""
 
-OWN_FAMILIES = ("majority", "mlp", "cnn")
-"""Families whose parameters carry their own name; those of every timm backbone begin with `backbone_`."""
+NO_WEIGHTS: Final = "none"
+FILM: Final[Mapping[str, Scalar]] = {"resolution": Preprocessing.size, "normalise": Preprocessing.normalise}
+HEAD: Final[Mapping[str, Scalar]] = {"l2": HeadSettings.l2, "hidden": HeadSettings.hidden, "steps": HeadSettings.steps}
+START: Final[Mapping[str, Scalar]] = {"head_first": False, "l2": HeadSettings.l2}
+_OF_THE_SEARCH: Final = {"epochs", "seed", "device", "threads", "objective"}
+TRAINING: Final[Mapping[str, Scalar]] = {
+    field.name: getattr(TrainSettings(), field.name)
+    for field in fields(TrainSettings)
+    if field.name not in _OF_THE_SEARCH
+}
+_MARKS: Final = {"family", BASELINE, PROBE, FINAL}
 
 
-class Suggest(Protocol):
-    """What the space needs of an Optuna trial; `optuna.Trial`, `optuna.trial.FixedTrial` and `_Leaf` have it."""
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """What one trial trains."""
 
-    @property
-    def user_attrs(self) -> dict[str, Any]:
-        """Attributes given to the trial when it was enqueued."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of `choices`."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number from `low` to `high`."""
+    spec: ModelSpec
+    training: TrainSettings
+    weights: str | None = None
+    """File or URI of pretrained weights it starts from, or `imagenet`; None: random weights."""
+    head: HeadSettings | None = None
+    """Before all learns, the classifier is fitted to frozen features like this; None: it starts at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Where the search looks. Calling it with an Optuna trial makes the trial's suggestions."""
 
-    families: tuple[str, ...] = ("mlp", "cnn")
+    families: tuple[str, ...]
     """`mlp`, `cnn`, and names of timm backbones."""
-    resolutions: tuple[int, ...] = (64, 96, 128)
-    """Sides of the training input in pixels."""
-    grid: bool = False
-    """A small discrete version of the space, to be visited whole."""
+    tables: Mapping[str, Mapping[str, Domain]]
+    """The values of each parameter, by the table it stands in."""
 
     def __call__(self, trial: Suggest) -> dict[str, Scalar]:
-        """Suggest one trial's parameters; what is returned beside the suggestions are a baseline's constants."""
+        """Suggest one trial's parameters; what is returned beside the suggestions are constants of a given trial."""
+        if given := trial.user_attrs.get(GIVEN):
+            return dict(given)
         if name := trial.user_attrs.get(BASELINE):
-            return {BASELINE: True, "family": name, "resolution": self.resolutions[0]}
+            return {BASELINE: True, "family": name, **self._baseline_resolution()}
         family = trial.suggest_categorical("family", self.families)
-        if self.grid:
-            _grid_training(trial, self.resolutions)
-        else:
-            _training(trial, self.resolutions)
-        if family == "mlp":
-            _mlp(trial, grid=self.grid)
-        elif family == "cnn":
-            _cnn(trial, grid=self.grid, smallest=min(self.resolutions))
-        elif not self.grid:
-            trial.suggest_float("backbone_drop_rate", 0.0, 0.5)
+        values = dict(defaults(family))
+        if start := self.branch(family).get("weights"):
+            values["weights"] = start[1].suggest(trial, start[0])
+        branch = self.branch(family, pretrained=values.get("weights", NO_WEIGHTS) != NO_WEIGHTS)
+        # those with a condition come after what it may depend on; the sort keeps the order of the others
+        for name, (full, domain) in sorted(branch.items(), key=lambda one: bool(one[1][1].when)):
+            if name != "weights" and domain.acts(values):
+                values[name] = domain.suggest(trial, full)
         return {}
 
+    def branch(self, family: str, *, pretrained: bool = False) -> dict[str, tuple[str, Domain]]:
+        """The parameters of a family by their plain names: the name they carry in a trial, and their values."""
+        found: dict[str, tuple[str, Domain]] = {}
+        for table in tables_of(family, pretrained=pretrained):
+            for name, domain in self.tables.get(table, {}).items():
+                found[name] = (full_name(table, name), domain)
+        return found
+
+    def weights_of(self, family: str) -> list[str]:
+        """The pretrained weights a family may start from."""
+        start = self.branch(family).get("weights")
+        return [str(choice) for choice in start[1].choices if choice != NO_WEIGHTS] if start else []
+
+    def point(self, family: str, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Values by their plain names as parameters of a trial of this family, the others left to the sampler.
+
+        Raises `InputError` where one lies outside this space.
+        """
+        if family not in self.families:
+            raise InputError(f"{family} is not searched here")
+        branch = self.branch(family, pretrained=values.get("weights", NO_WEIGHTS) != NO_WEIGHTS)
+        found: dict[str, Scalar] = {"family": family}
+        for name, value in values.items():
+            if name in branch and value in branch[name][1]:
+                found |= {branch[name][0]: value}
+            elif name in branch or value != defaults(family)[name]:
+                raise InputError(f"{name}={value} lies outside this space")
+        return found
+
+    def translated(self, parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """The parameters of a trial of another space as those of this one.
+
+        What the other did not search, it left at its default: so does this one where that is a choice, else the sampler
+        chooses. Raises `InputError` where a value lies outside this space.
+        """
+        family = str(parameters["family"])
+        given = plain_values(parameters)
+        found = self.point(family, given)
+        values = {**defaults(family), **given}
+        pretrained = values.get("weights", NO_WEIGHTS) != NO_WEIGHTS
+        for name, (full, domain) in self.branch(family, pretrained=pretrained).items():
+            if values[name] in domain and domain.acts(values):
+                found[full] = values[name]
+        return found
+
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**asdict(self), "families": list(self.families), "resolutions": list(self.resolutions)}
+        """As plain JSON values, in the form of a space's file."""
+        written = {table: {name: of.to_json() for name, of in each.items()} for table, each in self.tables.items()}
+        return {"family": list(self.families), **written.pop(EVERY, {}), **written}
+
+    def _baseline_resolution(self) -> dict[str, Scalar]:
+        found = self.tables.get(EVERY, {}).get("resolution")
+        return {"resolution": min(int(side) for side in found.edges())} if found else {}
 
 
-def space_for(size: int, *, families: Sequence[str], resolutions: Sequence[int], grid: bool) -> SearchSpace:
-    """The space for a dataset of films `size` pixels wide.
+def tables_of(family: str, *, pretrained: bool) -> tuple[str, ...]:
+    """The tables of a family, from the widest to the narrowest, whose values count."""
+    own = (family,) if family in OWN_FAMILIES else (BACKBONE, family)
+    return (EVERY, *own, *((PRETRAINED,) if pretrained else ()))
 
-    Resolutions above the dataset's size are left out (enlarged films carry no more detail); where none is left, it is
-    the dataset's own size. Raises `InputError` on a family the zoo does not know.
+
+def full_name(table: str, name: str) -> str:
+    """What a parameter is called in a trial."""
+    return f"{table}_{name}" if table else name
+
+
+def architecture(family: str) -> dict[str, Scalar]:
+    """The parameters of a family's architecture with their defaults."""
+    settings = {"majority": MajoritySettings, "mlp": MLPSettings, "cnn": CNNSettings}.get(family, BackboneSettings)
+    return dict(vars(settings()))
+
+
+def known(table: str) -> dict[str, Scalar]:
+    """The parameters that may stand in a table, with their defaults."""
+    if table == PROBES:
+        return dict(HEAD)
+    if table == PRETRAINED:
+        return {**FILM, **TRAINING, **START}
+    start = {} if table in {EVERY, *OWN_FAMILIES} else {"weights": NO_WEIGHTS}
+    return {**FILM, **TRAINING, **({} if table == EVERY else architecture(table)), **start}
+
+
+def defaults(family: str) -> dict[str, Scalar]:
+    """Every parameter of a family by its plain name, with what holds where the space says nothing."""
+    return {**known(family), **({} if family in OWN_FAMILIES else START)}
+
+
+def plain_values(parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """A trial's parameters by their plain names, without its family and marks.
+
+    Raises `InputError` on one that this version does not know.
     """
-    known = known_models()
-    for family in families:
-        if family == "majority" or family not in known:
-            raise InputError(f"cannot search the family {family!r}; choose mlp, cnn or the name of a timm backbone")
-    if not families:
-        raise InputError("there is no family to search; choose mlp, cnn or the name of a timm backbone")
-    fitting = tuple(sorted({side for side in resolutions if side <= size})) or (size,)
-    return SearchSpace(families=tuple(dict.fromkeys(families)), resolutions=fitting, grid=grid)
+    family = str(parameters["family"])
+    names = {full_name(table, name): name for table in tables_of(family, pretrained=True) for name in defaults(family)}
+    for name in parameters:
+        if name not in names and name not in _MARKS:
+            raise InputError(f"{family} has no parameter {name!r} in this version of rayscan")
+    return {names[name]: value for name, value in parameters.items() if name in names}
 
 
-def _training(trial: Suggest, resolutions: Sequence[int]) -> None:
-    trial.suggest_categorical("resolution", resolutions)
-    trial.suggest_float("learning_rate", 5e-4, 1e-2, log=True)
-    trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True)
-    trial.suggest_categorical("batch_size", (16, 32, 64))
-    trial.suggest_float("label_smoothing", 0.0, 0.1)
-    trial.suggest_categorical("class_weighting", get_args(ClassWeighting))
-    trial.suggest_float("augment", 0.0, 1.5)
+def to_plan(
+    parameters: Mapping[str, Scalar],
+    *,
+    preprocessing: Preprocessing,
+    epochs: int,
+    seed: int,
+    threads: int | None = None,
+    device: str | None = None,
+    objective: str = "auc",
+) -> TrialPlan:
+    """What one trial trains, from its parameters; what they leave open is as the zoo and `TrainSettings` have it.
 
-
-def _grid_training(trial: Suggest, resolutions: Sequence[int]) -> None:
-    trial.suggest_categorical("resolution", resolutions[-1:])
-    trial.suggest_categorical("learning_rate", (1e-3, 3e-3))
-    trial.suggest_categorical("augment", (0.0, 1.0))
-
-
-def _mlp(trial: Suggest, *, grid: bool) -> None:
-    trial.suggest_categorical("mlp_width", (64, 256) if grid else (32, 64, 128, 256))
-    if not grid:
-        trial.suggest_categorical("mlp_layers", (1, 2, 3))
-        trial.suggest_float("mlp_dropout", 0.0, 0.5)
-
-
-def _cnn(trial: Suggest, *, grid: bool, smallest: int) -> None:
-    # Optuna keeps one set of choices per name, so the depth suits every resolution of the space.
-    depths = [depth for depth in ((3, 4) if grid else (2, 3, 4)) if smallest_film(depth) <= smallest]
-    trial.suggest_categorical("cnn_depth", tuple(depths))
-    trial.suggest_categorical("cnn_width", (16, 32) if grid else (8, 16, 24, 32))
-    if not grid:
-        trial.suggest_categorical("cnn_residual", (False, True))
-        trial.suggest_categorical("cnn_pooling", get_args(Pooling))
-        trial.suggest_float("cnn_dropout", 0.0, 0.5)
-
-
-@dataclass
-class _Leaf:
-    """A trial that follows a given path down a discrete space, and at the path's end takes the first branch.
-
-    What it did not take it leaves in `others`, as paths to follow later.
+    `preprocessing` is that of the dataset; the trial's resolution takes the place of its size.
     """
-
-    path: dict[str, Any]
-    others: list[dict[str, Any]]
-    user_attrs: dict[str, Any]
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        if name not in self.path:
-            self.others.extend({**self.path, name: choice} for choice in reversed(choices[1:]))
-            self.path[name] = choices[0]
-        return self.path[name]
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        raise InputError(f"a grid needs a finite space, but {name} is a number from {low} to {high}")
-
-
-def leaves(space: SearchSpace) -> list[dict[str, Any]]:
-    """Every combination of a discrete space, in order; conditional parameters only where they act.
-
-    They are handed to the study one by one. Optuna's own exhaustive sampler was refused: with several trials running
-    it may repeat one, and it does not say how many there are.
-    """
-    found: list[dict[str, Any]] = []
-    pending: list[dict[str, Any]] = [{}]
-    while pending:
-        leaf = _Leaf(path=pending.pop(), others=pending, user_attrs={})
-        space(leaf)
-        found.append(leaf.path)
-    return found
+    family = str(parameters["family"])
+    values: dict[str, Any] = plain_values(parameters)
+    spec = ModelSpec(
+        name=family,
+        parameters={name: values[name] for name in values if name in architecture(family)},
+        preprocessing=replace(
+            preprocessing,
+            size=values.get("resolution", preprocessing.size),
+            decoded_size=preprocessing.film_size,
+            normalise=values.get("normalise", preprocessing.normalise),
+        ),
+    )
+    training = TrainSettings(
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        device=device,
+        objective=objective,
+        **{name: values[name] for name in values if name in TRAINING},
+    )
+    if values.get("weights", NO_WEIGHTS) == NO_WEIGHTS:
+        return TrialPlan(spec=spec, training=training)
+    head = HeadSettings(l2=values.get("l2", HeadSettings.l2), seed=seed) if values.get("head_first") else None
+    return TrialPlan(spec=spec, training=training, weights=values["weights"], head=head)
 
 
 def to_spec_and_settings(
@@ -171,20 +242,60 @@ def to_spec_and_settings(
     seed: int,
     threads: int | None = None,
     device: str | None = None,
+    objective: str = "auc",
 ) -> tuple[ModelSpec, TrainSettings]:
-    """What one trial trains, from its parameters; what they leave open is as the zoo and `TrainSettings` have it.
-
-    `preprocessing` is that of the dataset; the trial's resolution takes the place of its size.
-    """
-    family = str(parameters["family"])
-    prefix = f"{family}_" if family in OWN_FAMILIES else "backbone_"
-    own = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
-    size = int(parameters.get("resolution", preprocessing.size))
-    spec = ModelSpec(
-        name=family,
-        parameters=own,
-        preprocessing=replace(preprocessing, size=size, decoded_size=preprocessing.film_size),
+    """The model and the training of `to_plan`."""
+    plan = to_plan(
+        parameters,
+        preprocessing=preprocessing,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        device=device,
+        objective=objective,
     )
-    names = {field.name for field in fields(TrainSettings)}
-    chosen: dict[str, Any] = {name: value for name, value in parameters.items() if name in names}
-    return spec, TrainSettings(epochs=epochs, seed=seed, threads=threads, device=device, **chosen)
+    return plan.spec, plan.training
+
+
+class _Leaf:
+    """A trial that follows a given path down a discrete space, and at the path's end takes the first branch.
+
+    What it did not take it leaves in `others`, as paths to follow later.
+    """
+
+    user_attrs: Mapping[str, Any] = {}
+
+    def __init__(self, path: dict[str, Any], others: list[dict[str, Any]]) -> None:
+        self.path = path
+        self.others = others
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        if name not in self.path:
+            self.others.extend({**self.path, name: choice} for choice in reversed(choices[1:]))
+            self.path[name] = choices[0]
+        return self.path[name]
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        chosen: int = self.suggest_categorical(name, range(low, high + 1))
+        return chosen
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        raise InputError(
+            f"a grid needs a finite space, but {name} is any number from {low} to {high}; give a list of values, and"
+            ' base = "empty" or "grid" where the rest comes from the default space'
+        )
+
+
+def leaves(space: SearchSpace) -> list[dict[str, Any]]:
+    """Every combination of a discrete space, in order; conditional parameters only where they act.
+
+    They are handed to the study one by one. Optuna's own exhaustive sampler was refused: with several trials running
+    it may repeat one, and it does not say how many there are. Raises `InputError` for a space that is not discrete.
+    """
+    found: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = [{}]
+    while pending:
+        leaf = _Leaf(pending.pop(), pending)
+        space(leaf)  # type: ignore[arg-type] # its user_attrs are read only
+        found.append(leaf.path)
+    return found

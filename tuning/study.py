@@ -2,10 +2,14 @@
 
     STUDY/study.json                         dataset, fingerprint, space, settings: put first, create-only
     STUDY/trials.parquet                     contracts.TRIALS, put anew as each trial ends
-    STUDY/trials/<trial_id>/weights.safetensors   the trial's best epoch, put by the trial whenever it improves
+    STUDY/trials/<trial_id>/trial.json       what the trial is: put as it starts, create-only
+    STUDY/trials/<trial_id>/weights.safetensors      its best epoch, put by the trial whenever it improves
+    STUDY/trials/<trial_id>/checkpoint.safetensors   its whole state, put after each epoch, removed when it has ended
     STUDY/trials/<trial_id>/val_logits.safetensors   what that epoch says of the validation films
     STUDY/findings.json                      what came of it, put when the search ends: see tuning/findings.py
     STUDY/best/                              the bundle of the winner
+
+A trial that has a trial.json and no row in the table was under way when its search was killed, and is taken up again.
 
 All of it is JSON, Parquet and safetensors: taking a study up again unpickles nothing, unlike Ray Tune's own experiment
 state, which is therefore thrown away.
@@ -38,11 +42,14 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError, NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
+from tuning.checkpoint import Checkpoint
 from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, StateDict, TrainSettings
+from tuning.objectives import AUC, pareto_front, parse_objectives
 from tuning.optimism import Optimism
 from tuning.promote import promote
 from tuning.selection import TOP, Score, Select, most_robust
-from tuning.space import to_spec_and_settings
+from tuning.space import PROBE, to_spec_and_settings
+from tuning.space_file import differences
 
 TrialStatus = Literal["complete", "pruned", "failed"]
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -53,6 +60,8 @@ TRIALS = "trials.parquet"
 BEST = "best"
 FINDINGS = "findings.json"
 LOGITS = "val_logits.safetensors"
+_TRIAL = "trial.json"
+_CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +82,26 @@ class StudyInfo:
         """Of a trial that is not stopped."""
         return int(self.settings["epochs"])
 
+    @property
+    def objectives(self) -> list[str]:
+        """What the search is for, what the trials are ranked by first."""
+        return [one.name for one in parse_objectives(self.settings.get("objectives", [AUC]))]
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedTrial:
+    """What a trial is, written down as it starts, so that it can be taken up again."""
+
+    trial_id: str
+    number: int
+    """As in `TrialRecord`."""
+    seed: int
+    """Of the training."""
+    parameters: dict[str, Scalar]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +116,12 @@ class TrialRecord:
     model: str
     parameters: dict[str, Scalar]
     auc: float | None
-    """The best over its epochs on the validation films: the maximum of noisy values, so a little too high, and the
-    more so the more epochs a trial had. None where no epoch ended."""
+    """Of its best epoch on the validation films: mostly the maximum of noisy values, so a little too high, and the more
+    so the more epochs a trial had. None where no epoch ended."""
+    objective: float | None = None
+    """Of the same epoch, what the search is for; None in studies from before there was anything but the AUC."""
+    latency_ms: float | None = None
+    """A film on the engine of the trial's machine; None where nobody asked."""
     epochs: int
     history: list[dict[str, Any]]
     """`EpochReport` of each epoch."""
@@ -100,6 +130,11 @@ class TrialRecord:
     """Of the training: initial weights, order of the films, augmentation."""
     error: str | None = None
     finished_at: datetime
+
+    @property
+    def value(self) -> float | None:
+        """What the trial is ranked by."""
+        return self.auc if self.objective is None else self.objective
 
     def to_row(self) -> dict[str, Any]:
         """As a row of `contracts.TRIALS`."""
@@ -137,6 +172,13 @@ class StudySummary:
     bundle: str
     model_id: str
     seconds: float
+    objective: float | None = None
+    """Of the best trial, where the search was for something else than the AUC."""
+    front: tuple[int, ...] = ()
+    """Numbers of the trials that no other beats in all objectives, where there are several; the best trial is the one
+    of them with the best first objective."""
+    probes: int = 0
+    """Heads on frozen features tried in the whole study."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -174,12 +216,17 @@ def _check_same(store: Store, old: StudyInfo, new: StudyInfo) -> None:
             f"{store.root} is a study of the dataset {old.dataset} (fingerprint {old.fingerprint}), "
             f"but {new.dataset} has {new.fingerprint}; resume with the study's own dataset, or give another --out"
         )
-    for name, before, now in (("search space", old.space, new.space), ("epochs", old.epochs, new.epochs)):
+    for name, before, now in (("epochs", old.epochs, new.epochs), ("objectives", old.objectives, new.objectives)):
         if before != now:
             raise InputError(
                 f"{store.root} was begun with {name} {json.dumps(before)}, not {json.dumps(now)}; "
                 "resume it with the same, or give another --out"
             )
+    if old.space != new.space:
+        raise InputError(
+            f"{store.root} was begun with another search space ({differences(old.space, new.space)}); "
+            "resume it with the same, or give another --out"
+        )
 
 
 def read_study(store: Store) -> StudyInfo:
@@ -208,6 +255,52 @@ def write_trials(store: Store, records: Sequence[TrialRecord]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     store.put(TRIALS, sink.getvalue().to_pybytes())
+
+
+def begin_trial(store: Store, trial: StartedTrial) -> None:
+    """Put what a trial is, once, before its first epoch ends."""
+    store.create(f"trials/{trial.trial_id}/{_TRIAL}", json.dumps(asdict(trial)).encode())
+
+
+def unfinished_trials(store: Store, records: Sequence[TrialRecord]) -> list[StartedTrial]:
+    """Trials that began and are not among the finished ones, in the order of their numbers.
+
+    Checkpoints of finished ones, which a killed search may have left, are removed. Raises `InputError` where a
+    trial.json cannot be understood.
+    """
+    ended = {record.trial_id for record in records}
+    keys = [info.key for chunk in store.list("trials") for info in chunk]
+    store.delete_all([key for key in keys if key.endswith(f"/{_CHECKPOINT}") and key.split("/")[1] in ended])
+    started = [key for key in keys if key.endswith(f"/{_TRIAL}") and key.split("/")[1] not in ended]
+    return sorted((_read_started(store, key) for key in started), key=lambda trial: trial.number)
+
+
+def _read_started(store: Store, key: str) -> StartedTrial:
+    try:
+        return StartedTrial(**json.loads(store.get(key)))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{store.uri(key)} is not a trial of this version of rayscan: {error}; "
+            "remove its folder to give that trial up"
+        ) from error
+
+
+def save_checkpoint(store: Store, trial_id: str, checkpoint: Checkpoint) -> None:
+    """Put the whole state of a trial after an epoch."""
+    store.put(f"trials/{trial_id}/{_CHECKPOINT}", checkpoint.to_bytes())
+
+
+def load_checkpoint(store: Store, trial_id: str) -> Checkpoint | None:
+    """The state of a trial after its last whole epoch; None before its first. Raises `InputError` where it is none."""
+    try:
+        return Checkpoint.from_bytes(store.get(f"trials/{trial_id}/{_CHECKPOINT}"))
+    except NotFoundError:
+        return None
+
+
+def remove_checkpoint(store: Store, trial_id: str) -> None:
+    """A trial that has ended does not go on."""
+    store.delete(f"trials/{trial_id}/{_CHECKPOINT}")
 
 
 def weights_key(trial_id: str) -> str:
@@ -240,9 +333,26 @@ def load_logits(store: Store, trial_id: str) -> npt.NDArray[np.float32]:
 
 
 def leaderboard(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trials with a result, best AUC first; of equals, the earlier."""
-    ranked = [record for record in records if record.status != "failed" and record.auc is not None]
-    return sorted(ranked, key=lambda record: (-(record.auc or 0.0), record.number))
+    """Trials with a result, the best value first; of equals, the faster model, then the earlier. Probes are no models.
+
+    Where the latency is an objective, too, the first is on the Pareto front: the fastest of those that are as good.
+    """
+    ranked = [
+        record
+        for record in records
+        if record.status != "failed" and record.value is not None and PROBE not in record.parameters
+    ]
+    return sorted(ranked, key=lambda record: (-(record.value or 0.0), record.latency_ms or 0.0, record.number))
+
+
+def study_front(records: Sequence[TrialRecord], names: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of the trials that no other beats in all of several objectives; empty where there is only one."""
+    objectives = parse_objectives(names)
+    ranked = [record for record in leaderboard(records) if record.latency_ms is not None]
+    if len(objectives) == 1:
+        return ()
+    points = [(record.value or 0.0, record.latency_ms or 0.0) for record in ranked]
+    return tuple(ranked[place].number for place in pareto_front(points, objectives))
 
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -298,7 +408,7 @@ def promote_best(
         state_dict=load_weights(store, record.trial_id),
         val_logits=logits_of(store, record, study, dataset)(val.pixels),
         history=history,
-        best=max(history, key=lambda report: (report.val_auc, -report.val_loss)),
+        best=max(history, key=lambda report: report.quality),
         seconds=record.seconds,
     )
     lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
@@ -346,6 +456,7 @@ def _spec_and_settings(record: TrialRecord, study: StudyInfo, dataset: DatasetIn
         epochs=study.epochs,
         seed=record.seed,
         threads=study.settings["cpus_per_trial"],
+        objective=study.objectives[0],
     )
 
 

@@ -7,39 +7,27 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
 from models.calibration import DEFAULT_POINT, Calibration
 from models.films import Films
 from models.losses import cross_entropy
 from models.machine import choose_device
-from models.preprocess import Preprocess
 from models.spec import ModelSpec, Scalar
-from models.weights import unfold_batch_norm
-from models.zoo import layer_groups
+from models.zoo import build, layer_groups
 from pipelines.bundles import cache_folder
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
-from tuning.features import (
-    FittedHead,
-    dataset_features,
-    features_of,
-    fit_head,
-    install_head,
-    pretrained_network,
-)
+from tuning.features import HeadSettings
 from tuning.loop import EpochReport, Fitted, fit
 from tuning.promote import calibrated, promote, scorer
 from tuning.recipe import NEEDED, Recipe
 from tuning.selection import TOP, Score, most_robust
+from tuning.start import fit_installed_head, pretrained_start, seeded_network
 
 log = logging.getLogger("rayscan")
-
-UNFOLD_FILMS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,34 +179,38 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
     settings = recipe.training
     if recipe.weights is None:
         return fit(spec, films, val, settings)
-    with torch.random.fork_rng(devices=[]):  # what the weights lack, a classifier, starts from the seed
-        torch.manual_seed(settings.seed)
-        network, loaded = pretrained_network(spec, recipe.weights)
+    head = replace(recipe.head, seed=settings.seed)
     if recipe.learn == "head":
-        return _new_head(recipe, spec, network, dataset, films, val)
-    if loaded.folded or recipe.head_first:  # a classifier fitted in evaluation mode must fit in training mode, too
-        some = torch.tensor(films.pixels[:: max(1, len(films) // UNFOLD_FILMS)][:UNFOLD_FILMS])
-        unfold_batch_norm(network, Preprocess(preprocessing)(some))
-    if recipe.head_first:
-        head, _ = _head_on_frozen(recipe, spec, network, dataset, films, val)
-        log.info("classifier on frozen features: validation AUC %.4f; now the rest learns", head.val_auc)
+        return _new_head(recipe, head, spec, dataset, films, val)
+    start = pretrained_start(
+        spec,
+        recipe.weights,
+        head=head if recipe.head_first else None,
+        seed=settings.seed,
+        dataset=dataset,
+        films=films,
+        val=val,
+        folder=str(cache_folder("features")),
+    )
     if recipe.learn != "all":
-        frozen = max(0, len(layer_groups(network)) - recipe.learn)
+        frozen = max(0, len(layer_groups(build(spec))) - recipe.learn)
         settings = replace(settings, frozen_groups=frozen)
-    start: Mapping[str, Tensor] = network.state_dict()
     return fit(spec, films, val, settings, weights=start)
 
 
-def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films) -> Fitted:
+def _new_head(recipe: Recipe, head: HeadSettings, spec: ModelSpec, dataset: str, films: Films, val: Films) -> Fitted:
     """A frozen backbone with a new classifier, as a trained model."""
+    assert recipe.weights is not None
+    network, _ = seeded_network(spec, recipe.weights, recipe.training.seed)
     started = time.perf_counter()
-    head, train_logits = _head_on_frozen(recipe, spec, network, dataset, films, val)
+    kept = str(cache_folder("features"))
+    fitted, train_logits = fit_installed_head(network, spec, head, dataset=dataset, films=films, val=val, folder=kept)
     seconds = time.perf_counter() - started
     report = EpochReport(
         epoch=1,
         train_loss=_loss(train_logits, films),
-        val_auc=head.val_auc,
-        val_loss=_loss(head.val_logits, val),
+        val_auc=fitted.val_auc,
+        val_loss=_loss(fitted.val_logits, val),
         seconds=seconds,
     )
     state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
@@ -226,27 +218,11 @@ def _new_head(recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str,
         spec=spec,
         settings=replace(recipe.training, epochs=1),
         state_dict=state,
-        val_logits=head.val_logits,
+        val_logits=fitted.val_logits,
         history=(report,),
         best=report,
         seconds=seconds,
     )
-
-
-def _head_on_frozen(
-    recipe: Recipe, spec: ModelSpec, network: nn.Module, dataset: str, films: Films, val: Films
-) -> tuple[FittedHead, npt.NDArray[np.float32]]:
-    """Fit a classifier to the network's features and put it in; features are computed once and kept.
-
-    Beside it the logits [N, C] of the films it was fitted to.
-    """
-    kept = str(cache_folder("features"))
-    splits = [dataset_features(dataset, split, spec, network, kept) for split in ("train", "val")]
-    of_train, of_val = (features_of(side, splits) for side in (films, val))
-    settings = replace(recipe.head, seed=recipe.training.seed)
-    head = fit_head(of_train, of_val, settings, classes=len(spec.classes))
-    install_head(network, head.head)
-    return head, head.head.logits(of_train.values)
 
 
 def _loss(logits: object, films: Films) -> float:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from models.augment import Augmentation
 from models.errors import InputError
+from tuning.objectives import AUC, parse_objective
 
 Optimiser = Literal["adamw", "sgd", "rmsprop", "nadam"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
@@ -82,6 +83,8 @@ class TrainSettings:
     0: all that are not frozen learn from the start."""
     rate_decay: float = 1.0
     """Each group learns at this share of the rate of the group after it (Howard & Ruder 2018, sec. 3.2)."""
+    objective: str = AUC
+    """What an epoch is judged by, and the best one kept: `auc`, or a `sensitivity@specificity=0.9`, with any floor."""
     seed: int = 0
     """Of weights, order of films, augmentation and dropout."""
     device: str | None = None
@@ -100,6 +103,10 @@ class TrainSettings:
                 " over; choose one of the two"
             )
         _ = self.augmentation
+        if parse_objective(self.objective).judge is None:
+            raise InputError(
+                f"an epoch cannot be judged by {self.objective}; choose auc or sensitivity@specificity=0.9"
+            )
 
     def _check_numbers(self) -> None:
         for name, low in _LEAST.items():

@@ -1,31 +1,51 @@
 """One trial: one call of the training loop in this process, its epochs reported to Ray Tune.
 
 A plain function and not a TorchTrainer: with reused actors a trial starts within 0.1 s of the one before it, where a
-trainer takes 6 to 14 s for its controller and worker. A trainer is for trials of several workers or GPUs.
+trainer takes 6 to 14 s for its controller and worker. Trials of several workers have one: `tuning/group_trial.py`.
+
+After each epoch the trial puts its whole state into the study. Whatever ends its process (the driver is killed, its
+node is taken away), it goes on from there, and ends with the weights it would have had anyway.
 """
 
 import json
 import math
+import re
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray import tune
+from torch import Tensor
 
+from models.errors import RayscanError
 from models.films import Films
-from models.spec import Preprocessing, Scalar
+from models.spec import ModelSpec, Preprocessing, Scalar
+from pipelines.errors import StorageError
 from pipelines.storage import Store
-from tuning.loop import EpochReport, EpochState, fit
-from tuning.space import to_spec_and_settings
-from tuning.study import save_logits, save_weights
+from tuning.checkpoint import Checkpoint
+from tuning.loop import EpochReport, EpochState, TrainSettings, fit
+from tuning.objectives import AUC, LATENCY, latency_ms
+from tuning.space import TrialPlan, to_plan
+from tuning.start import pretrained_start
+from tuning.study import load_checkpoint, save_checkpoint, save_logits, save_weights
+
+_PATH = re.compile(r"""['"]?[^\s'"]*[/\\].*""")
 
 METRIC = "auc"
-"""What trials report and the search maximises: the best validation AUC of the trial *so far*. Ray Tune tells Optuna the
-last value reported of a trial, and with a running best that is the value of the weights the trial leaves behind. It is
-a maximum over epochs, so it flatters long trials a little."""
+"""Validation AUC of the trial's best epoch so far."""
+
+OBJECTIVE = "objective"
+"""What the search maximises: the best value of its objective, by default the AUC, that the trial had *so far*. Ray Tune
+tells Optuna the last value reported of a trial, and with a running best that is the value of the weights the trial
+leaves behind. It is a maximum over epochs, so it flatters long trials a little."""
 
 TIME = "epoch"
 """Epochs done; the scheduler's clock. Ray's own `training_iteration` starts anew when a trial is retried."""
+
+TAKEN_UP = "taken_up"
+"""In a trial's configuration, and user attribute of its Optuna trial: `trial_id`, `number` and `seed` of the trial of
+an earlier run that it goes on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,52 +61,154 @@ class TrialJob:
     threads: int
     device: str
     """`cpu` or `cuda`; Ray shows a trial only its own GPUs."""
+    dataset: str = ""
+    """URI the films are of; for trials that start from pretrained weights."""
+    features: str = ""
+    """Local folder, on each node, where the features of frozen backbones are kept."""
+    objective: str = AUC
+    """What an epoch is judged by."""
+    latency: bool = False
+    """Whether the time a film takes on this machine's engine counts, too."""
 
 
-class _Progress:
-    """Keeps the best epoch's weights and validation logits on storage and reports each epoch to Ray Tune."""
+def own_id(config: Mapping[str, Any], trial_id: str) -> str:
+    """The study's name of a trial: Ray Tune's, or for one that is taken up the one it had."""
+    return str(config[TAKEN_UP]["trial_id"]) if TAKEN_UP in config else trial_id
 
-    def __init__(self, job: TrialJob, trial_id: str) -> None:
+
+def parameters_of(config: Mapping[str, Any]) -> dict[str, Scalar]:
+    """A trial's parameters in its configuration."""
+    return {name: value for name, value in config.items() if name != TAKEN_UP}
+
+
+def plan_of(config: Mapping[str, Any], job: TrialJob) -> TrialPlan:
+    """What a trial trains. Raises `InputError` for parameters that cannot be."""
+    return to_plan(
+        parameters_of(config),
+        preprocessing=job.preprocessing,
+        epochs=job.epochs,
+        seed=config[TAKEN_UP]["seed"] if TAKEN_UP in config else job.seed,
+        threads=job.threads,
+        device=job.device,
+        objective=job.objective,
+    )
+
+
+def to_train(config: Mapping[str, Any], job: TrialJob) -> tuple[ModelSpec, TrainSettings]:
+    """The model and the training of `plan_of`."""
+    plan = plan_of(config, job)
+    return plan.spec, plan.training
+
+
+def start_of(plan: TrialPlan, train: Films, val: Films, job: TrialJob) -> dict[str, Tensor] | None:
+    """The state a trial starts from; None where its weights are random."""
+    if plan.weights is None:
+        return None
+    return pretrained_start(
+        plan.spec,
+        plan.weights,
+        head=plan.head,
+        seed=plan.training.seed,
+        dataset=job.dataset,
+        films=train,
+        val=val,
+        folder=job.features,
+        threads=job.threads,
+    )
+
+
+def measures(history: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, float]]:
+    """METRIC, OBJECTIVE and TIME as a trial reports them after each epoch of its history."""
+    for epoch in range(1, len(history) + 1):
+        best = max(history[:epoch], key=_quality)
+        yield {METRIC: best["val_auc"], OBJECTIVE: _quality(best)[0], TIME: epoch}
+
+
+class Progress:
+    """Keeps a trial's state on storage and reports each epoch."""
+
+    def __init__(
+        self,
+        job: TrialJob,
+        trial_id: str,
+        earlier: Checkpoint | None,
+        tell: Callable[[dict[str, Any]], None],
+        *,
+        writes: bool = True,
+    ) -> None:
         self.job = job
         self.trial_id = trial_id
-        self.began = time.perf_counter()
-        self.best = (-math.inf, -math.inf)
-        self.history: list[dict[str, Any]] = []
+        self.tell = tell
+        self.writes = writes
+        self.began = time.perf_counter() - (earlier.facts["seconds"] if earlier else 0.0)
+        self.latency: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = list(earlier.facts["history"]) if earlier else []
 
     def epoch(self, report: EpochReport, state: EpochState) -> bool:
-        """Put weights and logits if they are the best so far; then report, which may not return."""
-        quality = (report.val_auc, -report.val_loss)
-        if quality > self.best:
-            self.best = quality
-            save_weights(self.job.study, self.trial_id, state())
-            save_logits(self.job.study, self.trial_id, state.best_logits)
+        """Put weights and logits if they are the best yet, then the whole state, then report: that may not return."""
+        earlier = [_quality(epoch) for epoch in self.history]
         self.history.append(asdict(report))
+        if self.writes:
+            if _quality(self.history[-1]) > max(earlier, default=(-math.inf, -math.inf)):
+                save_weights(self.job.study, self.trial_id, state())
+                save_logits(self.job.study, self.trial_id, state.best_logits)
+            save_checkpoint(self.job.study, self.trial_id, state.checkpoint())
         self.report(finished=len(self.history) >= self.job.epochs)
         return True
 
-    def report(self, *, finished: bool) -> None:
+    def report(self, *, finished: bool, error: str | None = None) -> None:
         """Everything the study's row needs, so that the driver need remember nothing but the last report."""
-        tune.report(
+        nothing: dict[str, float] = {
+            METRIC: math.nan,
+            OBJECTIVE: math.nan,
+            TIME: 0,
+        }  # Optuna takes no notice of a trial without a value
+        *_, reached = [nothing, *measures(self.history)]
+        self.tell(
             {
-                METRIC: self.best[0],
-                TIME: len(self.history),
+                **reached,
+                **self.latency,
                 "history": json.dumps(self.history),
+                "epoch_seconds": self.history[-1]["seconds"] if self.history else 0.0,
                 "seconds": time.perf_counter() - self.began,
                 "finished": finished,
+                "error": error,
             }
         )
 
 
-def run_trial(config: dict[str, Scalar], *, train: Films, val: Films, job: TrialJob) -> None:
-    """Ray Tune's trainable: train what `config` says; the films are read-only views of Ray's object store."""
-    spec, settings = to_spec_and_settings(
-        config,
-        preprocessing=job.preprocessing,
-        epochs=job.epochs,
-        seed=job.seed,
-        threads=job.threads,
-        device=job.device,
-    )
-    progress = _Progress(job, tune.get_context().get_trial_id())
-    fit(spec, train, val, settings, on_epoch=progress.epoch)
-    progress.report(finished=True)  # a model without gradient ends before the last epoch, and is complete all the same
+def brief(error: BaseException | None) -> str:
+    """One short line on why a trial failed, cut where a path or URI begins: file names may name patients."""
+    cause = getattr(error, "cause", None) or error
+    if cause is None:
+        return "the trial's process died"
+    first = next(iter(str(cause).strip().splitlines()), "")
+    return f"{type(cause).__name__}: {_PATH.sub('<path>', first)}"[:200]
+
+
+def _quality(report: Mapping[str, Any]) -> tuple[float, float]:
+    value = report.get("objective")
+    return report["val_auc"] if value is None else value, -report.get("val_loss", 0.0)
+
+
+def run_trial(config: dict[str, Any], *, train: Films, val: Films, job: TrialJob) -> None:
+    """Ray Tune's trainable: train what `config` says; the films are read-only views of Ray's object store.
+
+    What is wrong with the parameters (training diverges, there is no such model) is reported, and this process takes
+    the next trial. Anything else is raised: Ray Tune tries again in a new process, as the machine may be at fault.
+    """
+    trial_id = own_id(config, tune.get_context().get_trial_id())
+    earlier = load_checkpoint(job.study, trial_id)
+    progress = Progress(job, trial_id, earlier, tune.report)
+    try:
+        plan = plan_of(config, job)
+        if job.latency:
+            progress.latency = {LATENCY: latency_ms(plan.spec, device=job.device, threads=job.threads)}
+        start = start_of(plan, train, val, job) if earlier is None else None
+        fit(plan.spec, train, val, plan.training, on_epoch=progress.epoch, weights=start, resume=earlier)
+    except StorageError:
+        raise
+    except RayscanError as error:
+        progress.report(finished=True, error=brief(error))
+    else:
+        progress.report(finished=True)  # one without gradient ends before the last epoch, and is complete all the same

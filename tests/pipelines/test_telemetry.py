@@ -52,6 +52,9 @@ def test_what_a_worker_and_the_driver_count_appears_on_the_nodes_port() -> None:
     worker = Worker.remote()
     ray.get([worker.count.remote(), worker.count.remote()])
     telemetry.count_trial(f"pruned{mark}")
+    telemetry.count_epoch(2.5, model=mark)
+    telemetry.count_epoch(1.5, model=mark)
+    telemetry.set_running(3)
     telemetry.set_best_value(0.5, metric=f"auc{mark}")
     telemetry.set_best_value(0.9, metric=f"auc{mark}")
     telemetry.set_drift(
@@ -69,6 +72,9 @@ def test_what_a_worker_and_the_driver_count_appears_on_the_nodes_port() -> None:
         "ray_rayscan_scans_total  rejected": 4.0,
         "ray_rayscan_stage_seconds_total decode": 3.0,
         "ray_rayscan_trials_total pruned": 1.0,
+        "ray_rayscan_epochs_total ": 2.0,
+        "ray_rayscan_epoch_seconds_total ": 4.0,
+        "ray_rayscan_trials_running": 3.0,
         "ray_rayscan_best_value auc": 0.9,
         "ray_rayscan_drift_psi  probability all sites": 0.01,
         "ray_rayscan_drift_level  probability all sites": 0.0,
@@ -80,7 +86,8 @@ def test_what_a_worker_and_the_driver_count_appears_on_the_nodes_port() -> None:
     gate, end = threading.Event(), time.monotonic() + EXPORT_SECONDS
     seen: dict[str, float] = {}
     while seen != expected and time.monotonic() < end:
-        seen |= values(node["MetricsExportPort"], mark)  # Ray shows a gauge that is set once for some seconds only
+        for one in (mark, "rayscan_trials_running"):
+            seen |= values(node["MetricsExportPort"], one)  # Ray shows a gauge that is set once for some seconds only
         gate.wait(0.25)
     assert seen == expected
     ray.kill(worker)

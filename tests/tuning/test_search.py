@@ -2,12 +2,13 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,30 @@ from models.errors import InputError
 from models.metrics import auc
 from models.spec import Scalar
 from pipelines.bundles import fetch_bundle
-from pipelines.ingest.dataset import load_films
-from pipelines.storage import open_store
+from pipelines.ingest.dataset import load_films, read_dataset_info
+from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
-from tuning.ledger import Ledger
+from tuning.domain import Suggest
+from tuning.ledger import Ledger, has_converged
+from tuning.loop import fit
 from tuning.search import SearchSettings, _suggestions, search
-from tuning.space import BASELINE, SearchSpace, Suggest, leaves
-from tuning.study import FINDINGS, StudySummary, TrialRecord, load_weights, read_trials
-from tuning.trial import METRIC, TIME
+from tuning.space import BASELINE, SearchSpace, leaves
+from tuning.space_file import space_for
+from tuning.study import (
+    FINDINGS,
+    StartedTrial,
+    StudySummary,
+    TrialRecord,
+    load_weights,
+    read_trials,
+    unfinished_trials,
+    weights_key,
+    write_trials,
+)
+from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, Progress, TrialJob, to_train
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
-BREAKS, CTRL_C = 2, 5
+BREAKS, KILLED, CTRL_C = 2, 3, 5
 
 
 class Eventful(SearchSpace):
@@ -38,14 +52,14 @@ class Eventful(SearchSpace):
     def __call__(self, trial: Suggest) -> dict[str, Scalar]:
         constants = super().__call__(trial)
         number = getattr(trial, "number", None)
-        if number == BREAKS:
-            return {**constants, "optimiser": "none such"}
+        if number == BREAKS and TAKEN_UP not in trial.user_attrs:
+            return {**constants, "accumulate": 0}
         if number == CTRL_C:
             os.kill(os.getpid(), signal.SIGINT)
         return constants
 
 
-SPACE = Eventful(families=("cnn",), resolutions=(SIZE,))
+SPACE = Eventful(**vars(space_for(SIZE, families=("cnn",))))
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ def test_a_trial_that_raises_is_recorded_and_the_search_goes_on(interrupted: Run
     failed = [record for record in interrupted.records if record.status == "failed"]
     assert [record.number for record in failed] == [BREAKS]
     assert failed[0].error is not None
-    assert failed[0].error.startswith("InputError: unknown optimiser")
+    assert failed[0].error.startswith("InputError: accumulate=0")
     assert (failed[0].auc, failed[0].epochs, failed[0].history) == (None, 0, [])
     assert interrupted.summary.trials["failed"] == 1
 
@@ -120,25 +134,55 @@ def test_the_bundle_beats_majority(interrupted: Run) -> None:
     assert interrupted.summary.auc > 0.5
 
 
+def as_killed_after_its_first_epoch(store: Store, number: int, dataset: str) -> TrialRecord:
+    """Put a study back to where a trial had done one epoch: no row, and the checkpoint that the trial would put."""
+    records = read_trials(store)
+    (record,) = [one for one in records if one.number == number]
+    write_trials(store, [one for one in records if one is not record])
+    store.delete(weights_key(record.trial_id))
+    info, train, val = read_dataset_info(dataset), load_films(dataset, "train"), load_films(dataset, "val")
+    job = TrialJob(study=store, preprocessing=info.preprocessing, epochs=2, seed=0, threads=1, device="cpu")
+    progress = Progress(job, record.trial_id, None, lambda report: None)
+    spec, settings = to_train(record.parameters, job)
+    fit(spec, train, val, settings, on_epoch=lambda report, state: not progress.epoch(report, state))
+    return record
+
+
+def without_times(record: TrialRecord) -> dict[str, Any]:
+    values = asdict(record)
+    values["history"] = [{**epoch, "seconds": 0} for epoch in values["history"]]
+    return {**values, "seconds": 0, "finished_at": None}
+
+
 def test_resume_runs_only_what_is_left(
     interrupted: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "study")
     shutil.copytree(interrupted.out, out)
+    store = open_store(out)
+    killed = as_killed_after_its_first_epoch(store, KILLED, interrupted.dataset)
     resumed = replace(SMALL, trials=7, resume=True)
     with caplog.at_level(logging.INFO, logger="rayscan"):
         summary = search(interrupted.dataset, out, resumed, space=SPACE)
     records = read_trials(open_store(out))
-    assert records[:CTRL_C] == interrupted.records
+    for earlier, now in zip(interrupted.records, records, strict=False):
+        assert without_times(now) == without_times(earlier)
+        assert now == earlier or now.number == KILLED
+    (taken_up,) = [line for line in caplog.records if "begun before" in line.getMessage()]
+    assert "3 trials to run, 2 of them begun before" in taken_up.getMessage()  # the other was at its first epoch
+    assert [epoch["epoch"] for epoch in records[KILLED].history] == [1, 2]
+    weights, unbroken = (load_weights(place, killed.trial_id) for place in (store, open_store(interrupted.out)))
+    assert all(torch.equal(value, weights[name]) for name, value in unbroken.items())
+    assert not list(Path(out).glob("trials/*/checkpoint.safetensors"))
     assert [record.number for record in records] == list(range(7))
-    assert summary.ran == 2
+    assert summary.ran == 3
     added = records[CTRL_C:]
     assert not any(BASELINE in record.parameters for record in added)
     for record in added:
         assert all(record.parameters != earlier.parameters for earlier in interrupted.records)
     assert summary.auc == max(record.auc or 0 for record in records)
     told = [line.getMessage() for line in caplog.records if "best" in line.getMessage()]
-    assert len(told) == 2
+    assert len(told) == 3
     assert "7 of 7 trials" in told[-1]
     assert capsys.readouterr().out == ""  # stdout is for results
 
@@ -164,7 +208,14 @@ def test_what_is_refused(interrupted: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("trials", 0), ("epochs", 0), ("grace_epochs", 0), ("cpus_per_trial", 0), ("reduction_factor", 1)],
+    [
+        ("trials", 0),
+        ("epochs", 0),
+        ("patience", -1),
+        ("grace_epochs", 0),
+        ("cpus_per_trial", 0),
+        ("reduction_factor", 1),
+    ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(InputError, match=f"{name} is {value}"):
@@ -195,7 +246,7 @@ def suggest(space: SearchSpace, earlier: list[TrialRecord], settings: SearchSett
     drawn = []
     for number in range(count):
         drawn.append(searcher.suggest(str(number)))
-        searcher.on_trial_complete(str(number), {METRIC: 0.6})
+        searcher.on_trial_complete(str(number), {OBJECTIVE: 0.6})
     return drawn
 
 
@@ -221,11 +272,50 @@ def test_the_ledger_enters_what_was_stopped_with_what_it_reached(tmp_path: Path)
     ledger.close()
     rows = {row.trial_id: (row.number, row.status, row.auc, row.epochs) for row in read_trials(store)[1:]}
     assert rows == {"a": (8, "pruned", 0.9, 2), "b": (9, "complete", 0.8, 3), "c": (10, "pruned", 0.7, 1)}
+    (unfinished,) = unfinished_trials(store, read_trials(store))
+    assert unfinished == StartedTrial(trial_id="d", number=11, seed=3, parameters=config)
+
+
+def test_a_trial_that_ray_puts_at_the_end_keeps_its_number(tmp_path: Path) -> None:
+    ledger = Ledger(open_store(str(tmp_path)), [], planned=4, seed=0, deadline=math.inf)
+    taken_up = {TAKEN_UP: {"trial_id": "old", "number": 9, "seed": 5}}
+    configs: list[dict[str, Any]] = [{}, taken_up, {}, {}]
+    trials = [
+        Trial("t", config={"family": "cnn", **more}, trial_id=f"{n}", stub=True) for n, more in enumerate(configs)
+    ]
+    ledger.on_trial_start(0, trials[:3], trials[0])
+    retried = [*trials[1:3], trials[0], trials[3]]
+    for trial in retried:
+        ledger.on_trial_start(1, retried, trial)
+    assert ledger.numbers == {"0": 0, "1": 9, "2": 1, "3": 2}
+
+
+@pytest.mark.parametrize(
+    ("aucs", "patience", "converged"),
+    [
+        ([0.9, 0.95, 0.9501, 0.94], 2, True),
+        ([0.9, 0.95, 0.9501, 0.94], 3, False),
+        ([0.9, 0.9003, 0.9006], 2, False),  # small gains add up
+        ([0.9, None, None], 2, True),
+        ([None, None], 3, False),
+        ([0.9] * 50, 0, False),
+        ([], 1, False),
+    ],
+)
+def test_a_search_has_converged_when_nothing_is_gained(
+    aucs: list[float | None], patience: int, converged: bool
+) -> None:
+    ended = datetime(2026, 11, 20, tzinfo=UTC)
+    records = [
+        replace(record(n, {"family": "cnn"}), auc=auc, finished_at=ended + timedelta(minutes=n))
+        for n, auc in enumerate(aucs)
+    ]
+    assert has_converged(records[::-1], patience) is converged
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_a_resumed_search_suggests_something_new(kind: Any) -> None:
-    space = SearchSpace()
+    space = space_for(128)
     settings = SearchSettings(search=kind, trials=40)
     first = suggest(space, [], settings, 20)
     assert [drawn["family"] for drawn in first[:2]] == ["majority", "mlp"]
@@ -241,12 +331,29 @@ def test_a_resumed_search_suggests_something_new(kind: Any) -> None:
 
 def test_a_baseline_that_did_not_finish_comes_again() -> None:
     earlier = [record(0, {"family": "majority", BASELINE: True})]
-    drawn = suggest(SearchSpace(), earlier, SearchSettings(), 2)
+    drawn = suggest(space_for(128), earlier, SearchSettings(), 2)
     assert (drawn[0]["family"], BASELINE in drawn[0], BASELINE in drawn[1]) == ("mlp", True, False)
 
 
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_unfinished_trials_come_first_and_are_not_suggested_again(kind: Any) -> None:
+    space, settings = space_for(128), SearchSettings(search=kind, trials=30)
+    first = suggest(space, [], settings, 8)
+    earlier = [record(number, first[number]) for number in (0, 2, 4, 5, 6)]
+    unfinished = [StartedTrial(trial_id=f"t{n}", number=n, seed=3, parameters=first[n]) for n in (1, 3, 7)]
+    searcher, wanted = _suggestions(space, earlier, settings, unfinished=unfinished)
+    assert wanted == 25
+    drawn = [searcher.suggest(str(number)) for number in range(10)]
+    for trial, taken_up in zip(unfinished, drawn, strict=False):
+        assert taken_up == {
+            **trial.parameters,
+            TAKEN_UP: {"trial_id": trial.trial_id, "number": trial.number, "seed": 3},
+        }
+    assert not any(TAKEN_UP in fresh or BASELINE in fresh or fresh in first for fresh in drawn[3:])
+
+
 def test_a_grid_is_visited_whole_and_once_even_when_resumed() -> None:
-    space = SearchSpace(grid=True, resolutions=(32,))
+    space = space_for(32, source="grid")
     settings = SearchSettings(search="grid", trials=1)
     points = leaves(space)
     _, wanted = _suggestions(space, [], settings)

@@ -19,9 +19,9 @@ from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.servers import S3Server
 from tests.tuning.films import SIZE, write_dataset
-from tuning.ledger import brief
 from tuning.loop import EpochReport, TrainSettings, fit
-from tuning.space import SearchSpace, to_spec_and_settings
+from tuning.space import to_spec_and_settings
+from tuning.space_file import read_space
 from tuning.study import (
     StudyInfo,
     TrialRecord,
@@ -36,11 +36,12 @@ from tuning.study import (
     save_weights,
     write_trials,
 )
+from tuning.trial import brief
 
 INFO = StudyInfo(
     dataset="s3://films/dataset",
     fingerprint="abc",
-    space=SearchSpace().to_json(),
+    space=read_space("default").to_json(),
     settings={"epochs": 3, "cpus_per_trial": 1},
 )
 
@@ -102,7 +103,7 @@ def test_nothing_to_resume(store: Store) -> None:
     ("changed", "what"),
     [
         ({"fingerprint": "other"}, "fingerprint abc"),
-        ({"space": SearchSpace(families=("cnn",)).to_json()}, "search space"),
+        ({"space": read_space("cnn-grid").to_json()}, "search space"),
         ({"settings": {"epochs": 4, "cpus_per_trial": 1}}, "epochs 3"),
     ],
 )

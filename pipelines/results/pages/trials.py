@@ -63,7 +63,10 @@ def read_trials(store: Store) -> list[Trial]:
     try:
         table = pq.read_table(pa.BufferReader(store.get("trials.parquet")))
         known = [*TRIALS.names, *({LATENCY} & set(table.column_names))]
-        trials = [_trial(row) for row in table.select(known).to_pylist()]
+        # probes, heads on frozen features, are rows and no trials
+        trials = [
+            _trial(row) for row in table.select(known).to_pylist() if not json.loads(row["parameters"]).get("probe")
+        ]
     except NotFoundError:
         return []
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:

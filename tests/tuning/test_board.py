@@ -1,0 +1,64 @@
+"""A search as a person at a terminal sees it."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from tuning.board import Running, Standing, board, no_board, picture
+
+STANDING = Standing(
+    running=(
+        Running(number=7, model="cnn", epoch=2, epochs=8, auc=0.98765, seconds=65.4),
+        Running(number=8, model="mlp", epoch=0, epochs=8, auc=None, seconds=1.0),
+    ),
+    counts={"complete": 4, "pruned": 2, "failed": 0},
+    planned=20,
+    best="0.9912, cnn, trial 3",
+    seconds_left=3700.0,
+)
+
+
+def drawn(standing: Standing) -> list[list[str]]:
+    out = io.StringIO()
+    Console(file=out, width=100).print(picture(standing))
+    return [line.split() for line in out.getvalue().splitlines() if line.strip()]
+
+
+def test_what_runs_what_is_best_and_how_long_it_takes() -> None:
+    head, first, second, below = drawn(STANDING)
+    assert head == ["trial", "model", "epoch", "AUC", "time"]
+    assert first == ["7", "cnn", "2/8", "0.9877", "0:01:05"]
+    assert second == ["8", "mlp", "0/8", "0:00:01"]
+    assert " ".join(below) == "6 of 20 trials · 2 pruned · best 0.9912, cnn, trial 3 · 1:01:40 left"
+
+
+def test_before_anything_ended() -> None:
+    none = Standing(running=(), counts={"complete": 0}, planned=5, best=None, seconds_left=None)
+    assert " ".join(drawn(none)[-1]) == "0 of 5 trials · none ended yet"
+
+
+def test_on_a_terminal_it_is_drawn_and_the_log_stands_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    log, handler = logging.getLogger("rayscan"), logging.StreamHandler(terminal)
+    log.addHandler(handler)
+    try:
+        with board() as show:
+            show(STANDING)
+            log.warning("trial 6 has ended")
+        assert handler.stream is terminal
+    finally:
+        log.removeHandler(handler)
+    told = terminal.getvalue()
+    assert told.index("trial 6 has ended") < told.rindex("best 0.9912")
+
+
+def test_elsewhere_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    with board() as show:
+        assert show is no_board
+        show(STANDING)
+    assert capsys.readouterr().err == ""

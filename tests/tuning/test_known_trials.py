@@ -1,0 +1,97 @@
+"""What is tried before the sampler is asked, and with what a pretrained trial starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from models.spec import ModelSpec, Preprocessing
+from models.zoo import build
+from pipelines.ingest.dataset import load_films, read_dataset_info
+from pipelines.storage import open_store
+from tests.tuning.films import SIZE, write_dataset
+from tests.tuning.test_study import record
+from tuning.known_trials import final_trials
+from tuning.objectives import LATENCY
+from tuning.search import SearchSettings, _suggestions
+from tuning.space import BASELINE, FINAL
+from tuning.space_file import space_for
+from tuning.trial import OBJECTIVE, TrialJob, plan_of, start_of
+
+POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}
+
+
+def test_points_come_after_the_baselines_and_once() -> None:
+    space, settings = space_for(64), SearchSettings(trials=5)
+    searcher, wanted = _suggestions(space, [], settings, points=[POINT])
+    drawn = [searcher.suggest(str(number)) for number in range(4)]
+    assert wanted == 5
+    assert [BASELINE in one for one in drawn] == [True, True, False, False]
+    assert POINT.items() <= drawn[2].items()  # what it leaves open, the sampler chose
+    assert "learning_rate" in drawn[2]
+    earlier = [record(number, 0.6, parameters=one, model=one["family"]) for number, one in enumerate(drawn[:3])]
+    searcher, wanted = _suggestions(space, earlier, settings, points=[POINT])
+    assert wanted == 2
+    assert searcher.suggest("next") != drawn[2]
+
+
+def test_finals_are_given_whole_and_are_no_trials_of_the_search() -> None:
+    space, settings = space_for(64), SearchSettings(trials=3)
+    searcher, _ = _suggestions(space, [], settings, points=[POINT])
+    *_, drawn = [searcher.suggest(str(number)) for number in range(3)]
+    best = record(7, 0.9, parameters=drawn, model="cnn")
+    (final,) = final_trials([best, record(8, 0.8)], 224, 3)
+    assert final == {**drawn, "resolution": 224, FINAL: True}
+    searcher, wanted = _suggestions(space, [best], settings, finals=[final])
+    assert (wanted, searcher.suggest("a")) == (1, final)
+    done = record(9, 0.95, parameters=final, model="cnn")
+    assert final_trials([best, done], 224, 3) == []
+    assert _suggestions(space, [best, done], settings)[1] == 2
+    assert _suggestions(space, [best, done], settings, finals=[final])[1] == 0
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_two_objectives_are_known_again() -> None:
+    space, settings = space_for(64), SearchSettings(trials=30, objectives=(LATENCY, "sensitivity@specificity=0.9"))
+    searcher, _ = _suggestions(space, [], settings)
+    drawn = []
+    for number in range(4):
+        drawn.append(searcher.suggest(str(number)))
+        searcher.on_trial_complete(str(number), {OBJECTIVE: 0.5 + number / 10, LATENCY: 3.0 - number})
+    earlier = [
+        record(number, 0.9, parameters=one, model=one["family"], objective=0.5, latency_ms=2.0)
+        for number, one in enumerate(drawn)
+    ]
+    searcher, _ = _suggestions(space, earlier, settings)
+    known: Any = searcher._ot_study
+    assert [trial.values for trial in known.get_trials(deepcopy=False)] == [[0.5, 2.0]] * 2  # baselines are not sampled
+    assert [direction.name for direction in known.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_trials_share_the_features_that_their_classifiers_are_fitted_to(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path / "dataset"), films=140)
+    info = read_dataset_info(str(tmp_path / "dataset"))
+    train, val = (load_films(str(tmp_path / "dataset"), split) for split in ("train", "val"))
+    torch.manual_seed(0)
+    network = build(ModelSpec(name="mobilenetv3_small_050", preprocessing=Preprocessing(size=SIZE)))
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    job = TrialJob(
+        study=open_store(str(tmp_path)), preprocessing=info.preprocessing, epochs=1, seed=0, threads=1, device="cpu",
+        dataset=str(tmp_path / "dataset"), features=str(tmp_path / "features"),
+    )  # fmt: skip
+    starts = []
+    for drop_rate, head_first in ((0.0, True), (0.3, True), (0.3, False)):
+        config = {
+            "family": "mobilenetv3_small_050", "backbone_weights": str(tmp_path / "weights.safetensors"),
+            "backbone_drop_rate": drop_rate, "pretrained_head_first": head_first, "pretrained_l2": 0.1,
+        }  # fmt: skip
+        start = start_of(plan_of(config, job), train, val, job)
+        assert start is not None
+        starts.append(start)
+    assert len(list((tmp_path / "features").iterdir())) == 2  # of train and val, for all of them
+    torch.testing.assert_close(starts[0], starts[1])
+    assert not torch.equal(starts[0]["classifier.weight"], starts[2]["classifier.weight"])
+    assert torch.equal(starts[0]["conv_stem.weight"], starts[2]["conv_stem.weight"])
+    assert start_of(plan_of({"family": "cnn"}, job), train, val, job) is None

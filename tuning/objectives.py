@@ -1,0 +1,141 @@
+"""What a search looks for: `auc`, `sensitivity@specificity=0.9`, `latency`, or several of them at once.
+
+All but `latency` are of the validation films and judge every epoch: the best one is kept. They are ranks' matters, so
+calibration changes nothing. Of a whole study, `latency` is the median time a film takes on the engine that this machine
+would score with. It depends on the architecture and not on the weights, so it is measured before the training, and
+trials that are stopped early have it, too.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from models.errors import InputError
+from models.metrics import Labels, Scores, auc
+
+if TYPE_CHECKING:
+    from models.spec import ModelSpec
+
+AUC: Final = "auc"
+LATENCY: Final = "latency"
+BATCHES: Final = 15
+"""Of films that are timed, after two that warm the engine up."""
+_SENSITIVITY: Final = re.compile(r"sensitivity@specificity=(0(?:\.\d+)?|\.\d+|1(?:\.0*)?)")
+
+Judge = Callable[[Labels, Scores], float]
+"""Labels [N], 1 for disease, and a score [N] that rises with it -> a value, the higher the better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One aim of a search."""
+
+    name: str
+    judge: Judge | None
+    """None for what is not of the validation films."""
+    mode: Literal["max", "min"] = "max"
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """As Optuna says it."""
+        return "maximize" if self.mode == "max" else "minimize"
+
+
+def parse_objective(text: str) -> Objective:
+    """The objective of this name. Raises `InputError` for what is none."""
+    if text == AUC:
+        return Objective(name=AUC, judge=auc)
+    if text == LATENCY:
+        return Objective(name=LATENCY, judge=None, mode="min")
+    if match := _SENSITIVITY.fullmatch(text):
+        floor = float(match.group(1))
+        if 0 < floor < 1:
+            return Objective(name=text, judge=partial(sensitivity_at, specificity=floor))
+    raise InputError(
+        f"unknown objective {text!r}; choose {AUC}, sensitivity@specificity=0.9 (or another floor between 0 and 1),"
+        f" or beside one of them {LATENCY}"
+    )
+
+
+def parse_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
+    """Those a study has, what the trials are judged by first. Raises `InputError` unless there is one such."""
+    found = tuple(parse_objective(name) for name in dict.fromkeys(names))
+    if sum(one.judge is not None for one in found) != 1:
+        raise InputError(
+            f"a search needs one objective of the validation films, not {', '.join(names) or 'none'}; choose {AUC} or"
+            f" sensitivity@specificity=0.9, and {LATENCY} beside it where speed counts"
+        )
+    return tuple(sorted(found, key=lambda one: one.judge is None))
+
+
+def sensitivity_at(labels: Labels, score: Scores, *, specificity: float) -> float:
+    """The highest sensitivity of any threshold at which the specificity is so high at least.
+
+    Of N labels, 1 for disease, and scores that rise with it. The threshold is one of the healthy films' own scores,
+    films above it are called diseased.
+    """
+    healthy = np.sort(score[labels == 0])
+    shares = np.arange(1, len(healthy) + 1) / len(healthy)  # of the healthy films, up to each in order
+    threshold = healthy[np.searchsorted(shares, specificity)]
+    return float((score[labels == 1] > threshold).mean())
+
+
+def pareto_front(points: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[int]:
+    """The places of the points that no other is at least as good as in everything and better in something."""
+    signs = np.array([1.0 if one.mode == "max" else -1.0 for one in objectives])
+    values = np.array(points, dtype=np.float64).reshape(len(points), len(objectives)) * signs
+    return [
+        place
+        for place, own in enumerate(values)
+        if not ((values >= own).all(axis=1) & (values > own).any(axis=1)).any()
+    ]
+
+
+def latency_ms(spec: "ModelSpec", *, device: str, threads: int) -> float:
+    """Milliseconds a film on the engine this machine would score with, in batches: the median of `BATCHES`.
+
+    The weights are random. The fastest engine there is on this machine counts, though a bundle may later be refused
+    it: whether its precision suits a model shows only when the model is trained.
+    """
+    from models.classifier import ScanClassifier  # noqa: PLC0415 (torch, which a settings file does without)
+    from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder, probe_films  # noqa: PLC0415
+    from models.export import export_graph  # noqa: PLC0415
+    from models.inference import EngineError  # noqa: PLC0415
+    from models.machine import this_machine  # noqa: PLC0415
+    from models.preprocess import Preprocess  # noqa: PLC0415
+    from models.zoo import build  # noqa: PLC0415
+
+    classifier = ScanClassifier(Preprocess(spec.preprocessing), build(spec)).eval()
+    machine = this_machine(device)
+    batch = GPU_BATCH if machine.has_gpu else CPU_BATCH
+    try:
+        graph = None if machine.has_gpu else export_graph(classifier)
+    except EngineError:  # torch runs what OpenVINO cannot
+        graph = None
+    builder = EngineBuilder(
+        lambda: classifier,
+        graph,
+        machine,
+        size=spec.preprocessing.size,
+        classes=len(spec.classes),
+        batch=batch,
+        threads=threads,
+    )
+    films = probe_films(batch, spec.preprocessing.film_size)
+    for kind in machine.kinds():
+        try:
+            engine = builder.build(kind)
+        except EngineError:
+            continue
+        spent = []
+        for _ in range(2 + BATCHES):
+            begun = time.perf_counter()
+            engine(films)
+            spent.append(time.perf_counter() - begun)
+        return float(np.median(spent[2:])) * 1000 / batch
+    raise InputError(f"no engine of this machine runs {spec.name}; leave {LATENCY} out of the objectives")

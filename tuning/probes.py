@@ -1,0 +1,286 @@
+"""The cheapest rung of a search: heads on frozen features, hundreds a minute, to find what is worth fine-tuning.
+
+For every backbone that starts from weights, and every resolution and normalisation the space has for it, the features
+of the films are computed once (`tuning/features.py`). Optuna then picks heads on them: which features, and the table
+`[probe]` of the space. Ray tasks fit `BATCH` of them at a time, because a task for each would cost more than it saves.
+
+A probe is a row of `trials.parquet` with the parameter `probe`, and no trial of the search: it leaves no model and is
+not on the leaderboard. What it tells goes on: the best of each kind of features is enqueued as a trial with
+`head_first` and the probe's `l2`, before the search's sampler makes suggestions of its own.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import optuna
+import ray
+import torch
+from optuna.samplers import TPESampler
+from optuna.trial import FixedTrial, TrialState
+
+from models.allocator import keep_memory
+from models.errors import InputError
+from models.films import Films
+from models.spec import Preprocessing, Scalar
+from pipelines.bundles import cache_folder
+from pipelines.progress import progress
+from pipelines.storage import Store
+from tuning.domain import Suggest
+from tuning.features import Features, HeadSettings, fit_head
+from tuning.space import PROBE, PROBES, SearchSpace, TrialPlan, to_plan
+from tuning.start import frozen_features, seeded_network
+from tuning.study import TrialRecord, write_trials
+
+BATCH: Final = 16
+"""Heads of one Ray task: 4 to 8 s, so that the sampler, which learns of them together, is not far behind."""
+WRITE_EVERY: Final = 5.0
+"""Seconds between two writes of the study's table: what a killed driver loses."""
+BEST: Final = 3
+"""Kinds of features whose best head is fine-tuned."""
+MARK: Final = "features"
+_CHOSEN: Final[tuple[str, ...]] = ("weights", "resolution", "normalise", "same_padding")
+"""What features depend on, beside the family and the films."""
+
+log = logging.getLogger("rayscan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureKind:
+    """Features that heads may be fitted to: of one backbone, its weights and preprocessing."""
+
+    family: str
+    values: Mapping[str, Scalar]
+    """Of `weights`, `resolution`, `normalise` and `same_padding` those the space has values for."""
+
+    @property
+    def name(self) -> str:
+        """Unique in a study."""
+        return " ".join([self.family, *(f"{name}={value}" for name, value in self.values.items())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSpace:
+    """Which head on which features; calling it with an Optuna trial makes the trial's suggestions."""
+
+    kinds: tuple[FeatureKind, ...]
+    space: SearchSpace
+
+    def __call__(self, trial: Suggest) -> tuple[FeatureKind, dict[str, Scalar]]:
+        """Features, and settings of a head by name."""
+        names = [kind.name for kind in self.kinds]
+        kind = self.kinds[names.index(trial.suggest_categorical(MARK, names))]
+        return kind, {name: of.suggest(trial, name) for name, of in self.space.tables.get(PROBES, {}).items()}
+
+
+def feature_kinds(space: SearchSpace) -> tuple[FeatureKind, ...]:
+    """Every kind of features of the space. Raises `InputError` where no backbone starts from weights."""
+    kinds = []
+    for family in space.families:
+        branch = space.branch(family, pretrained=True)
+        choices: dict[str, tuple[Scalar, ...]] = {name: branch[name][1].edges() for name in _CHOSEN if name in branch}
+        choices["weights"] = tuple(space.weights_of(family))
+        kinds += [
+            FeatureKind(family=family, values=dict(zip(choices, values, strict=True)))
+            for values in itertools.product(*choices.values())
+        ]
+    if not kinds:
+        raise InputError(
+            "probes are heads on frozen features, but no backbone of this space starts from weights; name one with"
+            " --family and its weights with --weights, or both in a file for --space"
+        )
+    return tuple(kinds)
+
+
+def run_probes(
+    space: SearchSpace,
+    earlier: Sequence[TrialRecord],
+    *,
+    probes: int,
+    store: Store,
+    dataset: str,
+    preprocessing: Preprocessing,
+    train: Films,
+    val: Films,
+    seed: int,
+    deadline: float,
+) -> list[TrialRecord]:
+    """Probe until the study has so many probes, or `deadline` (of `time.monotonic`); the new rows, already written.
+
+    Raises `InputError` where the space has nothing to probe.
+    """
+    chooser = ProbeSpace(kinds=feature_kinds(space), space=space)
+    before = [record for record in earlier if PROBE in record.parameters]
+    wanted = probes - len(before)
+    if wanted <= 0:
+        return []
+    log.info("%d probes on %s", wanted, "; ".join(kind.name for kind in chooser.kinds))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # a seed begun anew would repeat the suggestions of the first run
+    study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed + len(before)))
+    study.add_trials([_frozen(record, chooser) for record in before])
+    features = _features(chooser, dataset, preprocessing, train, val, seed)
+    number = 1 + max((record.number for record in earlier), default=-1)
+    records: list[TrialRecord] = []
+    began = written = time.monotonic()
+    try:
+        with progress("probes", wanted, "heads") as advance:
+            for batch in _batches(study, chooser, features, wanted=wanted, seed=seed, deadline=deadline):
+                records += [_record(number + len(records) + place, one, seed) for place, one in enumerate(batch)]
+                advance(len(batch))
+                if time.monotonic() - written > WRITE_EVERY:
+                    write_trials(store, [*earlier, *records])
+                    written = time.monotonic()
+    finally:  # Ctrl-C, too: what is done is kept
+        write_trials(store, [*earlier, *records])
+    fitting = sum(record.seconds for record in records)
+    took = time.monotonic() - began
+    log.info("%d probes in %.0f s, %.0f s of them in the fitting of heads", len(records), took, fitting)
+    return records
+
+
+def best_probes(records: Sequence[TrialRecord], space: SearchSpace) -> list[dict[str, Scalar]]:
+    """Trials to enqueue: of the best `BEST` kinds of features, that the classifier is fitted as the best probe was.
+
+    Heads with a hidden layer fit into no network, and are left out.
+    """
+    usable = [record for record in records if PROBE in record.parameters and not record.parameters.get("hidden")]
+    points: list[dict[str, Scalar]] = []
+    seen: set[tuple[Scalar, ...]] = set()
+    for record in sorted(usable, key=lambda record: (-(record.auc or 0.0), record.number)):
+        values = {name: record.parameters[name] for name in _CHOSEN if name in record.parameters}
+        kind = (record.model, *values.values())
+        if kind in seen or len(seen) == BEST:
+            continue
+        seen.add(kind)
+        head = (
+            {"head_first": True, "l2": record.parameters["l2"]} if "l2" in record.parameters else {"head_first": True}
+        )
+        try:
+            points.append(space.point(record.model, {**values, **head}))
+        except InputError as error:
+            log.warning("probe %d (AUC %.4f) is not fine-tuned: %s", record.number, record.auc, error)
+        else:
+            log.info("probe %d (AUC %.4f) will be fine-tuned: %s", record.number, record.auc, points[-1])
+    return points
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    kind: FeatureKind
+    head: Mapping[str, Scalar]
+    auc: float
+    seconds: float
+
+
+def _batches(
+    study: optuna.Study,
+    chooser: ProbeSpace,
+    features: Mapping[str, tuple[Any, Any]],
+    *,
+    wanted: int,
+    seed: int,
+    deadline: float,
+) -> Iterator[list[_Fitted]]:
+    """Heads in the order in which their tasks end; one task a CPU of the cluster runs."""
+    slots = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    running: dict[Any, list[tuple[optuna.Trial, FeatureKind, dict[str, Scalar]]]] = {}
+    try:
+        while True:
+            while wanted and len(running) < slots and time.monotonic() < deadline:
+                asked = [study.ask() for _ in range(min(BATCH, wanted))]
+                batch = [(trial, *chooser(trial)) for trial in asked]
+                running[_submit([(kind, head) for _, kind, head in batch], features, seed)] = batch
+                wanted -= len(batch)
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            fitted = []
+            for (trial, kind, head), (auc, seconds) in zip(running.pop(done[0]), ray.get(done[0]), strict=True):
+                study.tell(trial, auc)
+                fitted.append(_Fitted(kind=kind, head=head, auc=auc, seconds=seconds))
+            yield fitted
+    finally:
+        for task in running:
+            ray.cancel(task)
+
+
+def _submit(
+    heads: Sequence[tuple[FeatureKind, Mapping[str, Scalar]]], features: Mapping[str, tuple[Any, Any]], seed: int
+) -> Any:
+    """A task that fits these heads; of the features it gets those it needs."""
+    names = list(dict.fromkeys(kind.name for kind, _ in heads))
+    sides = [side for name in names for side in features[name]]
+    wanted = [
+        (names.index(kind.name), HeadSettings(**head, seed=seed))  # type: ignore[arg-type] # the space checked them
+        for kind, head in heads
+    ]
+    return _fit_heads.remote(wanted, *sides)
+
+
+@ray.remote(num_cpus=1)
+def _fit_heads(heads: Sequence[tuple[int, HeadSettings]], *sides: Features) -> list[tuple[float, float]]:
+    """Validation AUC and seconds of each head, on the training and validation features at its place."""
+    keep_memory()  # the first head took four times the CPU time of the others without
+    torch.set_num_threads(1)
+    # Ray's own memory is read-only, which torch warns of
+    own = [replace(side, values=np.array(side.values)) for side in sides]
+    found = []
+    for place, settings in heads:
+        fitted = fit_head(own[2 * place], own[2 * place + 1], settings)
+        found.append((fitted.val_auc, fitted.seconds))
+    return found
+
+
+def _features(
+    chooser: ProbeSpace, dataset: str, preprocessing: Preprocessing, train: Films, val: Films, seed: int
+) -> dict[str, tuple[Any, Any]]:
+    """Both sides' features of every kind, by its name, as objects of Ray's that are there or on their way."""
+    # a task needs to know the films, not to see them: it reads them where the features are not kept yet
+    of_train, of_val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (train, val))
+    found: dict[str, tuple[Any, Any]] = {}
+    for kind in chooser.kinds:
+        plan = to_plan(chooser.space.point(kind.family, kind.values), preprocessing=preprocessing, epochs=1, seed=seed)
+        task: Any = _frozen_features  # Ray's types know of one result a task only
+        first, second = task.remote(plan, dataset, of_train, of_val, str(cache_folder("features")))
+        found[kind.name] = (first, second)
+    return found
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _frozen_features(plan: TrialPlan, dataset: str, train: Films, val: Films, folder: str) -> tuple[Features, Features]:
+    assert plan.weights is not None
+    network, _ = seeded_network(plan.spec, plan.weights, plan.training.seed)
+    return frozen_features(network, plan.spec, dataset=dataset, films=train, val=val, folder=folder, threads=1)
+
+
+def _frozen(record: TrialRecord, chooser: ProbeSpace) -> optuna.trial.FrozenTrial:
+    """An earlier probe as Optuna's sampler wants it."""
+    values = {name: record.parameters[name] for name in _CHOSEN if name in record.parameters}
+    kind = FeatureKind(family=record.model, values=values)
+    replay = FixedTrial({MARK: kind.name, **record.parameters})
+    chooser(replay)
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE, value=record.auc, params=replay.params, distributions=replay.distributions
+    )
+
+
+def _record(number: int, fitted: _Fitted, seed: int) -> TrialRecord:
+    return TrialRecord(
+        trial_id=f"probe_{number:05d}",
+        number=number,
+        status="complete",
+        model=fitted.kind.family,
+        parameters={PROBE: True, "family": fitted.kind.family, **fitted.kind.values, **fitted.head},
+        auc=fitted.auc,
+        epochs=0,
+        history=[],
+        seconds=fitted.seconds,
+        seed=seed,
+        finished_at=datetime.now(UTC),
+    )

@@ -1,0 +1,335 @@
+"""Search spaces as files: the ones that come with rayscan (`tuning/spaces/`), and what a user writes.
+
+    base = "default"                                    what the file changes: default, grid, cnn-grid, or "empty"
+    family = ["cnn", "resnet18"]                        mlp, cnn, names of timm backbones
+    batch_size = 32                                     a fixed value
+    optimiser = ["adamw", "sgd"]                        a list of choices
+    learning_rate = { low = 1e-4, high = 1e-2, log = true }    a range; log = false where it is left out
+    warm_up = { low = 0.0, high = 0.2, when = { schedule = ["cosine", "constant"] } }    searched only then;
+                                                        of choices: { choices = […], when = … }
+    [cnn]                                               of one family: its architecture, and whatever of the above is
+    depth = { low = 3, high = 5 }                       otherwise for it; [backbone] is for all timm backbones,
+    [resnet18]                                          a table of one's name for it alone
+    weights = ["none", "weights/resnet18.safetensors"]  what it starts from: none, imagenet, files or URIs
+    [pretrained]                                        of networks that start from weights: head_first, l2, and
+    frozen_groups = [0, 2]                              whatever is otherwise for them
+    [probe]                                             heads on frozen features: l2, hidden, steps
+
+Names are those of tuning/train_settings.py, models/cnn.py and models/zoo.py, beside `resolution` (side of the network's
+input in pixels) and `normalise`. What no table names keeps its default.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+
+from models.cnn import smallest_film
+from models.errors import InputError
+from models.spec import ModelSpec, Preprocessing, Scalar
+from models.zoo import build, check_parameters, entry, layer_groups
+from tuning.domain import Domain
+from tuning.features import HUB, HeadSettings
+from tuning.space import (
+    BACKBONE,
+    EVERY,
+    NO_WEIGHTS,
+    OWN_FAMILIES,
+    PRETRAINED,
+    PROBES,
+    TRAINING,
+    SearchSpace,
+    architecture,
+    defaults,
+    known,
+)
+from tuning.train_settings import TrainSettings
+
+DEFAULT: Final = "default"
+GRID: Final = "grid"
+EMPTY: Final = "empty"
+_SHARED: Final = {EVERY, PRETRAINED, PROBES}
+_TABLES: Final = ("mlp", "cnn", BACKBONE, PRETRAINED, PROBES)
+
+
+def space_names() -> list[str]:
+    """The spaces that come with rayscan."""
+    return sorted(found.name.removesuffix(".toml") for found in files("tuning").joinpath("spaces").iterdir())
+
+
+def space_for(
+    size: int,
+    *,
+    source: str = DEFAULT,
+    families: Sequence[str] | None = None,
+    resolutions: Sequence[int] | None = None,
+    weights: str | None = None,
+) -> SearchSpace:
+    """The space for a dataset of films `size` pixels wide.
+
+    `source` is a space's name or file; `families`, `resolutions` and the backbones' `weights` take the place of what it
+    says. Resolutions above the dataset's size are left out (enlarged films carry no more detail), and depths of the CNN
+    that the smallest of them has no room for; where no resolution is left, it is the dataset's own size.
+    Raises `InputError` for a space that cannot be searched.
+    """
+    space = read_space(source)
+    tables = {table: dict(of) for table, of in space.tables.items()}
+    if resolutions:
+        for of in tables.values():
+            of.pop("resolution", None)
+        tables[EVERY]["resolution"] = Domain.parse("resolution", list(resolutions), int)
+    chosen = tuple(dict.fromkeys(families)) if families else space.families
+    if weights is not None:
+        if all(family in OWN_FAMILIES for family in chosen):
+            raise InputError("weights are for timm backbones; name one with --family")
+        for of in tables.values():
+            of.pop("weights", None)
+        tables.setdefault(BACKBONE, {})["weights"] = Domain(choices=(absolute(weights),))
+    return fitted(_checked(SearchSpace(families=chosen, tables=tables)), size)
+
+
+def read_space(source: str) -> SearchSpace:
+    """The space of this name, or in the TOML file at this path. Raises `InputError` for what is none."""
+    try:
+        return _checked(from_json(_merged(source)))
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(source) else f"{source}: {error}") from error
+
+
+def from_json(value: Mapping[str, Any]) -> SearchSpace:
+    """The inverse of `SearchSpace.to_json`. Raises `InputError` where it is none."""
+    tables = {EVERY: {name: of for name, of in value.items() if name != "family" and not _is_table(name, of)}}
+    tables |= {name: of for name, of in value.items() if _is_table(name, of)}
+    families = value.get("family", [])
+    families = [families] if isinstance(families, str) else families
+    if not isinstance(families, list) or not all(isinstance(name, str) for name in families):
+        raise InputError(f'family = {families!r} names no families; write family = ["mlp", "cnn"]')
+    parsed: dict[str, dict[str, Domain]] = {}
+    for table, of in tables.items():
+        if table and table not in {*_TABLES, *families}:
+            _require_table(table, families)
+        names = known(table)
+        parsed[table] = {}
+        for name, values in of.items():
+            if name not in names:
+                where = f"[{table}]" if table else "a space"
+                raise InputError(f"{where} has no {name!r}; {_hint(name, [*names, *(_TABLES if not table else ())])}")
+            domain = Domain.parse(name, values, type(names[name]))
+            if name == "weights":
+                domain = replace(domain, choices=tuple(absolute(str(one)) for one in domain.choices))
+            parsed[table][name] = domain
+    return SearchSpace(families=tuple(dict.fromkeys(families)), tables=parsed)
+
+
+def to_toml(space: SearchSpace) -> str:
+    """A space as a file that `read_space` reads."""
+    value = space.to_json()
+    lines = [
+        f'base = "{EMPTY}"',
+        *(f"{name} = {_written(of)}" for name, of in value.items() if not _is_table(name, of)),
+    ]
+    for table, of in value.items():
+        if _is_table(table, of):
+            lines += ["", f"[{table}]", *(f"{name} = {_written(values)}" for name, values in of.items())]
+    return "\n".join(lines) + "\n"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What two spaces, as JSON, have otherwise: one short line."""
+    flat = [dict(_flat(space)) for space in (before, now)]
+    names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
+    told = [f"{name}: {json.dumps(flat[0].get(name))}, now {json.dumps(flat[1].get(name))}" for name in names[:3]]
+    return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def fitted(space: SearchSpace, size: int) -> SearchSpace:
+    """The space for films of this size, without the tables of other families; see `space_for`."""
+    pretrained = any(space.weights_of(family) for family in space.families)
+    wanted = {EVERY, *space.families, *({PRETRAINED, PROBES} if pretrained else ())}
+    wanted |= set() if all(family in OWN_FAMILIES for family in space.families) else {BACKBONE}
+    tables = {table: dict(of) for table, of in space.tables.items() if table in wanted}
+    for of in tables.values():
+        if "resolution" in of:
+            of["resolution"] = _at_most(of["resolution"], size)
+    found = SearchSpace(families=space.families, tables=tables)
+    if "cnn" in space.families and "depth" in tables.get("cnn", {}):
+        branch = found.branch("cnn")
+        sides = branch["resolution"][1].edges() if "resolution" in branch else (size,)
+        tables["cnn"]["depth"] = _within(tables["cnn"]["depth"], min(int(side) for side in sides))
+    _check_frozen(found)
+    return found
+
+
+def absolute(weights: str) -> str:
+    """A local path that means the same from another folder; anything else as it is."""
+    if weights in {NO_WEIGHTS, HUB} or "://" in weights:
+        return weights
+    return str(Path(weights).expanduser().absolute())
+
+
+def _merged(source: str) -> dict[str, Any]:
+    """A file on top of its base."""
+    own = source.endswith(".toml")
+    if not own and source not in space_names():
+        near = difflib.get_close_matches(source, space_names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(space_names())}, or a .toml file"
+        raise InputError(f"there is no space {source!r}; {hint}")
+    path = Path(source) if own else files("tuning").joinpath("spaces", f"{source}.toml")
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{source}: no such space file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{source}: not a space: {error}") from error
+    value.pop("about", None)
+    base = value.pop("base", DEFAULT)
+    if base == EMPTY:
+        return value
+    if base not in space_names():
+        raise InputError(f"base = {base!r}: there is no such space; choose {', '.join([*space_names(), EMPTY])}")
+    merged = _merged(base)
+    for name, of in value.items():
+        merged[name] = {**merged.get(name, {}), **of} if _is_table(name, of) else of
+    return merged
+
+
+def _is_table(name: str, value: Any) -> bool:
+    """Whether this is a table of parameters, and no range or conditional choice."""
+    return isinstance(value, dict) and name not in known(EVERY) and not {"low", "high", "choices"} & set(value)
+
+
+def _require_table(table: str, families: Iterable[str]) -> None:
+    """Say what is wrong with a table that is none of a family searched."""
+    near = difflib.get_close_matches(table, [*_TABLES, *TRAINING, *families], n=1)
+    if near:
+        raise InputError(f"a space has no table [{table}]; did you mean {near[0]!r}?")
+    entry(table)  # refuses names the zoo does not know
+    raise InputError(f"[{table}] is of a backbone that is not searched; add it to family")
+
+
+def _checked(space: SearchSpace) -> SearchSpace:
+    """The space itself, where every suggestion it can make is a model and a training."""
+    if not space.families:
+        raise InputError("there is no family to search; choose mlp, cnn or the name of a timm backbone")
+    for family in space.families:
+        if family == "majority":
+            raise InputError("cannot search the family 'majority': it learns nothing; choose mlp, cnn or a backbone")
+        entry(family)  # refuses names the zoo does not know
+        for pretrained in (False, True) if space.weights_of(family) else (False,):
+            _check_branch(space, family, pretrained=pretrained)
+    for name, domain in space.tables.get(PROBES, {}).items():
+        for value in domain.edges():
+            HeadSettings(**{name: value})  # type: ignore[arg-type] # it checks them
+    return space
+
+
+def _check_branch(space: SearchSpace, family: str, *, pretrained: bool) -> None:
+    branch = {name: domain for name, (_, domain) in space.branch(family, pretrained=pretrained).items()}
+    for name, domain in branch.items():
+        for other in domain.when:
+            if other not in defaults(family):
+                raise InputError(f"{name}: when names {other!r}; {_hint(other, defaults(family))}")
+        for value in domain.edges():
+            _check_value(family, name, value)
+    training = [name for name in branch if name in TRAINING]
+    for one, other in combinations(training, 2):
+        for values in _meeting(one, branch[one], other, branch[other]):
+            try:
+                TrainSettings(**values)
+            except InputError as error:
+                raise InputError(
+                    f"{error}; or let one wait for the other, as in"
+                    f' {other} = {{ choices = […], when = {{ {one} = "…" }} }}'
+                ) from error
+
+
+def _meeting(one: str, left: Domain, other: str, right: Domain) -> Iterator[dict[str, Any]]:
+    """Pairs of values of two parameters that a trial may have together."""
+    for a in left.edges():
+        for b in right.edges():
+            if a in right.when.get(one, (a,)) and b in left.when.get(other, (b,)):
+                yield {one: a, other: b}
+
+
+def _check_value(family: str, name: str, value: Scalar) -> None:
+    """Raise `InputError` where one value is out of range, whatever the others are."""
+    one: dict[str, Any] = {name: value}
+    if name in TRAINING:
+        TrainSettings(**one)
+    elif name in architecture(family):
+        check_parameters(family, one)
+    elif name == "resolution":
+        Preprocessing(size=one[name])
+    elif name == "normalise":
+        Preprocessing(**one)
+    elif name == "l2":
+        HeadSettings(**one)
+
+
+def _check_frozen(space: SearchSpace) -> None:
+    """Raise `InputError` where more groups of layers may be frozen than a network has."""
+    for family in space.families:
+        most = 0
+        for pretrained in (False, *([True] if space.weights_of(family) else [])):
+            branch = space.branch(family, pretrained=pretrained)
+            if "frozen_groups" in branch:
+                most = max(most, *(int(value) for value in branch["frozen_groups"][1].edges()))
+        if most == 0:
+            continue
+        if family in OWN_FAMILIES:
+            raise InputError(f"frozen_groups: {family} starts from random weights, so all of it must learn; give 0")
+        groups = len(layer_groups(build(ModelSpec(name=family))))
+        if most >= groups:
+            raise InputError(
+                f"frozen_groups={most}: {family} has {groups} groups of layers; choose {groups - 1} at most"
+            )
+
+
+def _at_most(domain: Domain, size: int) -> Domain:
+    """The sides a film of this size has the detail for, in order."""
+    if domain.choices:
+        sides = sorted(int(side) for side in domain.choices if int(side) <= size)
+        return replace(domain, choices=tuple(sides) or (size,))
+    assert domain.low is not None
+    assert domain.high is not None
+    if domain.low >= size:
+        return Domain(choices=(size,), when=domain.when)
+    return replace(domain, high=min(size, int(domain.high)))
+
+
+def _within(depths: Domain, side: int) -> Domain:
+    """The depths a film of this size has room for."""
+    first, last = int(depths.edges()[0]), int(depths.edges()[-1])
+    values = [int(depth) for depth in depths.choices or range(first, last + 1)]
+    fitting = [depth for depth in values if smallest_film(depth) <= side]
+    if not fitting:
+        least = min(values)
+        raise InputError(
+            f"no depth of the cnn fits films of {side} pixels: {least}, the least, needs {smallest_film(least)}"
+        )
+    return depths if fitting == values else Domain(choices=tuple(fitting), when=depths.when)
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
+
+
+def _written(value: Any) -> str:
+    """A value of a space as TOML, which has JSON's numbers, strings and lists."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {_written(one)}' for name, one in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _flat(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, of in value.items():
+        if _is_table(name, of):
+            yield from ((f"[{name}] {inner}", values) for inner, values in of.items())
+        else:
+            yield name, of
