@@ -22,6 +22,7 @@ from cluster.options import (
     Json,
     LearningRate,
     Model,
+    NoFilms,
     RecipeName,
     Select,
     Selection,
@@ -186,6 +187,7 @@ def train(
     batch_size: BatchSize = None,
     augment: Augment = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation (0).")] = None,
+    no_films: NoFilms = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -205,7 +207,7 @@ def train(
         augment=augment,
         seed=seed,
     )
-    output.show(run_train(dataset, out, found), as_json=json)
+    output.show(run_train(dataset, out, found, show_films=not no_films), as_json=json)
 
 
 @verb(app)
@@ -273,6 +275,7 @@ def tune(
     select: Annotated[
         Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
     ] = None,
+    no_films: NoFilms = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out.")] = False,
     address: Address = None,
     config: Config = None,
@@ -286,6 +289,7 @@ def tune(
     settings = SearchSettings(
         search=search.value,
         resume=resume,
+        show_films=not no_films,
         **given(
             trials=trials,
             epochs=epochs,
@@ -346,6 +350,10 @@ def score(
     most_actors: Annotated[int | None, typer.Option(help="Let the cluster grow to so many scoring actors.")] = None,
     wait: Annotated[str | None, typer.Option(help="Wait for another run with this model, e.g. 10m (0s).")] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html beside the run.")] = False,
+    thumbnails: Annotated[
+        int | None,
+        typer.Option(help="Show so many films of the worklist in the report (0). They are patients' images."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: how many, how long, what cost.")] = False,
     price: Annotated[float | None, typer.Option(help="Price of a core-hour, for --dry-run.")] = None,
     dashboard: Annotated[
@@ -369,6 +377,7 @@ def score(
             max_nights=max_nights,
             most_actors=most_actors,
             wait=seconds(wait) if wait else None,
+            thumbnails=thumbnails,
         ),
     )
     if dry_run:
@@ -417,7 +426,7 @@ def report(
         str | None, typer.Option(metavar="A,B", help="Of scores: set two models beside each other, by their ids.")
     ] = None,
     thumbnails: Annotated[
-        int, typer.Option(help="Of scores: show so many films of the worklist. They are patients' images.")
+        int, typer.Option(help="Of scores: show so many films of the worklist, with maps. They are patients' images.")
     ] = 0,
     config: Config = None,
     json: Json = False,

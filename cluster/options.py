@@ -42,6 +42,9 @@ Config = Annotated[
         help="Job file with a table per verb, keys named as the flags; flags win.",
     ),
 ]
+NoFilms = Annotated[
+    bool, typer.Option("--no-films", help="Put no validation films into the bundle; they are patients' images.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary to stdout.")]
 Address = Annotated[
     str | None,

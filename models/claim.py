@@ -122,7 +122,7 @@ _OWED: Final = {
 _INTRODUCTION: Final = {
     3: "Triage: frontal chest films in the order in which a person should read them; see Intended use.",
     5: "Retrospective: the films lay in an archive, with their labels, before the model was made.",
-    8: "Labelled films that decode as a frontal chest film.",
+    8: "Films of the catalogue that have a label and can be decoded.",
     10: "None: each whole film is used, stretched to a square.",
     11: "Patients are told apart by a keyed hash (HMAC-SHA256); names, birth dates and raw ids are never written.",
     12: "Files that have no label or do not decode are left out; a film of no known patient stands for one of its own.",
@@ -174,6 +174,7 @@ def _of_model(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
     chosen = f"The best validation AUC of {len(history)} epochs" if history else ""
     several = {"grid": "the combinations of a grid", "study": "the trials of a study"}
     among = "".join(f", and of {what}" for name, what in several.items() if name in lineage)
+    robust = "; of the few best of them, the one that does best on changed films" if lineage.get("selection") else ""
     return {
         1: f"{kind.get(spec.name, 'Deep learning: the network ' + spec.name + ' of timm')}.",
         22: f"{spec.name} ({plain(spec.parameters)}): one grey film of {spec.preprocessing.size} x"
@@ -182,7 +183,7 @@ def _of_model(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
         23: f"{plain(lineage['versions'])}." if "versions" in lineage else "",
         24: f"{start}{seed}" if training else "",
         25: f"{plain(training)}." if training else "",
-        26: f"{chosen}{among}." if chosen else "",
+        26: f"{chosen}{among}{robust}." if chosen else "",
     }
 
 

@@ -59,12 +59,14 @@ def promote(
     lineage: Mapping[str, Any],
     selection: Mapping[str, Any] | None = None,
     calibrate: Method = "temperature",
+    show_films: bool = True,
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
 
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
     counts, versions, time): where the model comes from, a trial of a study for instance. `selection`, of a model that
     was chosen among others by these films, goes into the evaluation, as `tuning/optimism.py` has it.
+    `show_films` puts a few validation films, which are patients' images, into the bundle with the model's maps.
     """
     keep_memory()
     device = choose_device(fitted.settings.device)
@@ -85,7 +87,8 @@ def promote(
     classifier.familiarity = _familiarity(classifier, train, val, device)
     graph = _graph(classifier)
     entry["robustness"] = robustness(copies, calibration.threshold).to_json()
-    entry["samples"] = _samples(classifier, val, probability, calibration, fitted.spec, device)
+    if show_films:
+        entry |= _samples(classifier, val, probability, calibration, fitted.spec, device)
     entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
     recorded = {
         "training": asdict(fitted.settings),
@@ -180,10 +183,15 @@ def _samples(
     spec: ModelSpec,
     device: torch.device,
 ) -> dict[str, Any]:
+    """The entry `samples`; none where the network cannot make maps, for which no training may be lost."""
     from models.samples import samples  # noqa: PLC0415 (captum brings matplotlib, and only a promotion needs it)
 
-    on_device = copy.deepcopy(classifier).to(device)
-    return samples(on_device, val, probability, calibration.threshold, spec.classes)
+    on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
+    try:
+        return {"samples": samples(on_device, val, probability, calibration.threshold, spec.classes)}
+    except RuntimeError:  # torch's word for whatever a network cannot do, or has no memory for
+        log.warning("the model card will show no films: the network cannot make maps", exc_info=True)
+        return {}
 
 
 def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:

@@ -77,6 +77,8 @@ class SearchSettings:
     steers TPE, so a search repeats exactly only one trial at a time."""
     select: Select = "auc"
     """Which trial becomes the model: the best validation `auc`, or of the few best the most `robust` one."""
+    show_films: bool = True
+    """Put a few validation films, which are patients' images, into the winner's bundle, with its maps."""
     resume: bool = False
     """Go on with the study that stands at STUDY; its finished trials are not run again."""
     cpus_per_trial: int = 1
@@ -154,6 +156,7 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
         val=val,
         select=settings.select,
         optimism=found.selection,
+        show_films=settings.show_films,
     )
     assert record.auc is not None  # the leaderboard holds only trials with a result
     return StudySummary(

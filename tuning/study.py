@@ -266,11 +266,13 @@ def promote_best(
     val: Films,
     select: Select = "auc",
     optimism: Optimism | None = None,
+    show_films: bool = True,
 ) -> tuple[TrialRecord, Bundle]:
     """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
 
     `select` "robust" takes, of the few best, the one that does best on changed films; see `tuning/selection.py`.
     `optimism` of the choice goes into the bundle's lineage and evaluation.
+    `show_films` is that of `tuning.promote.promote`.
 
     Its figures are computed anew from those weights, not taken from the table. Where that trial is the bundle already,
     it stays as it is: another model_id would have every archive scored again.
@@ -304,7 +306,14 @@ def promote_best(
     told_of_choice = chosen if optimism is None else {**chosen, **optimism.to_json()}
     lineage["search"] = told_of_choice
     bundle = promote(
-        fitted, train, val, dataset_info=dataset, out=store.uri(BEST), lineage=lineage, selection=told_of_choice
+        fitted,
+        train,
+        val,
+        dataset_info=dataset,
+        out=store.uri(BEST),
+        lineage=lineage,
+        selection=told_of_choice,
+        show_films=show_films,
     )
     return record, bundle
 

@@ -73,12 +73,12 @@ class Trained:
     """Of the few best, what changed films told: `parameters`, `auc`, `mean_auc`, `worst`; empty where nobody asked."""
 
 
-def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
+def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) -> TrainSummary:
     """Train by a recipe on the split train, judge and calibrate on val, publish the bundle at `out`.
 
     Of a grid every combination is trained, and one is kept as `recipe.select` says; what the others came to stands in
-    the bundle's lineage. Raises `InputError` for an unknown model, a size above the data set's, or weights that are
-    needed and not named.
+    the bundle's lineage. `show_films` is that of `tuning.promote.promote`. Raises `InputError` for an unknown model, a
+    size above the data set's, or weights that are needed and not named.
     """
     started = time.perf_counter()
     open_store(out).require_writable()
@@ -91,7 +91,9 @@ def train(dataset: str, out: str, recipe: Recipe) -> TrainSummary:
         lineage |= {"grid": trained.tried, "chosen": dict(trained.chosen)}
     if trained.selection:
         lineage["selection"] = trained.selection
-    bundle = promote(trained.best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate)
+    bundle = promote(
+        trained.best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films
+    )
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
         bundle=out,

@@ -25,6 +25,7 @@ from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import AccessError, IncompleteError, InputError, NotFoundError, RayscanError, StorageError
 from pipelines.progress import progress
+from pipelines.results.pages.worklist import check_thumbnails
 from pipelines.scoring.attempts import forget_attempts, lost_workers
 from pipelines.scoring.drift import DriftTally, worst_level
 from pipelines.scoring.layout import Layout, choose_layout
@@ -66,12 +67,15 @@ class ScoreSettings:
     """Seconds to wait for another run with this model at the same scores."""
     report: bool = True
     """Write the night's report beside its record."""
+    thumbnails: int = 0
+    """Films of the worklist that the report shows, the first with the model's map; they are patients' images."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= 100_000:
             raise InputError(f"shard size {self.shard_size} is out of range; choose 1 to 100000 scans")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}; choose {' or '.join(PRECISIONS)}")
+        check_thumbnails(self.thumbnails)
         for name, low in (("max_nights", 1), ("most_actors", 1), ("wait", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -231,15 +235,15 @@ def _finished(night: _Night, plan: Plan) -> RunRecord:
     write_record(store, record)
     forget_attempts(store, plan.run_id)
     if plan.planned and night.settings.report:
-        _write_report(store, plan.run_id)
+        _write_report(store, plan.run_id, night.settings.thumbnails)
     return record
 
 
-def _write_report(store: Store, run_id: str) -> None:
+def _write_report(store: Store, run_id: str, thumbnails: int) -> None:
     from pipelines.results.report import write_report  # noqa: PLC0415 (matplotlib takes a second)
 
     try:
-        write_report(store.root, store.uri(f"runs/{run_id}/report.html"))
+        write_report(store.root, store.uri(f"runs/{run_id}/report.html"), thumbnails=thumbnails)
     except RayscanError as error:  # the night is over and recorded; its page can be made at any time
         log.warning("no report was written (%s); make it with: rayscan report %s --out report.html", error, store.root)
 

@@ -278,6 +278,11 @@ class TestClaim:
         )
         assert told[24] == "Pretrained weights: s3://weights/start.safetensors. Seed 5."
         assert told[26] == "The best validation AUC of 2 epochs."
+        searched = {**LINEAGE, "study": "s3://study", "selection": [{"trial": 3}]}
+        assert claim(small_spec(), CALIBRATION, entry, searched)[25].answer == (
+            "The best validation AUC of 2 epochs, and of the trials of a study; of the few best of them, the one that"
+            " does best on changed films."
+        )
         assert told[35].startswith("Included: train: 4,684 films of 2,490 patients; val")
         assert "9f3c" in told[7]
         assert told[31] == "None."

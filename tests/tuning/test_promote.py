@@ -109,6 +109,28 @@ def test_the_card_of_a_model_of_phantoms_shows_where_it_looks(tmp_path: Path) ->
         assert warmth[own].mean() > 2 * warmth[~own].mean()
 
 
+def test_films_stay_out_of_the_bundle_where_nobody_wants_them_there(tmp_path: Path) -> None:
+    fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
+    bundle = promote(fitted, TRAIN, VAL, INFO, str(tmp_path / "bundle"), lineage={}, show_films=False)
+    assert "samples" not in bundle.evaluation["val"]
+    for name in ("card.html", "evaluation.json", "bundle.json"):
+        assert "data:image" not in (bundle.folder / name).read_text()
+
+
+def test_a_network_that_makes_no_maps_is_promoted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("derivative of this operation is not implemented")
+
+    monkeypatch.setattr("models.samples.saliency", fails)
+    fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
+    bundle = promote(fitted, TRAIN, VAL, INFO, str(tmp_path / "bundle"), lineage={})
+    assert "samples" not in bundle.evaluation["val"]
+    assert "will show no films" in caplog.text
+    assert "derivative of this operation" in caplog.text
+
+
 def test_promotion_to_object_storage(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
     fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)

@@ -106,6 +106,14 @@ def test_a_grid_keeps_its_best_and_tells_of_all(dataset: str, tmp_path: Path) ->
     assert dict(bundle.spec.parameters) == best["parameters"]
 
 
+def test_films_are_shown_unless_they_are_not_wanted(dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", parameters={"width": 8}, training=QUICK)
+    train(dataset, str(tmp_path / "with"), recipe)
+    train(dataset, str(tmp_path / "without"), recipe, show_films=False)
+    shown = {name: "samples" in load_bundle(tmp_path / name).evaluation["val"] for name in ("with", "without")}
+    assert shown == {"with": True, "without": False}
+
+
 def test_of_a_grid_the_one_that_changed_films_cost_least_may_be_kept(dataset: str, tmp_path: Path) -> None:
     recipe = Recipe(model="mlp", training=QUICK, grid={"width": [4, 8, 12, 16, 24, 32]}, select="robust")
     train(dataset, str(tmp_path / "bundle"), recipe)
@@ -159,6 +167,22 @@ def test_all_may_learn_from_a_classifier_that_was_fitted_first(dataset: str, wei
         assert other.detach().abs().sum() > 0
     with pytest.raises(InputError, match="head_first needs weights"):
         replace(recipe, weights=None)
+
+
+def test_a_classifier_fitted_first_fits_in_training_mode_too(dataset: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    foreign = build(ModelSpec(name="cnn", parameters=CNN, preprocessing=Preprocessing(size=SIZE))).state_dict()
+    for name, value in foreign.items():
+        if name.endswith("running_var"):
+            value.mul_(9)  # as if trained on films of three times the contrast
+    path = str(tmp_path / "foreign.safetensors")
+    safetensors.torch.save_file(foreign, path)
+    still = replace(QUICK, epochs=1, batch_size=48, learning_rate=1e-9, weight_decay=0.0)
+    recipe = Recipe(model="cnn", parameters={**CNN, "dropout": 0.0}, weights=path, training=still, head_first=True)
+    train(dataset, str(tmp_path / "all"), recipe)
+    train(dataset, str(tmp_path / "head"), replace(recipe, head_first=False, learn="head"))
+    losses = [load_bundle(tmp_path / name).lineage["history"][0]["train_loss"] for name in ("all", "head")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
 
 
 def _never(*_: object, **__: object) -> None:

@@ -170,8 +170,10 @@ def test_the_winner_is_promoted_with_its_best_epoch(tmp_path: Path) -> None:
     assert again.model_id == bundle.model_id  # an unchanged winner keeps its identity
 
     store.delete("best/weights.safetensors")
-    _, mended = promote_best(store, records, INFO, dataset=info, train=train, val=val)
+    _, mended = promote_best(store, records, INFO, dataset=info, train=train, val=val, show_films=False)
     assert mended.lineage["trial_id"] == "trial1"
+    assert "samples" in bundle.evaluation["val"]
+    assert "samples" not in mended.evaluation["val"], "films stay out where they are not wanted"
 
 
 def test_the_best_by_its_own_account_is_passed_over_where_it_fails_on_changed_films(tmp_path: Path) -> None:

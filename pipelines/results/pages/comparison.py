@@ -16,6 +16,8 @@ from pipelines.results.pages.page import render
 
 LINES: Final = (("-", BLUE), ("--", VERMILION), (":", INK), ("-.", "#009E73"), ((0, (5, 1, 1, 1)), "#CC79A7"))
 """Style and colour of each model's curve; with more models they come again."""
+LONG: Final = 18
+"""Letters of a name of which two no longer stand beside one another under a chart."""
 FIGURES: Final = ("accuracy", "sensitivity", "specificity")
 
 
@@ -60,6 +62,9 @@ def comparison_page(labels: Labels, judged: Sequence[Judged], *, split: str, dat
 
 
 def _roc(judged: Sequence[Judged]) -> Markup:
+    columns = 1 if max(len(one.name) for one in judged) > LONG else 2
+    rows = -(-len(judged) // columns)
+
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
         for number, one in enumerate(judged):
@@ -68,9 +73,9 @@ def _roc(judged: Sequence[Judged]) -> Markup:
             curve = np.array(one.entry["curves"]["roc"]).T
             axes.plot(*curve, color=colour, linestyle=style, linewidth=1.8, label=label)
         axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005))
-        legend_below(axes, columns=2)
+        legend_below(axes, columns=columns)
 
-    return chart(paint, alt="ROC curves of all models, with the areas under them", height=3.3 + 0.12 * len(judged))
+    return chart(paint, alt="ROC curves of all models, with the areas under them", height=3.2 + 0.2 * rows)
 
 
 def _bars(judged: Sequence[Judged]) -> Markup:

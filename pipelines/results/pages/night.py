@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from models.pages.charts import BLUE, INK, VERMILION, chart, legend_below
 from models.pages.page import DASH, plain
 from pipelines.contracts import LABELS, Status
-from pipelines.errors import InputError
 from pipelines.results.pages.drift import LEVEL_NAMES, QUANTITY_NAMES, drift_table, read_findings
 from pipelines.results.pages.history import Night, courses
+from pipelines.results.pages.maps import MOST, with_maps
 from pipelines.results.pages.page import render
 from pipelines.results.pages.todo import Facts, advice, tasks
-from pipelines.results.pages.worklist import LENGTH, MOST_THUMBNAILS, Film, with_thumbnails, worklist
+from pipelines.results.pages.worklist import LENGTH, Film, check_thumbnails, with_thumbnails, worklist
 from pipelines.results.query import read_scores
 from pipelines.results.views import NEWEST
 from pipelines.scoring.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
@@ -45,11 +45,11 @@ _MEANINGS: Final = {
 def night_page(uri: str, thumbnails: int = 0) -> str:
     """HTML of the scores at a URI: the newest run in full, the others in a row each.
 
-    `thumbnails`: of how many films of the worklist a small picture is read from the archive and put on the page.
+    `thumbnails`: of how many films of the worklist a small picture is read from the archive and put on the page; the
+    first of them get the model's map, too.
     Raises `InputError` when nothing was ever scored there, or for thumbnails out of range.
     """
-    if not 0 <= thumbnails <= MOST_THUMBNAILS:
-        raise InputError(f"{thumbnails} thumbnails are out of range; choose 0 to {MOST_THUMBNAILS}")
+    check_thumbnails(thumbnails)
     store = open_store(uri)
     asked = read_scores(uri, lambda connection: _ask(connection, max(LENGTH, thumbnails)))
     run, runs, bounds, archive = asked.run, asked.runs, asked.bounds, asked.archive
@@ -68,6 +68,7 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
         finished=run["state"] == "finished",
     )
     point = record.get("operating_point") or "not recorded"
+    films, of_maps = _with_pictures(asked.films, thumbnails, record, run["model_id"])
     rate = record.get("scans_per_second")
     resumed = record.get("resumed_shards")
     return render(
@@ -88,8 +89,9 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
         level_names=LEVEL_NAMES,
         quantity_names=QUANTITY_NAMES,
         limits={"psi": PSI_LEVELS, "ks": KS_LEVELS, "share": SHARE_LEVELS, "films": MIN_FILMS},
-        films=[*with_thumbnails(asked.films[:thumbnails]), *asked.films[thumbnails:]],
+        films=films,
         thumbnails=thumbnails,
+        of_maps=of_maps,
         others=asked.others,
         listed_text="" if record.get("listed") is None else f"of {record['listed']:,} listed; the rest was done before",
         rate=f"{rate:,.1f}" if rate else DASH,
@@ -102,6 +104,15 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
         rejects=asked.rejects,
         facts=_facts(record, run),
     )
+
+
+def _with_pictures(
+    films: Sequence[Film], thumbnails: int, record: Mapping[str, Any], model_id: str
+) -> tuple[list[Film], str]:
+    """The films of the worklist, the first with thumbnails and maps, and what is to be said of the maps."""
+    shown = with_thumbnails(films[:thumbnails])
+    mapped, of_maps = with_maps(shown[:MOST], record.get("bundle"), model_id) if shown else ([], "")
+    return [*mapped, *shown[MOST:], *films[thumbnails:]], of_maps
 
 
 @dataclass(frozen=True, kw_only=True)

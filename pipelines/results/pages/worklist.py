@@ -4,20 +4,18 @@ A thumbnail is a patient's image, so a page holds one only when asked; it is rea
 version that were scored.
 """
 
-import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
-from io import BytesIO
 from typing import Final
 
 import duckdb
-from PIL import Image
 
+from models.pages.page import data_uri
 from models.spec import Preprocessing
 from pipelines.contracts import LABELS
-from pipelines.errors import ScanError
+from pipelines.errors import InputError, ScanError
 from pipelines.ingest.decode import decode
 from pipelines.ingest.fetch import fetch
 
@@ -41,8 +39,16 @@ class Film:
     positive: bool
     thumbnail: str | None = None
     """A JPEG as a data URI."""
+    map: str | None = None
+    """The same with the model's map over it."""
     unseen: str | None = None
     """Why there is no thumbnail although one was asked for: a `contracts.Reason`."""
+
+
+def check_thumbnails(number: int) -> None:
+    """Raise `InputError` for a number of thumbnails that no page takes."""
+    if not 0 <= number <= MOST_THUMBNAILS:
+        raise InputError(f"{number} thumbnails are out of range; choose 0 to {MOST_THUMBNAILS}")
 
 
 def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> list[Film]:
@@ -71,6 +77,4 @@ def _with_thumbnail(film: Film) -> Film:
         scan = decode(fetch(film.uri, film.etag), Preprocessing(size=SIDE))
     except ScanError as error:
         return replace(film, unseen=error.reason.value)
-    sink = BytesIO()
-    Image.fromarray(scan.pixels).save(sink, "JPEG", quality=75)
-    return replace(film, thumbnail=f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}")
+    return replace(film, thumbnail=data_uri(scan.pixels))

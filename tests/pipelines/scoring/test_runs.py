@@ -22,10 +22,11 @@ from pipelines.scoring.record import RunRecord
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.scoring.sink import part_name, write_part, written_shards
 from pipelines.storage import Store, open_store
+from tests.pipelines.results.samples import read_page
 from tests.pipelines.scoring.conftest import BAD, GOOD
 from tests.servers import S3Server
 
-SETTINGS = ScoreSettings(shard_size=3)
+SETTINGS = ScoreSettings(shard_size=3, thumbnails=2)
 TOTAL = GOOD + len(BAD)
 ONE_SHARD = ScoreSettings(shard_size=TOTAL)  # one actor to start, where it does not matter how many there are
 
@@ -45,6 +46,23 @@ def night(
     write_films(archive)
     out = open_store(str(tmp_path_factory.mktemp("night") / "scores"))
     return archive, out, score(archive.root, str(bundle), out.root, SETTINGS)
+
+
+def test_the_report_beside_the_run_shows_the_films_that_were_asked_for(
+    night: tuple[Store, Store, list[RunRecord]],
+) -> None:
+    _, out, (record,) = night
+    page = read_page(out.get(f"runs/{record.run_id}/report.html").decode())
+    assert [image["alt"] for image in page.images if "Thumbnail" in str(image["alt"])] == [
+        "Thumbnail of film 1",
+        "Thumbnail of film 2",
+    ]
+    assert "what raised the score" in page.text or "no place of these films raises its score" in page.text
+
+
+def test_too_many_thumbnails_are_refused_before_the_night() -> None:
+    with pytest.raises(InputError, match="101 thumbnails are out of range; choose 0 to 100"):
+        ScoreSettings(thumbnails=101)
 
 
 def test_every_scan_has_the_row_it_should(night: tuple[Store, Store, list[RunRecord]]) -> None:
