@@ -15,7 +15,7 @@ from pipelines.contracts import TRIALS
 from pipelines.errors import InputError, NotFoundError
 from pipelines.storage import Store
 
-LATENCY: Final = "latency"
+LATENCY: Final = "latency_ms"
 """A column that studies of several objectives have beyond the contract: milliseconds a film."""
 _NOT_PARAMETERS: Final = frozenset({"family", "baseline"})
 """Have their own column."""
@@ -62,7 +62,7 @@ def read_trials(store: Store) -> list[Trial]:
     """Every finished trial in the order of its number; none where the table is not there yet."""
     try:
         table = pq.read_table(pa.BufferReader(store.get("trials.parquet")))
-        known = [*TRIALS.names, *({LATENCY} & set(table.column_names))]
+        known = [*TRIALS.names, *({LATENCY} & set(table.column_names) - set(TRIALS.names))]
         # probes, heads on frozen features, are rows and no trials
         trials = [
             _trial(row) for row in table.select(known).to_pylist() if not json.loads(row["parameters"]).get("probe")
