@@ -273,6 +273,7 @@ def tune(
         list[int] | None, typer.Option(help="Input side to search, repeatable (64, 96, 128).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None,
     select: Annotated[
         Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
     ] = None,
@@ -292,6 +293,7 @@ def tune(
         **given(
             trials=trials,
             patience=patience,
+            workers_per_trial=workers,
             epochs=epochs,
             seed=seed,
             time_budget_s=seconds(time_budget) if time_budget else None,

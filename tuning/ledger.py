@@ -231,12 +231,14 @@ class Converged(Stopper):
 
 def has_converged(records: Sequence[TrialRecord], patience: int) -> bool:
     """Whether the best AUC has not risen by more than GAIN over the last `patience` trials; never for 0."""
+    if not patience:
+        return False
     best, since = -math.inf, 0
     for record in sorted(records, key=lambda record: record.finished_at):
         since += 1
         if record.status != "failed" and record.auc is not None and record.auc > best + GAIN:
             best, since = record.auc, 0
-    return 0 < patience <= since
+    return since >= patience
 
 
 def _why(trial: Any) -> str:

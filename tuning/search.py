@@ -28,10 +28,12 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from models.errors import InputError
+from models.films import Films
 from models.spec import Scalar
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tuning.board import board
+from tuning.group_trial import DRIVER, Group, run_group_trial
 from tuning.ledger import Converged, Ledger, has_converged
 from tuning.scheduler import FamilyScheduler, Past
 from tuning.selection import SELECTS, Select
@@ -92,14 +94,18 @@ class SearchSettings:
     resume: bool = False
     """Go on with the study that stands at STUDY: trials that were under way first, each from its last whole epoch.
     Finished ones are not run again."""
+    workers_per_trial: int = 1
+    """Processes that train one trial together, perhaps on several nodes; one by default, in the trial itself."""
     cpus_per_trial: int = 1
+    """Of each of its workers."""
     gpus_per_trial: float | None = None
-    """None: one whole GPU where the cluster has any, else none."""
+    """Of each of its workers; a part of one packs several small trials onto it, where they have one worker.
+    None: one whole GPU where the cluster has any, else none."""
     max_concurrent: int | None = None
     """None: as many as the cluster's CPUs and GPUs hold now; give a number to let an autoscaler grow to it."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "epochs", "grace_epochs", "cpus_per_trial"):
+        for name in ("trials", "epochs", "grace_epochs", "workers_per_trial", "cpus_per_trial"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.patience < 0:
@@ -108,6 +114,8 @@ class SearchSettings:
             raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
         if self.reduction_factor < 2:
             raise InputError(f"reduction_factor is {self.reduction_factor}; give at least 2")
+        if self.workers_per_trial > 1 and (self.gpus_per_trial or 0) % 1:
+            raise InputError(f"gpus_per_trial is {self.gpus_per_trial}; workers that train together need whole GPUs")
         if self.time_budget_s is not None and self.time_budget_s <= 0:
             raise InputError(f"the time budget is {self.time_budget_s} s; give a positive time")
 
@@ -156,8 +164,9 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
             concurrent = min(concurrent, wanted)
             taken_up = unfinished[:wanted]
             log.info(
-                "%d trials to run%s, %d at a time, each on %s",
-                *(wanted, f", {len(taken_up)} of them begun before" if taken_up else "", concurrent, resources),
+                "%d trials to run%s, %d at a time, each on %s%s",
+                *(wanted, f", {len(taken_up)} of them begun before" if taken_up else "", concurrent),
+                *(f"{settings.workers_per_trial} times " if settings.workers_per_trial > 1 else "", resources),
             )
             job = TrialJob(
                 study=store,
@@ -167,14 +176,14 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
                 threads=settings.cpus_per_trial,
                 device="cuda" if resources.get("GPU") else "cpu",
             )
-            trainable = tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
+            trainable = _trainable(train, val, job, resources, settings.workers_per_trial)
             config = tune.TuneConfig(
                 search_alg=suggestions,
                 scheduler=FamilyScheduler(partial(_league, settings), _past(store, earlier, taken_up)),
                 num_samples=wanted,
                 max_concurrent_trials=concurrent,
                 time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
-                reuse_actors=True,
+                reuse_actors=settings.workers_per_trial == 1,
             )
             _run(trainable, config, ledger, Converged(ledger, settings.patience))
     record, bundle = promote_best(
@@ -197,19 +206,28 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
 
 
 def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
-    """What each trial gets, and how many trials the cluster holds at a time."""
+    """What each worker of a trial gets, and how many trials the cluster holds at a time."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = settings.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
     each = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": gpus} if gpus else {})
-    fitting = min(int(have.get(name, 0) / amount) for name, amount in each.items())
+    needed = {name: settings.workers_per_trial * amount for name, amount in each.items()}
+    fitting = min(int(have.get(name, 0) / amount) for name, amount in needed.items())
     if fitting < 1 and settings.max_concurrent is None:
         raise InputError(
-            f"one trial needs {each}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; "
-            "lower what a trial gets, or give max_concurrent to wait for an autoscaler"
+            f"one trial needs {needed}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+            "; lower what a trial gets, or give max_concurrent to wait for an autoscaler"
         )
     return each, settings.max_concurrent or fitting
+
+
+def _trainable(train: Films, val: Films, job: TrialJob, resources: dict[str, float], workers: int) -> Any:
+    if workers == 1:
+        return tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
+    films = ray.put((train, val))
+    group = Group(workers=workers, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0), films=films)
+    return tune.with_resources(tune.with_parameters(run_group_trial, group=group, job=job), DRIVER)
 
 
 def _league(settings: SearchSettings) -> ASHAScheduler:
