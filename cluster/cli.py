@@ -292,6 +292,7 @@ def tune(
         str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None,
     select: Annotated[
         Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
     ] = None,
@@ -313,6 +314,7 @@ def tune(
         **given(
             trials=trials,
             patience=patience,
+            workers_per_trial=workers,
             epochs=epochs,
             seed=seed,
             time_budget_s=seconds(time_budget) if time_budget else None,

@@ -146,10 +146,12 @@ def workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], *, unless: Callable[[], bool] = lambda: False) -> None:
+def wait_for(
+    condition: Callable[[], bool], *, unless: Callable[[], bool] = lambda: False, seconds: float = SECONDS
+) -> None:
     """Ask again and again until it holds; fails when it does not in time, or when it no longer can."""
-    pause, end = threading.Event(), time.monotonic() + SECONDS
+    pause, end = threading.Event(), time.monotonic() + seconds
     while not condition():
         assert not unless(), "what was waited for can no longer happen"
-        assert time.monotonic() < end, f"not so within {SECONDS} s"
+        assert time.monotonic() < end, f"not so within {seconds} s"
         pause.wait(0.02)

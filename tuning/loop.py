@@ -8,7 +8,8 @@ Films larger than the model's input are shrunk once, before the first epoch; `mo
 levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
 
 All that is random comes from the seed: the order of films and their mixing from the number of the epoch and step, and
-augmentation and dropout from generators whose state a `Checkpoint` keeps.
+augmentation and dropout from generators whose state a `Checkpoint` keeps. Where several workers train together, that is
+the first one's state; the others seed theirs anew for each epoch.
 """
 
 import contextlib
@@ -42,6 +43,7 @@ from tuning.objectives import AUC, parse_objective
 from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
 from tuning.schedule import Indices, films_of_epoch, mixing_generator, rate, steps_of_epoch
 from tuning.train_settings import ClassWeighting, TrainSettings
+from tuning.workers import ALONE, Workers
 
 __all__ = ["ClassWeighting", "EpochReport", "EpochState", "Fitted", "OnEpoch", "StateDict", "TrainSettings", "fit"]
 
@@ -121,6 +123,7 @@ def fit(
     *,
     weights: Mapping[str, Tensor] | None = None,
     resume: Checkpoint | None = None,
+    workers: Workers = ALONE,
 ) -> Fitted:
     """Train a model; the same arguments give the same weights on the same machine and number of threads.
 
@@ -128,16 +131,22 @@ def fit(
     `weights` is a state of the same architecture to start from; what it lacks of the classifier starts at random.
     `resume` goes on after the checkpoint's epoch, with the films and settings it was made with (device and threads may
     differ); `weights` is then not looked at.
+    `workers` says which of several processes this is that train together (see `tuning/workers.py`); all give the same
+    arguments otherwise, and each calls its `on_epoch`, which must answer alike.
 
     Raises `InputError` for films that cannot be trained on, for weights or a checkpoint that do not fit, and for
     settings under which no layer learns; `RayscanError` when training diverges.
     """
     _check(spec, train, val)
+    if min(len(train), settings.batch_size * settings.accumulate) < 2 * workers.count:
+        raise InputError(
+            f"each of {workers.count} workers needs 2 films of a step; raise batch_size or have fewer workers"
+        )
     device = choose_device(settings.device)
     if device.type == "cpu":
         keep_memory()
     with _deterministic(settings, device):
-        training = _Training(spec, train, val, settings, device, None if resume else weights)
+        training = _Training(spec, train, val, settings, device, None if resume else weights, workers)
         if resume is not None:
             training.restore(resume)
         return training.run(on_epoch)
@@ -154,12 +163,13 @@ class _Training:
         settings: TrainSettings,
         device: torch.device,
         weights: Mapping[str, Tensor] | None,
+        workers: Workers,
     ) -> None:
-        self.spec, self.settings, self.device = spec, settings, device
+        self.spec, self.settings, self.device, self.workers = spec, settings, device, workers
         self.train, self.train_labels = resize_films(train.pixels, spec.preprocessing.size), train.labels
         self.val, self.val_labels = resize_films(val.pixels, spec.preprocessing.size), val.labels
         self.films = _digest(train, val)
-        self.network = build(spec).to(device).to(memory_format=torch.channels_last)
+        self.network = workers.prepare(build(spec), device).to(device).to(memory_format=torch.channels_last)
         self.classifier = ScanClassifier(Preprocess(spec.preprocessing), self.network).to(device)
         self.learns = any(parameter.requires_grad for parameter in self.network.parameters())
         self.groups: Sequence[Sequence[nn.Parameter]] = layer_groups(self.network) if self.learns else []
@@ -289,6 +299,10 @@ class _Training:
     def _epoch(self, epoch: int) -> EpochReport:
         """Train for one epoch, evaluate, and keep the weights if none were better."""
         begun = time.perf_counter()
+        if self.workers.rank:
+            seed = np.random.SeedSequence((self.settings.seed, epoch, self.workers.rank)).generate_state(1).item()
+            torch.manual_seed(seed)
+            self.generator.manual_seed(seed)
         if self.learns:
             freeze(self.groups, self.settings, epoch)
         losses = [
@@ -312,6 +326,7 @@ class _Training:
 
     def _step(self, epoch: int, step: int, index: Indices) -> float:
         """One step of gradient descent; the loss before it."""
+        index = self.workers.share(index)
         # only the batch is copied: the films may be a read-only view of memory that other processes share
         films = torch.from_numpy(self.train[index]).to(self.device)
         labels = torch.from_numpy(self.train_labels[index]).to(self.device)
@@ -344,32 +359,35 @@ class _Training:
         """Add up the gradients of a step's batches; the mean loss of all its films."""
         # two films a batch, where there are so many: batch normalisation cannot do with one
         parts = max(1, min(self.settings.accumulate, len(films) // 2))
-        whole, value = importance(labels, self.weights).sum(), 0.0
+        whole, value = self.workers.total(importance(labels, self.weights).sum()), torch.zeros((), dtype=torch.float64)
         for batch, wanted in zip(films.tensor_split(parts), labels.tensor_split(parts), strict=True):
             with torch.set_grad_enabled(self.learns), _precision(self.device):
                 logits = self.classifier.logits(batch)
                 loss = LOSSES[self.settings.loss](
                     logits, wanted, weights=self.weights, smoothing=self.settings.label_smoothing
                 )
-                if parts > 1:
+                if parts > 1 or self.workers.count > 1:
                     loss = loss * (importance(wanted, self.weights).sum() / whole)
-            value += loss.item()
-            if not math.isfinite(value):
-                raise self._diverged(f"the loss is {value}")
+            value = value + loss.item()
             if self.learns:
                 loss.backward()  # type: ignore[no-untyped-call]
-        return value
+        mean = float(self.workers.total(value.to(self.device)))
+        if not math.isfinite(mean):
+            raise self._diverged(f"the loss is {mean}")
+        self.workers.add_up(list(self.network.parameters()))
+        return mean
 
     @torch.inference_mode()
     def _evaluate(self) -> npt.NDArray[np.float32]:
         """Logits [N, C] of the validation films, as the engine computes them."""
         classifier = self.judged
         classifier.network.eval()
-        parts = [
-            classifier.logits(torch.tensor(self.val[start : start + EVALUATION_BATCH]).to(self.device)).cpu()
-            for start in range(0, len(self.val), EVALUATION_BATCH)
-        ]
-        logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        found = torch.empty(len(self.val), len(self.spec.classes), device=self.device)
+        if self.workers.rank == 0:
+            for start in range(0, len(self.val), EVALUATION_BATCH):
+                films = torch.tensor(self.val[start : start + EVALUATION_BATCH]).to(self.device)
+                found[start : start + EVALUATION_BATCH] = classifier.logits(films)
+        logits: npt.NDArray[np.float32] = self.workers.of_the_first(found).cpu().numpy()
         if not np.isfinite(logits).all():
             raise self._diverged("its logits are not finite")
         return logits

@@ -28,6 +28,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from models.errors import InputError
+from models.films import Films
 from models.spec import ModelSpec, Scalar
 from pipelines.bundles import cache_folder
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
@@ -35,6 +36,7 @@ from pipelines.storage import Store, open_store
 from tuning.board import board
 from tuning.domain import Suggest
 from tuning.findings import conclude
+from tuning.group_trial import DRIVER, Group, run_group_trial
 from tuning.known_trials import best_of, final_trials
 from tuning.ledger import Converged, Ledger, has_converged
 from tuning.objectives import AUC, LATENCY, parse_objectives
@@ -124,14 +126,18 @@ class SearchSettings:
     resume: bool = False
     """Go on with the study that stands at STUDY: trials that were under way first, each from its last whole epoch.
     Finished ones are not run again."""
+    workers_per_trial: int = 1
+    """Processes that train one trial together, perhaps on several nodes; one by default, in the trial itself."""
     cpus_per_trial: int = 1
+    """Of each of its workers."""
     gpus_per_trial: float | None = None
-    """None: one whole GPU where the cluster has any, else none."""
+    """Of each of its workers; a part of one packs several small trials onto it, where they have one worker.
+    None: one whole GPU where the cluster has any, else none."""
     max_concurrent: int | None = None
     """None: as many as the cluster's CPUs and GPUs hold now; give a number to let an autoscaler grow to it."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "epochs", "grace_epochs", "cpus_per_trial"):
+        for name in ("trials", "epochs", "grace_epochs", "workers_per_trial", "cpus_per_trial"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
         for name in ("probes", "finals"):
@@ -144,6 +150,8 @@ class SearchSettings:
             raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
         if self.reduction_factor < 2:
             raise InputError(f"reduction_factor is {self.reduction_factor}; give at least 2")
+        if self.workers_per_trial > 1 and (self.gpus_per_trial or 0) % 1:
+            raise InputError(f"gpus_per_trial is {self.gpus_per_trial}; workers that train together need whole GPUs")
         if self.time_budget_s is not None and self.time_budget_s <= 0:
             raise InputError(f"the time budget is {self.time_budget_s} s; give a positive time")
 
@@ -207,7 +215,7 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
         objective=parse_objectives(settings.objectives)[0].name,
         latency=LATENCY in settings.objectives,
     )
-    trainable = tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
+    trainable = _trainable(train, val, job, resources, settings.workers_per_trial)
     search_round = partial(
         _round, trainable, store, settings=settings, space=space, resources=resources, concurrent=concurrent
     )
@@ -305,7 +313,7 @@ def _round(
             num_samples=wanted,
             max_concurrent_trials=min(concurrent, wanted),
             time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
-            reuse_actors=True,
+            reuse_actors=settings.workers_per_trial == 1,
         )
         _run(trainable, config, ledger, Converged(ledger, settings.patience if finals is None else 0))
     ended = len(ledger.records) - len(_trials(earlier))
@@ -319,19 +327,28 @@ def _trials(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
-    """What each trial gets, and how many trials the cluster holds at a time."""
+    """What each worker of a trial gets, and how many trials the cluster holds at a time."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = settings.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
     each = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": gpus} if gpus else {})
-    fitting = min(int(have.get(name, 0) / amount) for name, amount in each.items())
+    needed = {name: settings.workers_per_trial * amount for name, amount in each.items()}
+    fitting = min(int(have.get(name, 0) / amount) for name, amount in needed.items())
     if fitting < 1 and settings.max_concurrent is None:
         raise InputError(
-            f"one trial needs {each}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; "
-            "lower what a trial gets, or give max_concurrent to wait for an autoscaler"
+            f"one trial needs {needed}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+            "; lower what a trial gets, or give max_concurrent to wait for an autoscaler"
         )
     return each, settings.max_concurrent or fitting
+
+
+def _trainable(train: Films, val: Films, job: TrialJob, resources: dict[str, float], workers: int) -> Any:
+    if workers == 1:
+        return tune.with_resources(tune.with_parameters(run_trial, train=train, val=val, job=job), resources)
+    films = ray.put((train, val))
+    group = Group(workers=workers, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0), films=films)
+    return tune.with_resources(tune.with_parameters(run_group_trial, group=group, job=job), DRIVER)
 
 
 def _league(settings: SearchSettings) -> ASHAScheduler:

@@ -292,10 +292,15 @@ def save_checkpoint(store: Store, trial_id: str, checkpoint: Checkpoint) -> None
 
 def load_checkpoint(store: Store, trial_id: str) -> Checkpoint | None:
     """The state of a trial after its last whole epoch; None before its first. Raises `InputError` where it is none."""
+    key = f"trials/{trial_id}/{_CHECKPOINT}"
     try:
-        return Checkpoint.from_bytes(store.get(f"trials/{trial_id}/{_CHECKPOINT}"))
+        data = store.get(key)
     except NotFoundError:
         return None
+    try:
+        return Checkpoint.from_bytes(data)
+    except InputError as error:
+        raise InputError(f"{store.uri(key)}: {error}: remove this file") from error
 
 
 def remove_checkpoint(store: Store, trial_id: str) -> None:

@@ -4,7 +4,8 @@ A plain function and not a TorchTrainer: with reused actors a trial starts withi
 trainer takes 6 to 14 s for its controller and worker. Trials of several workers have one: `tuning/group_trial.py`.
 
 After each epoch the trial puts its whole state into the study. Whatever ends its process (the driver is killed, its
-node is taken away), it goes on from there, and ends with the weights it would have had anyway.
+node is taken away), it goes on from there, and ends with the weights it would have had anyway. A process that lives on
+after it was given up can only put states of the same training.
 """
 
 import json

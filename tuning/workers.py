@@ -1,0 +1,67 @@
+"""Several processes that train one network together: each takes its share of every step's films.
+
+Knows no ray: whoever starts the processes joins them by `torch.distributed` (Ray Train does, with nccl on GPUs and
+gloo on CPUs) and gives each its `Workers`. Gradients are added up by hand, in one message a step. Torch's own
+DistributedDataParallel was refused: it averages over workers as if all had as many films of the same importance, where
+this gives the gradient that one worker would have had from all of the step's films.
+
+Each worker normalises a batch by its own share of the films on CPUs, and by all of them on GPUs (SyncBatchNorm). Worker
+0 evaluates, and its network is the one that is kept: on CPUs its batch statistics are those of its own films.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from tuning.schedule import Indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Which of how many this process is. One alone needs no `torch.distributed`."""
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, films: Indices) -> Indices:
+        """This worker's part of a step's films."""
+        return films if self.count == 1 else np.array_split(films, self.count)[self.rank]
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all workers."""
+        if self.count == 1:
+            return value
+        whole = value.clone()
+        torch.distributed.all_reduce(whole)
+        return whole
+
+    def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give every worker the sum of all workers' gradients."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.count == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def of_the_first(self, value: Tensor) -> Tensor:
+        """The first worker's tensor, which has the same shape and type on all."""
+        if self.count > 1:
+            torch.distributed.broadcast(value, src=0)
+        return value
+
+    def prepare(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network as several workers train it; the names of its weights stay."""
+        if self.count == 1 or device.type != "cuda":
+            return network
+        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return synchronised
+
+
+ALONE = Workers()
