@@ -355,7 +355,8 @@ def evaluate(
     from pipelines.evaluate import evaluate as run_evaluate
 
     if against:
-        output.show(compare([bundle, *against], dataset, split.value, report=out), as_json=json)
+        found = compare([bundle, *against], dataset, split.value, report=out)
+        output.show(found if json else found.in_short(), as_json=json)
         return
     output.show(
         run_evaluate(bundle, dataset, split.value, report=out, prior_shift=prior_shift and prior_shift.value),

@@ -55,6 +55,10 @@ class ComparisonSummary:
     report: str | None
     notice: str = DISCLAIMER
 
+    def in_short(self) -> dict[str, Any]:
+        """A line for each model, at its default operating point."""
+        return {**vars(self), "models": [_in_words(one) for one in self.models]}
+
 
 def evaluate(
     bundle_uri: str, dataset: str, split: str, *, report: str | None = None, prior_shift: str | None = None
@@ -89,6 +93,12 @@ def compare(bundle_uris: Sequence[str], dataset: str, split: str, *, report: str
         report = put_page(comparison_page(films.labels, told, split=split, dataset=dataset), report)
     models = [_summary(one, dataset, split, films, None) for one in judged]
     return ComparisonSummary(dataset=dataset, split=split, films=len(films), models=models, report=report)
+
+
+def _in_words(one: EvaluationSummary) -> str:
+    figures = (f"{name} {one.metrics[name]['value']:.3f}" for name in ("accuracy", "sensitivity", "specificity"))
+    auc = one.metrics["auc"]
+    return f"{one.model_id}  AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}), {', '.join(figures)}"
 
 
 def _films(bundle_uris: Sequence[str], dataset: str, split: str) -> Films:

@@ -183,6 +183,10 @@ def test_models_are_compared_on_the_same_films(bundle: Bundle, dataset: str, tmp
     summary = compare([str(bundle.folder), str(other.folder)], dataset, "test", report=str(page))
     alone = [evaluate(str(one.folder), dataset, "test") for one in (bundle, other)]
     assert [one.metrics for one in summary.models] == [one.metrics for one in alone]
+    lines = summary.in_short()["models"]
+    for one, line in zip(alone, lines, strict=True):
+        assert line.startswith(f"{one.model_id}  AUC {one.metrics['auc']['value']:.3f} (")
+        assert line.endswith(f"specificity {one.metrics['specificity']['value']:.3f}")
     told = page.read_text()
     assert told.count("<svg") == 4, "curves, bars and two confusion matrices"
     assert DISCLAIMER in told
