@@ -146,7 +146,7 @@ def _found(
         )
         for place, (record, own, share) in enumerate(zip(ranked, odds, chosen, strict=True))
     }
-    ensemble = _ensemble(ranked, 1 / (1 + np.exp(-odds)), disease, val, store, study, dataset)
+    ensemble = _ensemble(ranked, np.exp(-np.logaddexp(0, -odds)), disease, val, store, study, dataset)
     return Findings(trials=trials, selection=selection, ensemble=ensemble, importance=mattered)
 
 

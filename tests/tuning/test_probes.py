@@ -80,10 +80,13 @@ def run(ray_session: None, folder: Path) -> Run:
     handler.emit = lambda line: told.append(line.getMessage())  # type: ignore[method-assign]
     log = logging.getLogger("rayscan")
     log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
     try:
         summary = search(dataset, out, settings)
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
     space = space_for(SIZE, source=str(folder / "space.toml"))
     return Run(dataset, out, settings, space, summary, read_trials(open_store(out)), "\n".join(told))
 

@@ -98,6 +98,17 @@ def refused(archive: Path, message: str, **settings: object) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+def test_films_of_another_hospital_that_are_only_to_be_judged_need_no_training_films(
+    kaggle: Path, tmp_path: Path
+) -> None:
+    films = {f"test/{path.parent.name}/{path.name}": path.read_bytes() for path in kaggle.rglob("*.jpeg")}
+    prepare(catalogue(write(tmp_path / "elsewhere", films), val_fraction=0.0), str(tmp_path / "out"), SMALL)
+    assert set(load_films(str(tmp_path / "out"), "test").labels) == {0, 1}
+    with pytest.raises(InputError, match="no films in split 'train'"):
+        load_films(str(tmp_path / "out"), "train")
+
+
+@pytest.mark.usefixtures("in_process")
 def test_what_cannot_be_prepared(kaggle: Path, tmp_path: Path) -> None:
     one_class = write(tmp_path / "one", {f"NORMAL/{i}.jpeg": p.read_bytes() for i, p in enumerate(kaggle.rglob("IM*"))})
     refused(one_class, "films of both classes")

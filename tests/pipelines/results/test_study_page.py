@@ -154,7 +154,10 @@ def test_a_second_objective_is_drawn_where_it_was_measured(store: Store, tmp_pat
     write_study(store, rows)
     table = pq.read_table(pa.BufferReader(store.get("trials.parquet")))
     sink = pa.BufferOutputStream()
-    pq.write_table(table.append_column("latency_ms", pa.array([1.0, 2.0, 5.0, 40.0, None])), sink)
+    pq.write_table(
+        table.set_column(table.column_names.index("latency_ms"), "latency_ms", pa.array([1.0, 2.0, 5.0, 40.0, None])),
+        sink,
+    )
     store.put("trials.parquet", sink.getvalue().to_pybytes())
     page = report(store, tmp_path / "study.html")
     assert "AUC against milliseconds a film; 3 trials are on the Pareto front" in page.charts
