@@ -112,7 +112,7 @@ class Search:
         """`trials` is the study's table."""
         with duckdb.connect() as connection:
             connection.execute(f"CREATE VIEW trials AS FROM '{self.study}/trials.parquet'")
-            rows: list[dict[str, Any]] = connection.execute(sql).to_arrow_table().to_pylist()
+            rows: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
             return rows
 
     def assert_whole(self) -> None:
