@@ -226,7 +226,7 @@ def _submit(
 @ray.remote(num_cpus=1)
 def _fit_heads(heads: Sequence[tuple[int, HeadSettings]], *sides: Features) -> list[tuple[float, float]]:
     """Validation AUC and seconds of each head, on the training and validation features at its place."""
-    keep_memory()  # the first head took four times the CPU time of the others without
+    keep_memory()  # without it the first head took four times as long; with it, not measured
     torch.set_num_threads(1)
     # Ray's own memory is read-only, which torch warns of
     own = [replace(side, values=np.array(side.values)) for side in sides]
