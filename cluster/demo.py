@@ -26,7 +26,8 @@ from pipelines.results.query import ask
 from pipelines.results.report import put_page, write_report
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.storage import open_store
-from tuning.search import SearchSettings, search
+from tuning.search import search
+from tuning.search_settings import SearchSettings
 
 MARKER = ".rayscan-demo"
 """Stands in a folder the demo made, so that it may empty it the next time, and no other."""

@@ -1,6 +1,7 @@
 """A search on the terminal: the trials under way, the best so far, the time left. Elsewhere the log tells it all."""
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ class Standing:
     running: tuple[Running, ...]
     counts: Mapping[str, int]
     """Trials of the whole study that ended `complete`, `pruned`, `failed`."""
-    planned: int
+    planned: float
+    """Infinite where only the time is limited."""
     best: str | None
     """In words; None before there is one."""
     seconds_left: float | None
@@ -80,7 +82,7 @@ def picture(standing: Standing) -> "Group":
     from rich.text import Text  # noqa: PLC0415
 
     ended = sum(standing.counts.values())
-    words = [f"{ended} of {standing.planned} trials"]
+    words = [in_words(ended, standing.planned)]
     words += [f"{count} {status}" for status, count in standing.counts.items() if count and status != "complete"]
     words.append(f"best {standing.best}" if standing.best else "none ended yet")
     if standing.seconds_left is not None:
@@ -97,6 +99,11 @@ def picture(standing: Standing) -> "Group":
             _clock(trial.seconds),
         )
     return Group(table, Text(" · ".join(words)))
+
+
+def in_words(ended: int, planned: float) -> str:
+    """How many trials there are of those that are to be."""
+    return f"{ended} trials" if math.isinf(planned) else f"{ended} of {planned:.0f} trials"
 
 
 def _clock(seconds: float) -> str:

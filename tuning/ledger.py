@@ -18,7 +18,7 @@ from ray.tune import Callback, Stopper
 
 from pipelines import telemetry
 from pipelines.storage import Store
-from tuning.board import Board, Running, Standing, no_board
+from tuning.board import Board, Running, Standing, in_words, no_board
 from tuning.objectives import LATENCY
 from tuning.space import BASELINE, PROBE
 from tuning.study import (
@@ -29,7 +29,6 @@ from tuning.study import (
     best_trial,
     count_statuses,
     remove_checkpoint,
-    unfinished_trials,
     write_trials,
 )
 from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, brief, own_id, parameters_of
@@ -49,7 +48,7 @@ class Ledger(Callback):
         study: Store,
         earlier: Sequence[TrialRecord],
         *,
-        planned: int,
+        planned: float,
         seed: int,
         deadline: float,
         epochs: int = 0,
@@ -131,7 +130,6 @@ class Ledger(Callback):
                 self._enter(trial, "pruned")
         self.running.clear()
         telemetry.set_running(0)
-        unfinished_trials(self.study, self.records)  # a worker that was stopped may have put one more checkpoint
 
     def _number(self, trials: Sequence[Any]) -> None:
         """Trials may start out of the order of the suggestions, and Ray Tune puts one that is retried at the end."""
@@ -175,7 +173,7 @@ class Ledger(Callback):
         if best is not None and best.value is not None:
             telemetry.set_best_value(best.value, metric=self.metric)
         log.info(
-            "trial %d %s%s %s: %s after %d epochs; best %s; %d of %d trials%s",
+            "trial %d %s%s %s: %s after %d epochs; best %s; %s%s",
             record.number,
             "baseline " if BASELINE in record.parameters else "",
             record.model,
@@ -183,8 +181,7 @@ class Ledger(Callback):
             record.error or f"AUC {record.auc:.4f}",
             record.epochs,
             f"{best.value:.4f} (trial {best.number})" if best else "none yet",
-            len(self.records),
-            self.planned,
+            in_words(len(self.records), self.planned),
             "" if math.isinf(self.deadline) else f", {max(0.0, self.deadline - time.monotonic()):.0f} s left",
         )
 

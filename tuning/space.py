@@ -139,6 +139,18 @@ class SearchSpace:
                 found[full] = values[name]
         return found
 
+    def usual(self) -> list[dict[str, Scalar]]:
+        """A trial of each family with its defaults where they are choices, else left to the sampler.
+
+        A family that may start from weights does so, from the first that are named.
+        """
+        found = []
+        for family in self.families:
+            weights = self.weights_of(family)
+            start = {self.branch(family)["weights"][0]: weights[0]} if weights else {}
+            found.append(self.translated({"family": family, **start}))
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, in the form of a space's file."""
         written = {table: {name: of.to_json() for name, of in each.items()} for table, each in self.tables.items()}

@@ -265,14 +265,31 @@ def begin_trial(store: Store, trial: StartedTrial) -> None:
 def unfinished_trials(store: Store, records: Sequence[TrialRecord]) -> list[StartedTrial]:
     """Trials that began and are not among the finished ones, in the order of their numbers.
 
-    Checkpoints of finished ones, which a killed search may have left, are removed. Raises `InputError` where a
-    trial.json cannot be understood.
+    Raises `InputError` where a trial.json cannot be understood.
     """
     ended = {record.trial_id for record in records}
-    keys = [info.key for chunk in store.list("trials") for info in chunk]
-    store.delete_all([key for key in keys if key.endswith(f"/{_CHECKPOINT}") and key.split("/")[1] in ended])
-    started = [key for key in keys if key.endswith(f"/{_TRIAL}") and key.split("/")[1] not in ended]
+    started = [key for key in _keys_of(store, _TRIAL) if key.split("/")[1] not in ended]
     return sorted((_read_started(store, key) for key in started), key=lambda trial: trial.number)
+
+
+def remove_stale_checkpoints(store: Store, records: Sequence[TrialRecord]) -> None:
+    """Remove the checkpoints of finished trials: a search that was killed or stopped may leave some."""
+    ended = {record.trial_id for record in records}
+    store.delete_all([key for key in _keys_of(store, _CHECKPOINT) if key.split("/")[1] in ended])
+
+
+def _keys_of(store: Store, name: str) -> list[str]:
+    return [info.key for chunk in store.list("trials") for info in chunk if info.key.endswith(f"/{name}")]
+
+
+def without_probes(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The rows that are models."""
+    return [record for record in records if PROBE not in record.parameters]
+
+
+def next_number(records: Sequence[TrialRecord], unfinished: Sequence[StartedTrial]) -> int:
+    """Of the trial that is suggested next."""
+    return 1 + max([one.number for one in records] + [one.number for one in unfinished], default=-1)
 
 
 def _read_started(store: Store, key: str) -> StartedTrial:

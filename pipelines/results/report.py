@@ -20,8 +20,8 @@ __all__ = ["agreement_page", "evaluation_page", "put_page", "write_report"]
 def write_report(uri: str, out: str, *, compare: str | None = None, thumbnails: int = 0) -> str:
     """Write the report of the study, bundle or scores at `uri` to the file `out` (a URI or path); returns its URI.
 
-    Of scores only: `compare`, two model ids with a comma between them, makes it the page of their agreement, and
-    `thumbnails` is the number of films of the worklist to show.
+    `compare` is another study to set beside a study, or for scores two model ids with a comma between them, which makes
+    it the page of their agreement. `thumbnails`, of scores only, is the number of films of the worklist to show.
     Raises `InputError` when `uri` is none of the three or not what was asked for, holds files that cannot be
     understood, or `out` is no file.
     """
@@ -44,12 +44,15 @@ def put_page(html: str, out: str) -> str:
 
 def _page(uri: str, compare: str | None, thumbnails: int) -> str:
     store = open_store(uri)
-    asked = "a comparison" if compare is not None else "thumbnails" if thumbnails else None
     kind = "study" if store.exists("study.json") else "bundle" if store.exists("bundle.json") else None
     if kind is not None:
-        if asked:
-            raise InputError(f"{store.root} is a {kind}; {asked} can be had of scores only")
-        return study_page(uri) if kind == "study" else _model_page(uri)
+        if thumbnails:
+            raise InputError(f"{store.root} is a {kind}; thumbnails can be had of scores only")
+        if kind == "study":
+            return study_page(uri, compare)
+        if compare is not None:
+            raise InputError(f"{store.root} is a bundle; to compare models use rayscan evaluate --against")
+        return _model_page(uri)
     if not is_scores(uri):
         raise InputError(
             f"{store.root}: nothing to report on; looked for study.json (a study), bundle.json (a model) and"

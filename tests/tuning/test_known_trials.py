@@ -15,9 +15,10 @@ from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.test_study import record
 from tuning.known_trials import final_trials
 from tuning.objectives import LATENCY
-from tuning.search import SearchSettings, _suggestions
+from tuning.search_settings import SearchSettings
 from tuning.space import BASELINE, FINAL
 from tuning.space_file import space_for
+from tuning.suggestions import suggestions
 from tuning.trial import OBJECTIVE, TrialJob, plan_of, start_of
 
 POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}
@@ -25,37 +26,37 @@ POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}
 
 def test_points_come_after_the_baselines_and_once() -> None:
     space, settings = space_for(64), SearchSettings(trials=5)
-    searcher, wanted = _suggestions(space, [], settings, points=[POINT])
+    searcher, wanted = suggestions(space, [], settings, points=[POINT])
     drawn = [searcher.suggest(str(number)) for number in range(4)]
     assert wanted == 5
     assert [BASELINE in one for one in drawn] == [True, True, False, False]
     assert POINT.items() <= drawn[2].items()  # what it leaves open, the sampler chose
     assert "learning_rate" in drawn[2]
     earlier = [record(number, 0.6, parameters=one, model=one["family"]) for number, one in enumerate(drawn[:3])]
-    searcher, wanted = _suggestions(space, earlier, settings, points=[POINT])
+    searcher, wanted = suggestions(space, earlier, settings, points=[POINT])
     assert wanted == 2
     assert searcher.suggest("next") != drawn[2]
 
 
 def test_finals_are_given_whole_and_are_no_trials_of_the_search() -> None:
     space, settings = space_for(64), SearchSettings(trials=3)
-    searcher, _ = _suggestions(space, [], settings, points=[POINT])
+    searcher, _ = suggestions(space, [], settings, points=[POINT])
     *_, drawn = [searcher.suggest(str(number)) for number in range(3)]
     best = record(7, 0.9, parameters=drawn, model="cnn")
     (final,) = final_trials([best, record(8, 0.8)], 224, 3)
     assert final == {**drawn, "resolution": 224, FINAL: True}
-    searcher, wanted = _suggestions(space, [best], settings, finals=[final])
+    searcher, wanted = suggestions(space, [best], settings, finals=[final])
     assert (wanted, searcher.suggest("a")) == (1, final)
     done = record(9, 0.95, parameters=final, model="cnn")
     assert final_trials([best, done], 224, 3) == []
-    assert _suggestions(space, [best, done], settings)[1] == 2
-    assert _suggestions(space, [best, done], settings, finals=[final])[1] == 0
+    assert suggestions(space, [best, done], settings)[1] == 2
+    assert suggestions(space, [best, done], settings, finals=[final])[1] == 0
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_two_objectives_are_known_again() -> None:
     space, settings = space_for(64), SearchSettings(trials=30, objectives=(LATENCY, "sensitivity@specificity=0.9"))
-    searcher, _ = _suggestions(space, [], settings)
+    searcher, _ = suggestions(space, [], settings)
     drawn = []
     for number in range(4):
         drawn.append(searcher.suggest(str(number)))
@@ -64,7 +65,7 @@ def test_two_objectives_are_known_again() -> None:
         record(number, 0.9, parameters=one, model=one["family"], objective=0.5, latency_ms=2.0)
         for number, one in enumerate(drawn)
     ]
-    searcher, _ = _suggestions(space, earlier, settings)
+    searcher, _ = suggestions(space, earlier, settings)
     known: Any = searcher._ot_study
     assert [trial.values for trial in known.get_trials(deepcopy=False)] == [[0.5, 2.0]] * 2  # baselines are not sampled
     assert [direction.name for direction in known.directions] == ["MAXIMIZE", "MINIMIZE"]

@@ -19,7 +19,8 @@ from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tuning.known_trials import best_of, final_trials
 from tuning.probes import ProbeSpace, best_probes, feature_kinds
-from tuning.search import SearchSettings, search
+from tuning.search import search
+from tuning.search_settings import SearchSettings
 from tuning.space import BASELINE, FINAL, PROBE, SearchSpace, leaves
 from tuning.space_file import space_for
 from tuning.study import StudySummary, TrialRecord, read_study, read_trials

@@ -26,7 +26,8 @@ from tests.tuning.films import SIZE, write_dataset
 from tuning.domain import Suggest
 from tuning.ledger import Ledger, has_converged
 from tuning.loop import fit
-from tuning.search import SearchSettings, _suggestions, search
+from tuning.search import search
+from tuning.search_settings import SearchSettings
 from tuning.space import BASELINE, SearchSpace, leaves
 from tuning.space_file import space_for
 from tuning.study import (
@@ -40,6 +41,7 @@ from tuning.study import (
     weights_key,
     write_trials,
 )
+from tuning.suggestions import suggestions
 from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, Progress, TrialJob, to_train
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
@@ -197,7 +199,7 @@ def test_what_is_refused(interrupted: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--resume"):
         search(interrupted.dataset, interrupted.out, SMALL, space=SPACE)
     with pytest.raises(InputError, match="search space"):
-        search(interrupted.dataset, interrupted.out, replace(SMALL, resume=True))
+        search(interrupted.dataset, interrupted.out, replace(SMALL, resume=True, families=("mlp",)))
     other = str(tmp_path / "dataset")
     write_dataset(other, fingerprint="others", seed=1)
     with pytest.raises(InputError, match="fingerprint"):
@@ -242,7 +244,7 @@ def record(number: int, parameters: dict[str, Any], status: Any = "complete") ->
 
 def suggest(space: SearchSpace, earlier: list[TrialRecord], settings: SearchSettings, count: int) -> list[Any]:
     """What the search would run next; every suggestion is finished before the next."""
-    searcher, _ = _suggestions(space, earlier, settings)
+    searcher, _ = suggestions(space, earlier, settings)
     drawn = []
     for number in range(count):
         drawn.append(searcher.suggest(str(number)))
@@ -325,8 +327,8 @@ def test_a_resumed_search_suggests_something_new(kind: Any) -> None:
     second = suggest(space, earlier, settings, 10)
     assert not any(BASELINE in drawn for drawn in second)
     assert not any(drawn in first for drawn in second)
-    assert _suggestions(space, earlier, settings)[1] == 20
-    assert _suggestions(space, earlier, replace(settings, trials=5))[1] == 0
+    assert suggestions(space, earlier, settings)[1] == 20
+    assert suggestions(space, earlier, replace(settings, trials=5))[1] == 0
 
 
 def test_a_baseline_that_did_not_finish_comes_again() -> None:
@@ -341,7 +343,7 @@ def test_unfinished_trials_come_first_and_are_not_suggested_again(kind: Any) -> 
     first = suggest(space, [], settings, 8)
     earlier = [record(number, first[number]) for number in (0, 2, 4, 5, 6)]
     unfinished = [StartedTrial(trial_id=f"t{n}", number=n, seed=3, parameters=first[n]) for n in (1, 3, 7)]
-    searcher, wanted = _suggestions(space, earlier, settings, unfinished=unfinished)
+    searcher, wanted = suggestions(space, earlier, settings, unfinished=unfinished)
     assert wanted == 25
     drawn = [searcher.suggest(str(number)) for number in range(10)]
     for trial, taken_up in zip(unfinished, drawn, strict=False):
@@ -356,11 +358,18 @@ def test_a_grid_is_visited_whole_and_once_even_when_resumed() -> None:
     space = space_for(32, source="grid")
     settings = SearchSettings(search="grid", trials=1)
     points = leaves(space)
-    _, wanted = _suggestions(space, [], settings)
+    _, wanted = suggestions(space, [], settings)
     assert wanted == len(points) + 2
-    searcher, _ = _suggestions(space, [], settings)
+    searcher, _ = suggestions(space, [], settings)
     drawn = [searcher.suggest(str(number)) for number in range(wanted)]  # all at a time
     assert drawn[2:] == points
     earlier = [record(number, parameters) for number, parameters in enumerate(drawn[:10])]
     assert suggest(space, earlier, settings, wanted - 10) == drawn[10:]
-    assert _suggestions(space, earlier, settings)[1] == wanted - 10
+    assert suggestions(space, earlier, settings)[1] == wanted - 10
+
+
+def test_how_many_trials_where_nobody_says() -> None:
+    space = space_for(32)
+    assert suggestions(space, [], SearchSettings())[1] == 20
+    assert suggestions(space, [], SearchSettings(time_budget_s=60))[1] == math.inf
+    assert suggestions(space, [], SearchSettings(time_budget_s=60, trials=7))[1] == 7

@@ -234,7 +234,8 @@ def test_the_spaces_that_come_with_rayscan(name: str) -> None:
 
 
 def test_a_file_changes_the_default(spaced: Any) -> None:
-    space = spaced("batch_size = 8\nflip = [0.0, 0.5]\n[cnn]\ndepth = 3\n[mlp]\nlearning_rate = 1e-3\n")
+    text = 'family = ["mlp", "cnn"]\nbatch_size = 8\nflip = [0.0, 0.5]\n[cnn]\ndepth = 3\n[mlp]\nlearning_rate = 1e-3\n'
+    space = spaced(text)
     default = space_for(224)
     changed = {**default.tables[""], "batch_size": Domain(choices=(8,)), "flip": Domain(choices=(0.0, 0.5))}
     assert space.tables[""] == changed
@@ -322,3 +323,24 @@ def test_a_trial_of_another_space_is_translated_or_refused(spaced: Any) -> None:
 def test_what_a_training_may_be_told_is_what_a_space_may_search() -> None:
     assert {"blur", "cutmix", "ema", "flip", "frozen_groups", "loss", "optimiser", "rate_decay"} <= set(TRAINING)
     assert not {"epochs", "seed", "device", "threads", "objective"} & set(TRAINING)
+
+
+def test_the_usual_trial_of_a_family_has_its_defaults(spaced: Any) -> None:
+    space = spaced('family = ["cnn", "resnet18"]\nbatch_size = [16, 32]\nlearning_rate = 1e-4\n[resnet18]\nweights = "r.pth"')
+    cnn, backbone = space.usual()
+    assert (cnn["family"], cnn["batch_size"], cnn["cnn_depth"]) == ("cnn", 32, 4)
+    assert "learning_rate" not in cnn  # the default is no choice of this space
+    assert (backbone["family"], Path(str(backbone["resnet18_weights"])).name) == ("resnet18", "r.pth")
+    assert backbone["pretrained_head_first"] is False
+    for point in (cnn, backbone):
+        assert set(point) <= set(drawn_from(space, point))
+
+
+def drawn_from(space: SearchSpace, point: dict[str, Scalar]) -> dict[str, Scalar]:
+    """The parameters of an enqueued trial; Optuna refuses none of them."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(point)
+    trial = study.ask()
+    space(trial)
+    assert {name: trial.params[name] for name in point} == point
+    return trial.params

@@ -12,12 +12,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from models.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, whole_numbers
+from models.pages.charts import BLUE, GREY, INK, VERMILION, Paint, chart, legend_below, whole_numbers
 from pipelines.results.pages.trials import Trial
 
 DRAWN: Final = 500
 """Trials that are drawn one by one at most, the best of them."""
 _ROWS: Final = 10
+_LINES: Final = ((VERMILION, "-"), (BLUE, "--"), (INK, ":"), (GREY, "-."))
 _LOOKS: Final = (("complete", "o", BLUE, "full"), ("pruned", "o", GREY, "none"))
 
 
@@ -29,16 +30,8 @@ def by_number(ranked: Sequence[Trial]) -> Markup:
 
 def by_cost(ranked: Sequence[Trial], trials: Sequence[Trial], cores: float) -> Markup:
     """The same by the cores' time that all trials ended until then had taken, failed ones included."""
-    ordered = sorted(trials, key=lambda trial: (trial.finished_at, trial.number))
-    spent = dict(
-        zip(
-            [trial.number for trial in ordered],
-            accumulate(trial.seconds * cores / 60 for trial in ordered),
-            strict=True,
-        )
-    )
-    shown = [trial for trial in ordered if trial in ranked]
-    minutes = [spent[trial.number] for trial in shown]
+    found = [(trial, cost) for trial, cost in with_costs(trials, cores) if trial in ranked]
+    shown, minutes = [trial for trial, _ in found], [cost for _, cost in found]
     if minutes[-1] > 600:
         return _progress(shown, [value / 60 for value in minutes], "Core-hours spent")
     return _progress(shown, minutes, "Core-minutes spent")
@@ -79,6 +72,44 @@ def _progress(trials: Sequence[Trial], places: Sequence[float], label: str, *, w
         legend_below(axes, 4)
 
     return chart(paint, alt=f"AUC of each trial; the best so far ends at {max(aucs):.4f}", height=3)
+
+
+def with_costs(trials: Sequence[Trial], cores: float) -> list[tuple[Trial, float]]:
+    """Trials as they ended, each with the core-minutes that all until then had taken."""
+    ordered = sorted(trials, key=lambda trial: (trial.finished_at, trial.number))
+    return list(zip(ordered, accumulate(trial.seconds * cores / 60 for trial in ordered), strict=True))
+
+
+def beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """How several searches of the same films came on: of each its ended trials as (core-minutes spent, AUC)."""
+    return chart(paint_beside(searches), alt="The best AUC so far of each search by core-minutes spent", height=3.2)
+
+
+def paint_beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Paint:
+    """What `beside` draws; at most four searches."""
+    floor = floor_of([auc for trials in searches.values() for _, auc in trials])
+    last = max(minutes for trials in searches.values() for minutes, _ in trials)
+
+    def paint(axes: Axes) -> None:
+        tops = []
+        for (label, trials), (colour, line) in zip(searches.items(), _LINES, strict=False):
+            minutes, aucs = zip(*sorted(trials), strict=True)
+            best = list(accumulate(aucs, max))
+            tops.append(best[-1])
+            seen = [(at, auc) for at, auc in zip(minutes, aucs, strict=True) if auc >= floor]
+            _points(axes, seen, ".", color=colour, markersize=4, alpha=0.35)
+            axes.step(
+                [*minutes, last], [*best, best[-1]], line, where="post", color=colour, label=f"{label}: {best[-1]:.4f}"
+            )
+        auc_axis(axes, floor, max(tops))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("Core-minutes spent")
+        legend_below(axes, 1)
+
+    return paint
 
 
 def curves(ranked: Sequence[Trial]) -> Markup:

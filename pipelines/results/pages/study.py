@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, Final
 
+from markupsafe import Markup
+
 from models.pages.page import plain
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import InputError, NotFoundError
@@ -24,14 +26,16 @@ _SHOWN: Final = 20
 _NOTHING: Final[Mapping[str, Any]] = {"trials": {}, "selection": None, "ensemble": None, "importance": None}
 
 
-def study_page(uri: str) -> str:
-    """HTML of the study at a URI, finished or still going on.
+def study_page(uri: str, compare: str | None = None) -> str:
+    """HTML of the study at a URI, finished or still going on; `compare` is the URI of another to set beside it.
 
-    Raises `InputError` when its files cannot be understood, `BundleError` when its winner was changed.
+    Raises `InputError` when its files cannot be understood, or the other study is of other films; `BundleError` when
+    its winner was changed.
     """
     store = open_store(uri)
     study = _study(store)
     trials = read_trials(store)
+    beside = None if compare is None else _beside(study, store, trials, open_store(compare))
     statuses = Counter(trial.status for trial in trials)
     ranked = sorted(
         (t for t in trials if t.auc is not None and t.status != "failed"), key=lambda t: (-t.value, t.number)
@@ -52,6 +56,7 @@ def study_page(uri: str) -> str:
         elapsed=(max(ends) - min(starts)).total_seconds() if trials else None,
         families=_families(ranked),
         winner=_winner(store),
+        beside=beside,
         searched={
             "Dataset": study["dataset"],
             "Fingerprint": study.get("fingerprint", "not recorded"),
@@ -74,7 +79,7 @@ def _told(
     is_grid = settings.get("search") == "grid" or bool(space.get("grid"))
     return {
         "by_number": search_charts.by_number(ranked),
-        "by_cost": search_charts.by_cost(ranked, trials, settings.get("cpus_per_trial", 1)),
+        "by_cost": search_charts.by_cost(ranked, trials, _cores(study)),
         "curves": search_charts.curves(ranked),
         "leaders": search_charts.leaders(ranked, found["trials"]),
         "pareto": search_charts.pareto(ranked),
@@ -88,6 +93,29 @@ def _told(
         "slices": space_charts.slices(ranked, order),
         "grids": space_charts.grid_tables(ranked) if is_grid else [],
     }
+
+
+def _beside(study: Mapping[str, Any], store: Store, trials: Sequence[Trial], other: Store) -> Markup | None:
+    """This search and another one of the same films, by what they cost; None where one has no result yet."""
+    against = _study(other)
+    if against.get("fingerprint") != study.get("fingerprint"):
+        raise InputError(f"{other.root} is a study of other films than {store.root}; their AUCs cannot be compared")
+    searches = {
+        _name(of): [(cost, trial.auc) for trial, cost in search_charts.with_costs(found, _cores(info)) if trial.auc]
+        for of, info, found in ((store, study, trials), (other, against, read_trials(other)))
+    }
+    return search_charts.beside(searches) if all(searches.values()) else None
+
+
+def _name(store: Store) -> str:
+    return store.root.rstrip("/").rpartition("/")[2]
+
+
+def _cores(study: Mapping[str, Any]) -> float:
+    """Of one trial."""
+    settings = study.get("settings", {})
+    cores: float = settings.get("cpus_per_trial", 1) * settings.get("workers_per_trial", 1)
+    return cores
 
 
 def _study(store: Store) -> dict[str, Any]:

@@ -168,11 +168,11 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("asked", "says"),
         [
-            ({"compare": "a,b"}, "is a bundle; a comparison can be had of scores only"),
+            ({"compare": "a,b"}, "is a bundle; to compare models use rayscan evaluate --against"),
             ({"thumbnails": 3}, "is a bundle; thumbnails can be had of scores only"),
         ],
     )
-    def test_what_only_scores_have(self, store: Store, tmp_path: Path, asked: dict[str, Any], says: str) -> None:
+    def test_what_a_bundle_has_not(self, store: Store, tmp_path: Path, asked: dict[str, Any], says: str) -> None:
         write_bundle(store.path)
         with pytest.raises(InputError, match=says):
             write_report(store.root, str(tmp_path / "r.html"), **asked)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.pages.page import DASH
+from pipelines.errors import InputError
 from pipelines.results.pages.search_charts import pareto_front
 from pipelines.results.pages.space_charts import grid_tables
 from pipelines.results.pages.trials import read_trials
@@ -176,3 +177,31 @@ def test_trials_with_the_same_parameters_and_odd_values(store: Store, tmp_path: 
         "AUC by name, a mark per trial",
         "AUC by flag, a mark per trial",
     ]
+
+
+class TestBeside:
+    def test_another_search_of_the_same_films(self, store: Store, tmp_path: Path) -> None:
+        grid = open_store(str(tmp_path / "grid"))
+        write_study(store, [trial(0, 0.95), trial(1, 0.97)])
+        write_study(grid, [trial(0, 0.96), trial(1, status="failed", error="no such width")])
+        write_report(store.root, str(tmp_path / "study.html"), compare=grid.root)
+        html = (tmp_path / "study.html").read_text()
+        assert "The best AUC so far of each search by core-minutes spent" in read_page(html).charts
+        assert "study: 0.9700" in html
+        assert "grid: 0.9600" in html
+
+    def test_one_without_a_result_is_not_drawn(self, store: Store, tmp_path: Path) -> None:
+        grid = open_store(str(tmp_path / "grid"))
+        write_study(store, [trial(0, 0.95)])
+        write_study(grid, None)
+        write_report(store.root, str(tmp_path / "study.html"), compare=grid.root)
+        assert "by core-minutes spent" not in "".join(read_page((tmp_path / "study.html").read_text()).charts)
+
+    def test_other_films_cannot_be_compared(self, store: Store, tmp_path: Path) -> None:
+        other = open_store(str(tmp_path / "other"))
+        write_study(store, [trial(0, 0.95)])
+        write_study(other, [trial(0, 0.95)])
+        of = json.loads(other.get("study.json"))
+        other.put("study.json", json.dumps({**of, "fingerprint": "of other films"}).encode())
+        with pytest.raises(InputError, match="is a study of other films than"):
+            write_report(store.root, str(tmp_path / "study.html"), compare=other.root)

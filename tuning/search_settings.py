@@ -1,0 +1,103 @@
+"""How a search is to go: everything a person or a job file may choose about it."""
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from models.errors import InputError
+from tuning.objectives import AUC, parse_objectives
+from tuning.selection import SELECTS, Select
+
+TRIALS: Final = 20
+"""Of a search without a time budget, where nobody says how many."""
+PROBE_SHARE: Final = 0.25
+"""Of a time budget, at most, for probes."""
+FINAL_SHARE: Final = 0.3
+"""Of a time budget, kept for the finals: at 224 pixels an epoch takes three times what it takes at 128."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How to search."""
+
+    trials: int | None = None
+    """Trials the study is to have in the end, baselines, failed ones and those of earlier runs included; a grid takes
+    all its points instead. None: TRIALS, or with a time budget as many as it allows."""
+    time_budget_s: float | None = None
+    """Stop after this many seconds with the best so far; None for no limit."""
+    patience: int = 0
+    """Stop with the best so far after this many trials in a row that raised the best AUC by no more than
+    `tuning.ledger.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """`tpe`: Optuna's multivariate TPE; `random`; `grid`: a small discrete space, visited whole."""
+    epochs: int = 8
+    """At most so many per trial."""
+    grace_epochs: int = 2
+    """No trial is stopped before this epoch."""
+    reduction_factor: int = 3
+    """At each rung, the best one of so many of its family goes on (ASHA's eta)."""
+    space: str | None = None
+    """Where to look: a name of tuning/spaces/ or a TOML file (`tuning/space_file.py`). None: `default`, or `grid`."""
+    families: tuple[str, ...] | None = None
+    """In place of the space's: `mlp`, `cnn`, names of timm backbones."""
+    resolutions: tuple[int, ...] | None = None
+    """In place of the space's: sides of the training input in pixels; those above the dataset's size are left out."""
+    weights: str | None = None
+    """Pretrained weights that backbones start from, in place of the space's: file, URI or `imagenet`."""
+    objectives: tuple[str, ...] = (AUC,)
+    """What to look for (`tuning/objectives.py`): one of the validation films, and `latency` beside it. With both, the
+    trial that becomes the model is the one of the Pareto front that is best on the films."""
+    probes: int = 0
+    """Heads on frozen features to try before the trials; the best are the first to be fine-tuned (`tuning/probes.py`).
+    They take `PROBE_SHARE` of the time budget at most."""
+    finals: int = 0
+    """Of the best trials on smaller films than the dataset's, so many are trained once more at its own size, with all
+    else the same, beyond `trials`. `FINAL_SHARE` of the time budget is kept for them."""
+    warm_start: str | None = None
+    """An earlier study, whose best trials are tried first."""
+    seed: int = 0
+    """Of the suggestions and of every trial's training. With several trials at a time the order in which they end
+    steers TPE, so a search repeats exactly only one trial at a time."""
+    select: Select = "auc"
+    """Which trial becomes the model: the best validation `auc`, or of the few best the most `robust` one."""
+    show_films: bool = True
+    """Put a few validation films, which are patients' images, into the winner's bundle, with its maps."""
+    resume: bool = False
+    """Go on with the study that stands at STUDY: trials that were under way first, each from its last whole epoch.
+    Finished ones are not run again."""
+    workers_per_trial: int = 1
+    """Processes that train one trial together, perhaps on several nodes; one by default, in the trial itself."""
+    cpus_per_trial: int = 1
+    """Of each of its workers."""
+    gpus_per_trial: float | None = None
+    """Of each of its workers; a part of one packs several small trials onto it, where they have one worker.
+    None: one whole GPU where the cluster has any, else none."""
+    max_concurrent: int | None = None
+    """None: as many as the cluster's CPUs and GPUs hold now; give a number to let an autoscaler grow to it."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "epochs", "grace_epochs", "workers_per_trial", "cpus_per_trial", "max_concurrent"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give at least 1")
+        for name in ("probes", "finals"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; give 0 for none")
+        parse_objectives(self.objectives)
+        if self.patience < 0:
+            raise InputError(f"patience is {self.patience}; give 0 for none, or a number of trials")
+        if self.select not in SELECTS:
+            raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
+        if self.reduction_factor < 2:
+            raise InputError(f"reduction_factor is {self.reduction_factor}; give at least 2")
+        if self.workers_per_trial > 1 and (self.gpus_per_trial or 0) % 1:
+            raise InputError(f"gpus_per_trial is {self.gpus_per_trial}; workers that train together need whole GPUs")
+        if self.time_budget_s is not None and self.time_budget_s <= 0:
+            raise InputError(f"the time budget is {self.time_budget_s} s; give a positive time")
+
+    @property
+    def most_trials(self) -> float:
+        """`trials`, or what is taken in its place."""
+        if self.trials is not None:
+            return self.trials
+        return TRIALS if self.time_budget_s is None else math.inf

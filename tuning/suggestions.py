@@ -1,0 +1,145 @@
+"""What suggests a search's trials: Optuna's study, filled with what is known before the sampler is asked.
+
+Finished trials teach the sampler, and unfinished ones, baselines, points to begin with and a grid's points are
+enqueued. The study is handed to Ray's OptunaSearch by its storage; OptunaSearch's own `points_to_evaluate` was refused,
+because it can mark no trial as a baseline.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from models.spec import Scalar
+from tuning.domain import Suggest
+from tuning.objectives import LATENCY, parse_objectives
+from tuning.search_settings import SearchSettings
+from tuning.space import BASELINE, BASELINES, FINAL, GIVEN, PROBE, SearchSpace, leaves
+from tuning.study import StartedTrial, TrialRecord, next_number, without_probes
+from tuning.trial import OBJECTIVE, TAKEN_UP
+
+_UNSAMPLED: Final = {BASELINE, PROBE, FINAL}
+"""Marks of trials that no sampler has chosen."""
+_STUDY_NAME: Final = "rayscan"  # of the study in memory; OptunaSearch finds it in the storage by this name
+
+
+def suggestions(
+    space: SearchSpace,
+    earlier: Sequence[TrialRecord],
+    settings: SearchSettings,
+    *,
+    unfinished: Sequence[StartedTrial] = (),
+    points: Sequence[Mapping[str, Scalar]] = (),
+    finals: Sequence[Mapping[str, Scalar]] | None = None,
+) -> tuple[OptunaSearch, float]:
+    """What suggests the trials, knowing those that are there; and how many are still to run, perhaps without a limit.
+
+    First come the unfinished ones, then the baselines and the `points`, which may leave parameters to the sampler. Of
+    `finals` all is given, and where they are there is nothing else.
+    """
+    objectives = parse_objectives(settings.objectives)
+    storage = optuna.storages.InMemoryStorage()
+    # a seed begun anew would repeat the suggestions of the first run
+    sampler = _sampler(settings.search, settings.seed + next_number(earlier, unfinished))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=storage, sampler=sampler, study_name=_STUDY_NAME, directions=[one.direction for one in objectives]
+    )
+    study.add_trials([_frozen(one, space, len(objectives)) for one in earlier if not _UNSAMPLED & set(one.parameters)])
+    for trial in unfinished:
+        _take_up(study, trial)
+    begun = [one.parameters for one in earlier] + [one.parameters for one in unfinished]
+    if finals is None:
+        searched = [one for one in without_probes(earlier) if FINAL not in one.parameters]
+        wanted = max(0, settings.most_trials - len(searched))
+        fresh = _enqueue(study, space if settings.search == "grid" else None, begun, points)
+        if settings.search == "grid":
+            wanted = len(unfinished) + fresh
+    else:
+        for final in finals:
+            if final not in begun:
+                study.enqueue_trial({}, user_attrs={GIVEN: dict(final)})
+        wanted = len(unfinished) + sum(final not in begun for final in finals)
+    metrics = [OBJECTIVE, LATENCY][: len(objectives)]
+    modes: list[str] = [one.mode for one in objectives]
+    search_alg = OptunaSearch(
+        space=_GoingOn(space),
+        metric=metrics if len(metrics) > 1 else metrics[0],
+        mode=modes if len(modes) > 1 else modes[0],
+        sampler=sampler,
+        storage=storage,
+        study_name=_STUDY_NAME,
+    )
+    return search_alg, wanted
+
+
+@dataclass(frozen=True)
+class _GoingOn:
+    """A space in which some trials are enqueued: they go on with what an earlier run began."""
+
+    space: SearchSpace
+
+    def __call__(self, trial: Suggest) -> dict[str, Any]:
+        constants: dict[str, Any] = self.space(trial)
+        if taken_up := trial.user_attrs.get(TAKEN_UP):
+            return {**constants, TAKEN_UP: taken_up}
+        return constants
+
+
+def _take_up(study: optuna.Study, trial: StartedTrial) -> None:
+    """Enqueue a trial that was begun, under the name it had."""
+    attributes: dict[str, Any] = {TAKEN_UP: {name: getattr(trial, name) for name in ("trial_id", "number", "seed")}}
+    parameters: dict[str, Scalar] = trial.parameters
+    if BASELINE in parameters:
+        attributes[BASELINE], parameters = parameters["family"], {}
+    elif FINAL in parameters:
+        attributes[GIVEN], parameters = dict(parameters), {}
+    study.enqueue_trial(parameters, user_attrs=attributes)
+
+
+def _enqueue(
+    study: optuna.Study,
+    grid: SearchSpace | None,
+    begun: Sequence[Mapping[str, Scalar]],
+    points: Sequence[Mapping[str, Scalar]],
+) -> int:
+    """Put the baselines, the points and the grid's points that were not begun yet into the study; how many."""
+    done = {parameters["family"] for parameters in begun if BASELINE in parameters}
+    baselines = [name for name in BASELINES if name not in done]
+    for name in baselines:
+        study.enqueue_trial({}, user_attrs={BASELINE: name})
+    every = points if grid is None else leaves(grid)
+    fresh = [point for point in every if not any(point.items() <= parameters.items() for parameters in begun)]
+    for point in fresh:
+        study.enqueue_trial(dict(point))
+    return len(baselines) + len(fresh)
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    if name != "tpe":
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        # without `group` a conditional space falls apart into single parameters (and a baseline, having none, would
+        # do that to any space)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _frozen(record: TrialRecord, space: SearchSpace, objectives: int = 1) -> FrozenTrial:
+    """An earlier trial as Optuna's sampler wants it. Ray Tune tells a pruned trial as complete, and so does this."""
+    replay = FixedTrial(dict(record.parameters))
+    space(replay)
+    values = [value for value in (record.value, record.latency_ms)[:objectives] if value is not None]
+    usable = record.status != "failed" and len(values) == objectives
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE if usable else TrialState.FAIL,
+        values=values if usable else None,
+        params=replay.params,
+        distributions=replay.distributions,
+    )
