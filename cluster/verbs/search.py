@@ -1,0 +1,94 @@
+"""The verb that searches for the best model; `search_settings` makes its flags into the search's own settings."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cluster import output
+from cluster.options import Address, Config, Json, NoFilms, Selection, Weights, given
+from cluster.settings import seconds
+
+
+class Search(StrEnum):
+    """How `tune` picks what to try next."""
+
+    TPE = "tpe"
+    RANDOM = "random"
+    GRID = "grid"
+
+
+def tune(
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
+    out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.")],
+    trials: Annotated[int | None, typer.Option(help="Trials of the study, earlier ones included (20).")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Stop with the best so far, e.g. 30m.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many trials in a row without a gain (never).")
+    ] = None,
+    search: Annotated[Search, typer.Option(help="How to pick what to try.")] = Search.TPE,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="NAME|S.toml", help="Where to search: default, grid, cnn-grid, or a file.")
+    ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Family to search, repeatable: mlp, cnn, a timm name (the space's).")
+    ] = None,
+    resolution: Annotated[
+        list[int] | None, typer.Option(help="Input side to search, repeatable (the space's).")
+    ] = None,
+    weights: Weights = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="auc or sensitivity@specificity=0.9; beside it latency, for a Pareto front (auc)."),
+    ] = None,
+    probes: Annotated[
+        int | None, typer.Option(help="Heads on frozen features first; the best are fine-tuned first (0).")
+    ] = None,
+    finals: Annotated[
+        int | None, typer.Option(help="So many of the best once more, at the data set's own size (0).")
+    ] = None,
+    warm_start: Annotated[
+        str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None,
+    select: Annotated[
+        Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
+    ] = None,
+    no_films: NoFilms = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Search architectures and augmentations; the best trial becomes a bundle."""
+    from cluster.session import ray_session
+    from tuning.search import SearchSettings
+    from tuning.search import search as run_search
+
+    settings = SearchSettings(
+        search=search.value,
+        resume=resume,
+        show_films=not no_films,
+        **given(
+            trials=trials,
+            patience=patience,
+            workers_per_trial=workers,
+            epochs=epochs,
+            seed=seed,
+            time_budget_s=seconds(time_budget) if time_budget else None,
+            select=select and select.value,
+            space=space,
+            families=tuple(family) if family else None,
+            resolutions=tuple(resolution) if resolution else None,
+            weights=weights,
+            objectives=tuple(objective) if objective else None,
+            probes=probes,
+            finals=finals,
+            warm_start=warm_start,
+        ),
+    )
+    with ray_session(address):
+        summary = run_search(dataset, out, settings)
+    output.show(summary, as_json=json)
