@@ -137,9 +137,10 @@ class SearchSettings:
     """None: as many as the cluster's CPUs and GPUs hold now; give a number to let an autoscaler grow to it."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "epochs", "grace_epochs", "workers_per_trial", "cpus_per_trial"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name in ("trials", "epochs", "grace_epochs", "workers_per_trial", "cpus_per_trial", "max_concurrent"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give at least 1")
         for name in ("probes", "finals"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 for none")
@@ -150,10 +151,18 @@ class SearchSettings:
             raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
         if self.reduction_factor < 2:
             raise InputError(f"reduction_factor is {self.reduction_factor}; give at least 2")
-        if self.workers_per_trial > 1 and (self.gpus_per_trial or 0) % 1:
-            raise InputError(f"gpus_per_trial is {self.gpus_per_trial}; workers that train together need whole GPUs")
+        if self.gpus_per_trial is not None:
+            _check_gpus(self.gpus_per_trial, self.workers_per_trial)
         if self.time_budget_s is not None and self.time_budget_s <= 0:
             raise InputError(f"the time budget is {self.time_budget_s} s; give a positive time")
+
+
+def _check_gpus(gpus: float, workers: int) -> None:
+    """Raise `InputError` for what Ray can give no worker: it deals out parts of one GPU, or whole ones."""
+    if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
+        raise InputError(f"gpus_per_trial is {gpus}; give a part of one GPU, such as 0.25, or a whole number")
+    if workers > 1 and gpus % 1:
+        raise InputError(f"gpus_per_trial is {gpus}; workers that train together need whole GPUs")
 
 
 def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: SearchSpace | None = None) -> StudySummary:
@@ -338,7 +347,7 @@ def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
     if fitting < 1 and settings.max_concurrent is None:
         raise InputError(
             f"one trial needs {needed}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
-            "; lower what a trial gets, or give max_concurrent to wait for an autoscaler"
+            "; lower --cpus-per-trial or --gpus-per-trial, or give --concurrent to wait for an autoscaler"
         )
     return each, settings.max_concurrent or fitting
 

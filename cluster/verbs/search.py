@@ -1,13 +1,16 @@
 """The verb that searches for the best model; `search_settings` makes its flags into the search's own settings."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster import output
 from cluster.options import Address, Config, Json, NoFilms, Selection, Weights, given
 from cluster.settings import seconds
+
+if TYPE_CHECKING:
+    from tuning.search import SearchSettings
 
 
 class Search(StrEnum):
@@ -28,6 +31,7 @@ def tune(
     ] = None,
     search: Annotated[Search, typer.Option(help="How to pick what to try.")] = Search.TPE,
     epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
+    no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train every trial to its last epoch.")] = False,
     space: Annotated[
         str | None, typer.Option(metavar="NAME|S.toml", help="Where to search: default, grid, cnn-grid, or a file.")
     ] = None,
@@ -53,6 +57,12 @@ def tune(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each worker of a trial (1).")] = None,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (1 where there is one)."),
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (what the cluster holds).")] = None,
     select: Annotated[
         Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
     ] = None,
@@ -64,31 +74,70 @@ def tune(
 ) -> None:
     """Search architectures and augmentations; the best trial becomes a bundle."""
     from cluster.session import ray_session
-    from tuning.search import SearchSettings
     from tuning.search import search as run_search
 
-    settings = SearchSettings(
-        search=search.value,
+    settings = search_settings(
+        search=search,
+        select=select,
+        time_budget=time_budget,
+        family=family,
+        resolution=resolution,
+        objective=objective,
+        no_pruning=no_pruning,
+        no_films=no_films,
         resume=resume,
-        show_films=not no_films,
-        **given(
-            trials=trials,
-            patience=patience,
-            workers_per_trial=workers,
-            epochs=epochs,
-            seed=seed,
-            time_budget_s=seconds(time_budget) if time_budget else None,
-            select=select and select.value,
-            space=space,
-            families=tuple(family) if family else None,
-            resolutions=tuple(resolution) if resolution else None,
-            weights=weights,
-            objectives=tuple(objective) if objective else None,
-            probes=probes,
-            finals=finals,
-            warm_start=warm_start,
-        ),
+        trials=trials,
+        patience=patience,
+        epochs=epochs,
+        space=space,
+        weights=weights,
+        probes=probes,
+        finals=finals,
+        warm_start=warm_start,
+        seed=seed,
+        workers_per_trial=workers,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        max_concurrent=concurrent,
     )
     with ray_session(address):
         summary = run_search(dataset, out, settings)
     output.show(summary, as_json=json)
+
+
+def search_settings(
+    *,
+    search: Search = Search.TPE,
+    select: Selection | None = None,
+    time_budget: str | None = None,
+    family: list[str] | None = None,
+    resolution: list[int] | None = None,
+    objective: list[str] | None = None,
+    no_pruning: bool = False,
+    no_films: bool = False,
+    resume: bool = False,
+    **same: Any,
+) -> "SearchSettings":
+    """The settings that the flags of `tune` ask for.
+
+    `same` are fields of `SearchSettings`, None for its default. Raises `InputError` where a value is out of range.
+    """
+    from dataclasses import replace
+
+    from tuning.search import SearchSettings
+
+    settings = SearchSettings(
+        search=search.value,
+        show_films=not no_films,
+        resume=resume,
+        **given(
+            select=select and select.value,
+            time_budget_s=seconds(time_budget) if time_budget else None,
+            families=tuple(family) if family else None,
+            resolutions=tuple(resolution) if resolution else None,
+            objectives=tuple(objective) if objective else None,
+            **same,
+        ),
+    )
+    # no trial is stopped before its grace ends, and none has more epochs than these
+    return replace(settings, grace_epochs=settings.epochs) if no_pruning else settings
