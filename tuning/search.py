@@ -246,7 +246,7 @@ def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
     if fitting < 1 and settings.max_concurrent is None:
         raise InputError(
             f"one trial needs {needed}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
-            "; lower what a trial gets, or give max_concurrent to wait for an autoscaler"
+            "; lower --cpus-per-trial or --gpus-per-trial, or give --concurrent to wait for an autoscaler"
         )
     return each, settings.max_concurrent or fitting
 

@@ -90,8 +90,8 @@ class SearchSettings:
             raise InputError(f"unknown selection {self.select!r}; choose {' or '.join(SELECTS)}")
         if self.reduction_factor < 2:
             raise InputError(f"reduction_factor is {self.reduction_factor}; give at least 2")
-        if self.workers_per_trial > 1 and (self.gpus_per_trial or 0) % 1:
-            raise InputError(f"gpus_per_trial is {self.gpus_per_trial}; workers that train together need whole GPUs")
+        if self.gpus_per_trial is not None:
+            _check_gpus(self.gpus_per_trial, self.workers_per_trial)
         if self.time_budget_s is not None and self.time_budget_s <= 0:
             raise InputError(f"the time budget is {self.time_budget_s} s; give a positive time")
 
@@ -101,3 +101,11 @@ class SearchSettings:
         if self.trials is not None:
             return self.trials
         return TRIALS if self.time_budget_s is None else math.inf
+
+
+def _check_gpus(gpus: float, workers: int) -> None:
+    """Raise `InputError` for what Ray can give no worker: it deals out parts of one GPU, or whole ones."""
+    if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
+        raise InputError(f"gpus_per_trial is {gpus}; give a part of one GPU, such as 0.25, or a whole number")
+    if workers > 1 and gpus % 1:
+        raise InputError(f"gpus_per_trial is {gpus}; workers that train together need whole GPUs")

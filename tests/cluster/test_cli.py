@@ -86,6 +86,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["report", "/nowhere/at/all", "--out", "/tmp/never.html"], "/nowhere/at/all"),
         (["catalog", "gopher://x", "--out", "/tmp/never"], "unknown scheme 'gopher'"),
         (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--time-budget", "soon"], "'soon' is not a duration"),
+        (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--cpus-per-trial", "0"], "cpus_per_trial is 0"),
+        (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--gpus-per-trial", "1.5"], "gpus_per_trial is 1.5"),
+        (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--concurrent", "0"], "max_concurrent is 0"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(rayscan_command: str, args: list[str], says: str) -> None:

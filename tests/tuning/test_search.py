@@ -217,6 +217,10 @@ def test_what_is_refused(interrupted: Run, tmp_path: Path) -> None:
         ("grace_epochs", 0),
         ("cpus_per_trial", 0),
         ("reduction_factor", 1),
+        ("gpus_per_trial", -1.0),
+        ("gpus_per_trial", 1.5),
+        ("gpus_per_trial", float("nan")),
+        ("max_concurrent", 0),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: int) -> None:

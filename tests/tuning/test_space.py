@@ -326,7 +326,9 @@ def test_what_a_training_may_be_told_is_what_a_space_may_search() -> None:
 
 
 def test_the_usual_trial_of_a_family_has_its_defaults(spaced: Any) -> None:
-    space = spaced('family = ["cnn", "resnet18"]\nbatch_size = [16, 32]\nlearning_rate = 1e-4\n[resnet18]\nweights = "r.pth"')
+    space = spaced(
+        'family = ["cnn", "resnet18"]\nbatch_size = [16, 32]\nlearning_rate = 1e-4\n[resnet18]\nweights = "r.pth"'
+    )
     cnn, backbone = space.usual()
     assert (cnn["family"], cnn["batch_size"], cnn["cnn_depth"]) == ("cnn", 32, 4)
     assert "learning_rate" not in cnn  # the default is no choice of this space

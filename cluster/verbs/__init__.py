@@ -1,0 +1,1 @@
+"""The verbs of `rayscan`, by what they are about."""

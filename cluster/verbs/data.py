@@ -1,0 +1,94 @@
+"""Verbs of the films themselves: from an archive, or one made up for the demo, to a data set."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cluster import output
+from cluster.options import Address, Config, Json, given
+
+
+class Decode(StrEnum):
+    """How much of a JPEG is decoded."""
+
+    DCT = "dct"
+    EXACT = "exact"
+
+
+def demo(
+    out: Annotated[str, typer.Option(help="Local folder for everything the demo makes.")] = "rayscan-demo",
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Run the whole line on generated films: archive, catalogue, data set, search, scores, query."""
+    from cluster.demo import run_demo
+
+    output.show(run_demo(out), as_json=json)
+
+
+def catalog(
+    archive: Annotated[str, typer.Argument(help="Folder or bucket of scans: s3://, gs://, az:// or a local path.")],
+    out: Annotated[str, typer.Option(help="Where the catalogue goes.")],
+    labels: Annotated[
+        str | None, typer.Option(metavar="path|CSV", help="`path`: from folders NORMAL, PNEUMONIA; or a CSV file.")
+    ] = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Read every file: its size, tags, copies, what is broken.")
+    ] = False,
+    val_fraction: Annotated[float | None, typer.Option(help="Share of films for validation (0.15).")] = None,
+    test_fraction: Annotated[
+        float | None, typer.Option(help="Share of films for test (0.15; 0 where the archive has its own folders).")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Name of the hospital or department, for the `site` column.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split (0).")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List an archive: what is there, its labels, and a split that keeps each patient on one side."""
+    from pipelines.ingest.catalog import CatalogSettings, build_catalog
+
+    settings = CatalogSettings(
+        inspect=inspect,
+        **given(labels=labels, val_fraction=val_fraction, test_fraction=test_fraction, site=site, seed=seed),
+    )
+    output.show(build_catalog(archive, out, settings), as_json=json)
+
+
+def audit(
+    catalog: Annotated[str, typer.Argument(help="A catalogue, best one made with --inspect.")],
+    out: Annotated[str | None, typer.Option(metavar="R.html", help="Write the findings as a page too.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Look for what spoils a study: imbalance, copies, patients on two sides, shortcuts, broken files."""
+    from pipelines.ingest.audit import audit as run_audit
+    from pipelines.ingest.audit import render_audit
+    from pipelines.results.report import put_page
+
+    findings = run_audit(catalog)
+    if out:
+        put_page(render_audit(findings), out)
+    output.show(findings, as_json=json)
+
+
+def prepare(
+    catalog: Annotated[str, typer.Argument(help="A catalogue with labels.")],
+    out: Annotated[str, typer.Option(help="Where the data set goes.")],
+    size: Annotated[int | None, typer.Option(help="Side of the square films in pixels (224).")] = None,
+    decode: Annotated[
+        Decode | None, typer.Option(help="exact: whole JPEG; dct: at the smallest scale that covers the size (dct).")
+    ] = None,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Decode every labelled film once, to grey levels in Parquet."""
+    from cluster.session import ray_session
+    from pipelines.ingest.prepare import PrepareSettings
+    from pipelines.ingest.prepare import prepare as run_prepare
+
+    settings = PrepareSettings(**given(size=size, decode=decode and decode.value))
+    with ray_session(address):
+        summary = run_prepare(catalog, out, settings)
+    output.show(summary, as_json=json)

@@ -1,0 +1,74 @@
+"""Verbs of who runs a cluster: send work there, follow it, check its nodes."""
+
+from typing import Annotated
+
+import typer
+
+from cluster import output
+from cluster.options import Address, Config, JobsAddress, Json
+
+
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="The verb and its arguments.")],
+    address: JobsAddress = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
+    config: Config = None,
+) -> None:
+    """Run a verb on a cluster: streams its log and exits as it does."""
+    from cluster.jobs import submit as run_submit
+
+    raise typer.Exit(run_submit(command, address, wait=not no_wait))
+
+
+def jobs(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
+    """List what was submitted to a cluster."""
+    from cluster.jobs import list_jobs
+
+    output.show(list_jobs(address), as_json=json)
+
+
+def logs(
+    job: Annotated[str, typer.Argument(help="Id of the job, as `rayscan jobs` shows it.")],
+    address: JobsAddress = None,
+    config: Config = None,
+) -> None:
+    """Print a job's log so far."""
+    from cluster.jobs import job_logs
+
+    output.write(job_logs(job, address))
+
+
+def stop(
+    job: Annotated[str, typer.Argument(help="Id of the job, as `rayscan jobs` shows it.")],
+    address: JobsAddress = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Stop a job; what it wrote stays, and running the same verb again resumes it."""
+    from cluster.jobs import stop_job
+
+    output.show({"job": job, "stopped": stop_job(job, address)}, as_json=json)
+
+
+def doctor(
+    uri: Annotated[str | None, typer.Argument(help="Storage every node must reach.")] = None,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Check every node: versions, same code, clock, disk, GPU, storage."""
+    from cluster.doctor import examine
+    from cluster.session import ray_session
+
+    with ray_session(address, dashboard=False):
+        findings = examine(uri)
+    output.show(findings, as_json=json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def dashboard(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
+    """Say where to look at what runs."""
+    from cluster.jobs import dashboard_address
+
+    output.show(dashboard_address(address), as_json=json)

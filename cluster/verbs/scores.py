@@ -1,0 +1,126 @@
+"""Verbs of the night: score an archive, keep the scores, ask them, show them."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cluster import output
+from cluster.options import Address, Config, Json, given
+from cluster.settings import seconds
+
+
+class Precision(StrEnum):
+    """How exactly a model is run."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Format(StrEnum):
+    """How `query` prints its answer."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+def score(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE|CATALOG", help="Scans to score, or a catalogue of them.")],
+    model: Annotated[str, typer.Option(help="The bundle to score with.")],
+    out: Annotated[str, typer.Option(help="Where the scores go; one place for every night and model.")],
+    shard_size: Annotated[int | None, typer.Option(help="Scans of one Parquet part (256).")] = None,
+    operating_point: Annotated[
+        str | None, typer.Option(help="Locked threshold that decides `prediction` (the bundle's default).")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="fp32 is exact (default: the fastest engine the bundle allows).")
+    ] = None,
+    max_nights: Annotated[int | None, typer.Option(help="Give a scan up that failed in so many runs (5).")] = None,
+    most_actors: Annotated[int | None, typer.Option(help="Let the cluster grow to so many scoring actors.")] = None,
+    wait: Annotated[str | None, typer.Option(help="Wait for another run with this model, e.g. 10m (0s).")] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html beside the run.")] = False,
+    thumbnails: Annotated[
+        int | None,
+        typer.Option(help="Show so many films of the worklist in the report (0). They are patients' images."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: how many, how long, what cost.")] = False,
+    price: Annotated[float | None, typer.Option(help="Price of a core-hour, for --dry-run.")] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Start Ray's dashboard here, too; it takes 3 s. A cluster has its own.")
+    ] = False,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Score what this model has not scored yet, into Parquet. Run it again to resume, or every night."""
+    from cluster.session import ray_session
+    from pipelines.scoring.runs import ScoreSettings, preview
+    from pipelines.scoring.runs import score as run_score
+
+    settings = ScoreSettings(
+        report=not no_report,
+        **given(
+            shard_size=shard_size,
+            operating_point=operating_point,
+            precision=precision and precision.value,
+            max_nights=max_nights,
+            most_actors=most_actors,
+            wait=seconds(wait) if wait else None,
+            thumbnails=thumbnails,
+        ),
+    )
+    if dry_run:
+        output.show(preview(archive, model, out, settings, price_per_core_hour=price), as_json=json)
+        return
+    records = run_score(archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard))
+    output.show(records if json else [record.in_short() for record in records], as_json=json)
+
+
+def compact(
+    scores: Annotated[str, typer.Argument(help="Where the scores lie.")],
+    model: Annotated[str | None, typer.Option(help="Id of one model (all of them).")] = None,
+    wait: Annotated[str | None, typer.Option(help="Wait for a run that is at work there, e.g. 10m (0s).")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Merge the small parts of finished runs, per model and month; no row is ever shown twice or lost."""
+    from pipelines.scoring.compact import compact as run_compact
+
+    output.show(run_compact(scores, model=model, wait=seconds(wait) if wait else 0.0), as_json=json)
+
+
+def query(
+    scores: Annotated[str, typer.Argument(help="Where the scores lie.")],
+    sql: Annotated[
+        str | None, typer.Argument(help="A question to the views scores, latest, rejects, runs. Default: a summary.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="parquet writes bytes: redirect stdout to a file.")] = Format.TABLE,  # noqa: A002
+    config: Config = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Ask the scores in SQL."""
+    from cluster.answers import print_answer
+    from pipelines.results.query import ask
+
+    print_answer(ask(scores, sql), "json" if json else format.value)
+
+
+def report(
+    subject: Annotated[str, typer.Argument(metavar="STUDY|BUNDLE|SCORES", help="What to show.")],
+    out: Annotated[str, typer.Option(metavar="R.html", help="The page.")],
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="STUDY|A,B", help="Set another study beside a study; of scores, two models by their ids."),
+    ] = None,
+    thumbnails: Annotated[
+        int, typer.Option(help="Of scores: show so many films of the worklist, with maps. They are patients' images.")
+    ] = 0,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Draw a study, a model or the scores as one self-contained page."""
+    from pipelines.results.report import write_report
+
+    output.show({"report": write_report(subject, out, compare=compare, thumbnails=thumbnails)}, as_json=json)

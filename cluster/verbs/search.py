@@ -1,0 +1,146 @@
+"""The verb that searches for the best model; `search_settings` makes its flags into the search's own settings."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster import output
+from cluster.options import Address, Config, Json, NoFilms, Selection, Weights, given
+from cluster.settings import seconds
+
+if TYPE_CHECKING:
+    from tuning.search_settings import SearchSettings
+
+
+class Search(StrEnum):
+    """How `tune` picks what to try next."""
+
+    TPE = "tpe"
+    RANDOM = "random"
+    GRID = "grid"
+
+
+def tune(
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
+    out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.")],
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Trials of the study, earlier ones included (20; with --time-budget as many as it allows)."),
+    ] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Stop with the best so far, e.g. 30m.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many trials in a row without a gain (never).")
+    ] = None,
+    search: Annotated[Search, typer.Option(help="How to pick what to try.")] = Search.TPE,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
+    no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train every trial to its last epoch.")] = False,
+    space: Annotated[
+        str | None, typer.Option(metavar="NAME|S.toml", help="Where to search: default, grid, cnn-grid, or a file.")
+    ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Family to search, repeatable: mlp, cnn, a timm name (the space's).")
+    ] = None,
+    resolution: Annotated[
+        list[int] | None, typer.Option(help="Input side to search, repeatable (the space's).")
+    ] = None,
+    weights: Weights = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="auc or sensitivity@specificity=0.9; beside it latency, for a Pareto front (auc)."),
+    ] = None,
+    probes: Annotated[
+        int | None, typer.Option(help="Heads on frozen features first; the best are fine-tuned first (0).")
+    ] = None,
+    finals: Annotated[
+        int | None, typer.Option(help="So many of the best once more, at the data set's own size (0).")
+    ] = None,
+    warm_start: Annotated[
+        str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each worker of a trial (1).")] = None,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (1 where there is one)."),
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (what the cluster holds).")] = None,
+    select: Annotated[
+        Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
+    ] = None,
+    no_films: NoFilms = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False,
+    address: Address = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Search architectures and augmentations; the best trial becomes a bundle."""
+    from cluster.session import ray_session
+    from tuning.search import search as run_search
+
+    settings = search_settings(
+        search=search,
+        select=select,
+        time_budget=time_budget,
+        family=family,
+        resolution=resolution,
+        objective=objective,
+        no_pruning=no_pruning,
+        no_films=no_films,
+        resume=resume,
+        trials=trials,
+        patience=patience,
+        epochs=epochs,
+        space=space,
+        weights=weights,
+        probes=probes,
+        finals=finals,
+        warm_start=warm_start,
+        seed=seed,
+        workers_per_trial=workers,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        max_concurrent=concurrent,
+    )
+    with ray_session(address):
+        summary = run_search(dataset, out, settings)
+    output.show(summary, as_json=json)
+
+
+def search_settings(
+    *,
+    search: Search = Search.TPE,
+    select: Selection | None = None,
+    time_budget: str | None = None,
+    family: list[str] | None = None,
+    resolution: list[int] | None = None,
+    objective: list[str] | None = None,
+    no_pruning: bool = False,
+    no_films: bool = False,
+    resume: bool = False,
+    **same: Any,
+) -> "SearchSettings":
+    """The settings that the flags of `tune` ask for.
+
+    `same` are fields of `SearchSettings`, None for its default. Raises `InputError` where a value is out of range.
+    """
+    from dataclasses import replace
+
+    from tuning.search_settings import SearchSettings
+
+    settings = SearchSettings(
+        search=search.value,
+        show_films=not no_films,
+        resume=resume,
+        **given(
+            select=select and select.value,
+            time_budget_s=seconds(time_budget) if time_budget else None,
+            families=tuple(family) if family else None,
+            resolutions=tuple(resolution) if resolution else None,
+            objectives=tuple(objective) if objective else None,
+            **same,
+        ),
+    )
+    # no trial is stopped before its grace ends, and none has more epochs than these
+    return replace(settings, grace_epochs=settings.epochs) if no_pruning else settings
