@@ -1,0 +1,106 @@
+"""A full grid, one configuration after the other, against the search with the same cores: AUC by core-minutes.
+
+The grid is the 24 CNN configurations of the recipe `cnn-grid` on films of 224 pixels (the size earlier projects used)
+and once more on 96 (the recipe's own), each trained to its last epoch with all cores. The search is `rayscan tune` as it
+comes, with nothing but a time budget: RAYSCAN_BENCH_MINUTES, 60 where it is not set; what a shorter search reaches can be
+read off, because nothing in this one depends on its budget. Takes that and 30 minutes; needs RAYSCAN_REAL_DATA.
+
+Cost is wall time since the first trial began, times the cores of the machine, whether they had work or not. The grid's
+two baselines do not count.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from models.pages.charts import picture
+from pipelines.results.pages.search_charts import paint_beside
+from pipelines.results.pages.trials import read_trials
+from pipelines.storage import open_store
+from tests.benchmarks.measured import RECORD, RESULTS, record
+from tests.benchmarks.processes import watch
+
+REAL = os.environ.get("RAYSCAN_REAL_DATA")
+MINUTES = float(os.environ.get("RAYSCAN_BENCH_MINUTES", "60"))
+"""Both are read when imported: the tests' environment is cleaned of rayscan's variables."""
+READ_AT = (15, 30, 60)
+"""Minutes."""
+
+Curve = list[tuple[float, float]]
+"""Ended trials as (core-minutes spent, AUC)."""
+
+
+def curve(study: str, cores: int, *, baselines: bool) -> Curve:
+    """A study's trials that have an AUC, in the order in which they ended."""
+    trials = [trial for trial in read_trials(open_store(study)) if baselines or not trial.baseline]
+    began = min(trial.started_at for trial in trials)
+    spent = [(cores * (trial.finished_at - began).total_seconds() / 60, trial.auc) for trial in trials]
+    return sorted((minutes, auc) for minutes, auc in spent if auc is not None)
+
+
+def cost_of(trials: Curve, auc: float) -> float | None:
+    """Core-minutes until the best so far was at least so good; None where it never was."""
+    return next((minutes for minutes, reached in trials if reached >= auc), None)
+
+
+def best_until(trials: Curve, minutes: float) -> float | None:
+    """The best AUC within so many core-minutes."""
+    return max((auc for at, auc in trials if at <= minutes), default=None)
+
+
+def table(grids: dict[str, Curve], search: Curve, cores: int) -> str:
+    """What each grid came to, and what the search needed for the same; then what the search came to."""
+    lines = [
+        "| grid | core-minutes | best AUC | the search had that after | share of the grid's cost |",
+        "|---|---|---|---|---|",
+    ]
+    for name, grid in grids.items():
+        cost, best = grid[-1][0], max(auc for _, auc in grid)
+        reached = cost_of(search, best)
+        told = f"{reached:.1f} core-minutes | 1/{cost / reached:.1f}" if reached else "never | "
+        lines.append(f"| {name} | {cost:.1f} | {best:.4f} | {told} |")
+    lines += ["", "| search, minutes | core-minutes | trials ended | best AUC |", "|---|---|---|---|"]
+    for minutes in [at for at in READ_AT if at * cores <= search[-1][0] + cores]:
+        ended = sum(at <= minutes * cores for at, _ in search)
+        lines.append(f"| {minutes} | {minutes * cores} | {ended} | {best_until(search, minutes * cores):.4f} |")
+    return "\n".join(lines)
+
+
+def report(grids: dict[str, str], search: str, cores: int) -> tuple[str, str]:
+    """The table, and the picture as SVG, of studies by their URIs."""
+    of_grids = {f"grid of 24 CNNs, {name}": curve(uri, cores, baselines=False) for name, uri in grids.items()}
+    of_search = curve(search, cores, baselines=True)
+    text = table(of_grids, of_search, cores)
+    return text, picture(paint_beside({"rayscan tune": of_search, **of_grids}), height=3.4)
+
+
+@pytest.mark.bench
+@pytest.mark.skipif(not REAL, reason="RAYSCAN_REAL_DATA names no films")
+def test_the_search_beats_the_grid(rayscan_command: str, tmp_path: Path) -> None:
+    cores = os.cpu_count() or 1
+
+    def run(*arguments: str) -> None:
+        environment = {**os.environ, "RAYSCAN_PATIENT_SECRET": "bench", "RAYSCAN_CACHE": str(tmp_path / "cache")}
+        watch([rayscan_command, *arguments], environment)
+
+    def tune(name: str, options: Sequence[str]) -> str:
+        run("tune", dataset, "--out", str(tmp_path / name), *options)
+        return str(tmp_path / name)
+
+    catalog, dataset = str(tmp_path / "catalog"), str(tmp_path / "dataset")
+    run("catalog", f"{REAL}/kermany_224", "--labels", "path", "--out", catalog)
+    run("prepare", catalog, "--out", dataset, "--size", "224")
+    grid = ["--space", "cnn-grid", "--search", "grid", "--epochs", "6", "--no-pruning"]
+    grid += ["--concurrent", "1", "--cpus-per-trial", str(cores)]
+    grids = {f"{side} px": tune(f"grid-{side}", [*grid, "--resolution", str(side)]) for side in (224, 96)}
+    search = tune("search", ["--time-budget", f"{MINUTES:g}m"])
+    text, svg = report(grids, search, cores)
+    sys.stdout.write(f"\n{text}\n")
+    record("search-against-grid", text)
+    if RECORD:
+        (RESULTS / "search-against-grid.svg").write_text(svg)
+    best = {name: max(auc for _, auc in curve(uri, cores, baselines=False)) for name, uri in grids.items()}
+    assert (best_until(curve(search, cores, baselines=True), float("inf")) or 0) > max(best.values())
