@@ -37,7 +37,7 @@ from pipelines.results.report import put_page
 from tuning.folds import Fold, KeptFolds
 from tuning.promote import calibrated, copies_of, lock, scorer
 from tuning.recipe import Recipe
-from tuning.train import fit_recipe, relabelled, require_weights
+from tuning.train import Trained, fit_recipe, relabelled, require_weights
 
 log = logging.getLogger("rayscan")
 
@@ -176,6 +176,35 @@ def set_apart(films: Films, seed: int) -> tuple[Films, Films]:
     return films.take(sides == "train"), films.take(sides == "val")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """A recipe followed without the films of one fold."""
+
+    trained: Trained
+    val: Films
+    """Of other patients than it learned from and than the fold's: they chose the epoch, and are there to calibrate."""
+    own: Films
+    """Those of the fold."""
+    seconds: float
+    """Of the training."""
+
+
+def follow(
+    number: int,
+    fold_of: npt.NDArray[np.int64],
+    films: Films,
+    recipe: Recipe,
+    info: DatasetInfo,
+    dataset: str,
+) -> Followed:
+    """Follow the recipe without the films of one fold. Raises what `tuning.train.fit_recipe` raises."""
+    train, val = set_apart(films.take(fold_of != number), recipe.training.seed)
+    started = time.perf_counter()
+    trained = fit_recipe(recipe, info, dataset, train, val)
+    seconds = time.perf_counter() - started
+    return Followed(trained=trained, val=val, own=films.take(fold_of == number), seconds=round(seconds, 1))
+
+
 def hold_out(
     number: int,
     fold_of: npt.NDArray[np.int64],
@@ -184,25 +213,21 @@ def hold_out(
     info: DatasetInfo,
     dataset: str,
 ) -> Fold:
-    """Follow the recipe without the films of one fold, then score those."""
-    train, val = set_apart(films.take(fold_of != number), recipe.training.seed)
-    started = time.perf_counter()
-    trained = fit_recipe(recipe, info, dataset, train, val)
-    seconds = time.perf_counter() - started
-    device = choose_device(recipe.training.device)
-    calibration, _ = lock(trained.best, val, recipe.calibrate, device)
-    score = scorer(calibrated(trained.best, calibration), device)
-    own = films.take(fold_of == number)
+    """Follow the recipe without the films of one fold, then score those, as they are and changed."""
+    followed = follow(number, fold_of, films, recipe, info, dataset)
+    best, device = followed.trained.best, choose_device(recipe.training.device)
+    calibration, _ = lock(best, followed.val, recipe.calibrate, device)
+    score = scorer(calibrated(best, calibration), device)
     return Fold(
         number=number,
         films=np.flatnonzero(fold_of == number),
-        probability=score(own.pixels),
+        probability=score(followed.own.pixels),
         calibration=calibration,
-        robustness=robustness(copies_of(score, own), calibration.threshold),
-        val_auc=trained.best.best.val_auc,
-        best_epoch=trained.best.best.epoch,
-        chosen=trained.chosen,
-        seconds=round(seconds, 1),
+        robustness=robustness(copies_of(score, followed.own), calibration.threshold),
+        val_auc=best.best.val_auc,
+        best_epoch=best.best.epoch,
+        chosen=followed.trained.chosen,
+        seconds=followed.seconds,
     )
 
 
@@ -240,9 +265,7 @@ def summarise(held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, 
             }
             for fold, of in zip(held, by_fold, strict=True)
         ],
-        over_folds={
-            point: {name: _spread([of[point][name] for of in by_fold]) for name in FIGURES} for point in points
-        },
+        over_folds={point: {name: spread([of[point][name] for of in by_fold]) for name in FIGURES} for point in points},
         pooled={point: _pooled(held, point, disease, films.patients) for point in points},
         under_shift=_under_shift([fold.robustness for fold in held]),
         seconds=round(seconds, 1),
@@ -254,7 +277,8 @@ def _at(disease: npt.NDArray[np.int64], probability: npt.NDArray[np.float32], th
     return {name: float(found[name][0]) for name in FIGURES}
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """mean, sd (with K - 1), worst and worst_fold, from 1, of a figure of K folds."""
     return {
         "mean": float(np.mean(values)),
         "sd": float(np.std(values, ddof=1)),
@@ -279,7 +303,7 @@ def _pooled(
 def _under_shift(of_folds: Sequence[Robustness]) -> dict[str, Any]:
     names = ("auc", "balanced_accuracy")
     changes = {
-        change: {name: _spread([of.changed[change][name] for of in of_folds]) for name in names} for change in CHANGES
+        change: {name: spread([of.changed[change][name] for of in of_folds]) for name in names} for change in CHANGES
     }
     overall = {}
     for name in names:

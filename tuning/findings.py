@@ -2,7 +2,8 @@
 
 How sure the leaderboard is, what the choice flatters, what an ensemble of trials would add and cost, and which
 parameters mattered. All of it comes from what the trials left: no model is trained, and of networks only those of the
-ensemble are run, to measure what they cost.
+ensemble are run, to measure what they cost. What trials come to that are trained anew (`tuning/confirm.py`) is added
+later. The recipes of the best trials are put at `STUDY/recipes/`.
 
 An ensemble is told of and not promoted: its members see films of different sizes, where a bundle has one size, one
 network and one graph.
@@ -12,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -24,17 +25,20 @@ from models.metrics import auc_interval
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
+from tuning.confirm import Confirmed, recipe_of
 from tuning.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
 from tuning.importance import Importance, importance
 from tuning.loop import disease_log_odds
 from tuning.optimism import LEAST_PATIENTS, Optimism, estimate
+from tuning.recipe import to_toml
 from tuning.selection import TOP, Select
-from tuning.study import FINDINGS, StudyInfo, TrialRecord, leaderboard, load_logits, logits_of
+from tuning.study import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits, logits_of
 
 log = logging.getLogger("rayscan")
 
 MOST: Final = 200
 """Trials of the highest AUC that are looked at; one further down is hardly the best of any half of the films."""
+KEPT_RECIPES: Final = 3
 TIMED_FILMS: Final = 64
 TIMED_RUNS: Final = 3
 """The fastest counts."""
@@ -83,25 +87,32 @@ class Findings:
     ensemble: Ensemble | None
     """None with fewer than two trials, or where the best alone is as good on the films that choose."""
     importance: Importance | None
+    confirmed: Sequence[Confirmed] = ()
+    """Trials that were trained anew over folds; those of earlier runs after the last run's."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self) | {"selection": self.selection and self.selection.to_json()}
 
     def in_short(self) -> dict[str, Any]:
-        """`auc_elsewhere` and `ensemble` of a `StudySummary`."""
-        elsewhere = self.selection and self.selection.elsewhere
+        """`auc_elsewhere`, `ensemble` and `confirmed` of a `StudySummary`."""
+        return {
+            "auc_elsewhere": self.selection and self.selection.elsewhere,
+            "ensemble": self._ensemble_in_short(),
+            "confirmed": [one.in_short() for one in self.confirmed],
+        }
+
+    def _ensemble_in_short(self) -> dict[str, float] | None:
         if self.ensemble is None or self.ensemble.gain is None:
-            return {"auc_elsewhere": elsewhere, "ensemble": None}
+            return None
         difference = self.ensemble.gain.test.difference
-        ensemble = {
+        return {
             "gain": difference.value,
             "low": difference.low,
             "high": difference.high,
             "cost": self.ensemble.cost,
             "members": len(self.ensemble.members),
         }
-        return {"auc_elsewhere": elsewhere, "ensemble": ensemble}
 
 
 def conclude(
@@ -113,15 +124,64 @@ def conclude(
     val: Films,
     select: Select = "auc",
 ) -> Findings:
-    """Find out, and put it at `STUDY/findings.json`. `val` are the films the trials were judged on, in their order."""
+    """Find out, and put it at `STUDY/findings.json`. `val` are the films the trials were judged on, in their order.
+
+    What was confirmed in earlier runs stays.
+    """
     began = time.perf_counter()
+    _keep_recipes(store, leaderboard(records)[:KEPT_RECIPES], study, dataset)
     ranked, logits = _predictions(store, leaderboard(records)[:MOST], len(val))
     found = Findings(trials={}, selection=None, ensemble=None, importance=importance(records))
     if ranked:
         found = _found(ranked, logits, val, select, found.importance, store, study, dataset)
-    store.put(FINDINGS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode())
+    found = replace(found, confirmed=_confirmed_earlier(store))
+    _put(store, found)
     log.info("%s; it took %.1f s to find out", _in_words(found), time.perf_counter() - began)
     return found
+
+
+def add_confirmed(store: Store, found: Findings, confirmed: Sequence[Confirmed]) -> Findings:
+    """The findings with trials that were trained anew, put at `STUDY/findings.json`."""
+    new = {one.trial_id for one in confirmed}
+    found = replace(found, confirmed=[*confirmed, *(one for one in found.confirmed if one.trial_id not in new)])
+    _put(store, found)
+    for one in confirmed:
+        if one.auc is None:
+            log.warning("trial %d cannot be confirmed: %s", one.number, one.error)
+        else:
+            log.info(
+                "trial %d: AUC %.4f in the search, %.4f on patients held out (SD %.4f over %d folds)",
+                *(one.number, one.search_auc, one.auc["mean"], one.auc["sd"], one.folds),
+            )
+    return found
+
+
+def _put(store: Store, found: Findings) -> None:
+    store.put(FINDINGS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode())
+
+
+def _confirmed_earlier(store: Store) -> list[Confirmed]:
+    if not store.exists(FINDINGS):
+        return []
+    try:
+        return [Confirmed(**one) for one in json.loads(store.get(FINDINGS)).get("confirmed", [])]
+    except (ValueError, TypeError, AttributeError) as error:
+        log.warning("%s is not of this version of rayscan (%s); it is written anew", store.uri(FINDINGS), error)
+        return []
+
+
+def _keep_recipes(store: Store, ranked: Sequence[TrialRecord], study: StudyInfo, dataset: DatasetInfo) -> None:
+    """Put how the trials are made: what `train --recipe` and `crossvalidate --recipe` follow."""
+    for record in ranked:
+        recipe = recipe_of(
+            record.parameters,
+            preprocessing=dataset.preprocessing,
+            epochs=study.epochs,
+            seed=record.seed,
+            objective=study.objectives[0],
+            about=f"Trial {record.number} of a search: validation AUC {record.auc:.4f}, by which it was chosen.",
+        )
+        store.put(f"{RECIPES}/{record.number}.toml", to_toml(recipe).encode())
 
 
 def _found(

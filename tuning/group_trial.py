@@ -21,8 +21,8 @@ from models.errors import RayscanError
 from pipelines.errors import StorageError
 from tuning.loop import fit
 from tuning.objectives import LATENCY, latency_ms
-from tuning.study import load_checkpoint
-from tuning.trial import Progress, TrialJob, brief, own_id, plan_of, start_of
+from tuning.study import brief, load_checkpoint
+from tuning.trial import Progress, TrialJob, own_id, plan_of, start_of
 from tuning.workers import Workers
 
 DRIVER: Final = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])

@@ -27,11 +27,12 @@ from tuning.study import (
     TrialStatus,
     begin_trial,
     best_trial,
+    brief,
     count_statuses,
     remove_checkpoint,
     write_trials,
 )
-from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, brief, own_id, parameters_of
+from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, own_id, parameters_of
 
 log = logging.getLogger("rayscan")
 

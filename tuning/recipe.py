@@ -7,24 +7,26 @@
     calibrate = "temperature"    as in models/calibration.py
     learn = "all"                of a network that starts from weights: "all", "head" (a frozen backbone, whose features
                                  are computed once), or so many of its deepest groups of layers
+    head_first = false           before all learns, a classifier is fitted to frozen features and put in
     select = "auc"               what is kept of a grid: the best validation AUC; or "robust": of the five best, that
                                  which does best on films made otherwise (tuning/selection.py)
     weights = "needed"           where a start from random weights would make another recipe of it
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
     [parameters]                 of the architecture
     [training]                   of tuning/train_settings.py
-    [head]                       l2 and steps of tuning/features.py, for learn = "head"
+    [head]                       l2 and steps of tuning/features.py, for learn = "head" and for head_first
     [grid]                       parameters with a list of values each, those of [head] too: every combination is
                                  trained, one is kept
 
-Those that come with rayscan stand in tuning/recipes/: what earlier projects on these films did, and today's best.
+Those that come with rayscan stand in tuning/recipes/: what earlier projects on these films did, and today's best. A
+search leaves those of its best trials at STUDY/recipes/.
 """
 
 import difflib
 import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -34,6 +36,7 @@ from models.errors import InputError
 from models.spec import Normalise, Scalar
 from tuning.features import HeadSettings
 from tuning.selection import SELECTS, Select
+from tuning.toml_text import toml_lines
 from tuning.train_settings import TrainSettings
 
 NEEDED: Final = "needed"
@@ -65,7 +68,7 @@ class Recipe:
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     training: TrainSettings = field(default_factory=TrainSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
-    """Of a frozen backbone's classifier; its seed is that of the training."""
+    """Of the classifier on frozen features; its seed is that of the training."""
     grid: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
     select: Select = "auc"
     """Which combination of the grid is kept: the best validation AUC, or of the best five that on changed films."""
@@ -86,13 +89,18 @@ class Recipe:
         if self.select != "auc" and not self.grid:
             raise InputError(f"there is nothing to select {self.select} from: the recipe has no [grid]")
 
+    @property
+    def fits_head(self) -> bool:
+        """Whether a classifier is fitted to frozen features, before all learns or alone."""
+        return self.learn == "head" or self.head_first
+
     def combinations(self) -> list[dict[str, Scalar]]:
         """Every combination of the grid; an empty one where there is none."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
     def at(self, combination: Mapping[str, Scalar]) -> "Recipe":
         """The recipe of one combination of the grid."""
-        of_head = {name: value for name, value in combination.items() if self.learn == "head" and name in HEAD}
+        of_head = {name: value for name, value in combination.items() if self.fits_head and name in HEAD}
         parameters = {name: value for name, value in combination.items() if name not in of_head}
         head: HeadSettings = replace(self.head, **of_head)  # type: ignore[arg-type] # it checks them
         return replace(self, head=head, parameters={**self.parameters, **parameters}, grid={}, select="auc")
@@ -121,6 +129,24 @@ def read_recipe(name: str) -> Recipe:
         raise InputError(f"{name}: {error}") from error
 
 
+def to_toml(recipe: Recipe) -> str:
+    """A recipe as a file that `read_recipe` reads.
+
+    What is at its default is written, too, so that the file says the same when defaults change. Of the head l2 and
+    steps are: a hidden layer no recipe has, and its seed is that of the training.
+    """
+    value = {name: of for name, of in asdict(recipe).items() if of is not None}
+    training = {name: of for name, of in value.pop("training").items() if of is not None}
+    head = {name: value["head"][name] for name in HEAD} if recipe.fits_head else {}
+    tables = {"parameters": value.pop("parameters"), "training": training, "head": head, "grid": value.pop("grid")}
+    del value["head"]
+    lines = toml_lines(value)
+    for name, table in tables.items():
+        if table:
+            lines += ["", f"[{name}]", *toml_lines(table)]
+    return "\n".join(lines) + "\n"
+
+
 def _parsed(table: dict[str, Any]) -> Recipe:
     _refuse_unknown(table, {known.name for known in fields(Recipe)}, "a recipe")
     if "model" not in table:
@@ -128,8 +154,8 @@ def _parsed(table: dict[str, Any]) -> Recipe:
     training, head = table.pop("training", {}), table.pop("head", {})
     _refuse_unknown(training, {known.name for known in fields(TrainSettings)}, "[training]")
     _refuse_unknown(head, set(HEAD), "[head]")
-    if head and table.get("learn") != "head":
-        raise InputError('[head] is for recipes with learn = "head"')
+    if head and table.get("learn") != "head" and not table.get("head_first"):
+        raise InputError('[head] is for recipes with learn = "head" or head_first = true')
     table["classes"] = tuple(table.get("classes", Recipe.classes))
     return Recipe(**table, training=TrainSettings(**training), head=HeadSettings(**head))
 

@@ -48,6 +48,7 @@ from tuning.space import (
     defaults,
     known,
 )
+from tuning.toml_text import toml_lines
 from tuning.train_settings import TrainSettings
 
 DEFAULT: Final = "default"
@@ -129,13 +130,10 @@ def from_json(value: Mapping[str, Any]) -> SearchSpace:
 def to_toml(space: SearchSpace) -> str:
     """A space as a file that `read_space` reads."""
     value = space.to_json()
-    lines = [
-        f'base = "{EMPTY}"',
-        *(f"{name} = {_written(of)}" for name, of in value.items() if not _is_table(name, of)),
-    ]
-    for table, of in value.items():
-        if _is_table(table, of):
-            lines += ["", f"[{table}]", *(f"{name} = {_written(values)}" for name, values in of.items())]
+    tables = {name: of for name, of in value.items() if _is_table(name, of)}
+    lines = toml_lines({"base": EMPTY, **{name: of for name, of in value.items() if name not in tables}})
+    for table, of in tables.items():
+        lines += ["", f"[{table}]", *toml_lines(of)]
     return "\n".join(lines) + "\n"
 
 
@@ -318,13 +316,6 @@ def _within(depths: Domain, side: int) -> Domain:
 def _hint(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
-
-
-def _written(value: Any) -> str:
-    """A value of a space as TOML, which has JSON's numbers, strings and lists."""
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{name} = {_written(one)}' for name, one in value.items())} }}"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _flat(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

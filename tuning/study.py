@@ -7,6 +7,7 @@
     STUDY/trials/<trial_id>/checkpoint.safetensors   its whole state, put after each epoch, removed when it has ended
     STUDY/trials/<trial_id>/val_logits.safetensors   what that epoch says of the validation films
     STUDY/findings.json                      what came of it, put when the search ends: see tuning/findings.py
+    STUDY/recipes/<number>.toml              how its best trials are made, for `train` and `crossvalidate --recipe`
     STUDY/best/                              the bundle of the winner
 
 A trial that has a trial.json and no row in the table was under way when its search was killed, and is taken up again.
@@ -16,6 +17,7 @@ state, which is therefore thrown away.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -59,9 +61,11 @@ STUDY = "study.json"
 TRIALS = "trials.parquet"
 BEST = "best"
 FINDINGS = "findings.json"
+RECIPES = "recipes"
 LOGITS = "val_logits.safetensors"
 _TRIAL = "trial.json"
 _CHECKPOINT = "checkpoint.safetensors"
+_PATH = re.compile(r"""['"]?[^\s'"]*[/\\].*""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +183,9 @@ class StudySummary:
     of them with the best first objective."""
     probes: int = 0
     """Heads on frozen features tried in the whole study."""
+    confirmed: Sequence[Mapping[str, Any]] = ()
+    """Of trials that were trained anew over folds, the first of the leaderboard first: `number`, `auc` (mean over
+    folds), `sd`, `low` and `high` (pooled), `search_auc`, `optimism`; or `number` and `error`: `tuning/confirm.py`."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -448,6 +455,15 @@ def promote_best(
         show_films=show_films,
     )
     return record, bundle
+
+
+def brief(error: BaseException | None) -> str:
+    """One short line on why a trial failed, cut where a path or URI begins: file names may name patients."""
+    cause = getattr(error, "cause", None) or error
+    if cause is None:
+        return "the trial's process died"
+    first = next(iter(str(cause).strip().splitlines()), "")
+    return f"{type(cause).__name__}: {_PATH.sub('<path>', first)}"[:200]
 
 
 def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> Logits:

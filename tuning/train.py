@@ -164,8 +164,8 @@ def _recorded(recipe: Recipe) -> dict[str, object]:
     return {key: value for key, value in asdict(recipe).items() if key != "training"}  # which is recorded anyway
 
 
-def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Fitted:
-    """One model, trained."""
+def spec_of(recipe: Recipe, info: DatasetInfo, dataset: str) -> ModelSpec:
+    """The model of a recipe on the films of a data set. Raises `InputError` for a size above theirs."""
     size = recipe.size if recipe.size is not None else info.size
     if size > info.size:
         raise InputError(
@@ -173,9 +173,14 @@ def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: 
             f" or train with --size {info.size}"
         )
     preprocessing = replace(info.preprocessing, size=size, decoded_size=info.size, normalise=recipe.normalise)
-    spec = ModelSpec(
+    return ModelSpec(
         name=recipe.model, parameters=recipe.parameters, classes=recipe.classes, preprocessing=preprocessing
     )
+
+
+def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Fitted:
+    """One model, trained."""
+    spec = spec_of(recipe, info, dataset)
     settings = recipe.training
     if recipe.weights is None:
         return fit(spec, films, val, settings)

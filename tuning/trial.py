@@ -10,7 +10,6 @@ after it was given up can only put states of the same training.
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +28,7 @@ from tuning.loop import EpochReport, EpochState, TrainSettings, fit
 from tuning.objectives import AUC, LATENCY, latency_ms
 from tuning.space import TrialPlan, to_plan
 from tuning.start import pretrained_start
-from tuning.study import load_checkpoint, save_checkpoint, save_logits, save_weights
-
-_PATH = re.compile(r"""['"]?[^\s'"]*[/\\].*""")
+from tuning.study import brief, load_checkpoint, save_checkpoint, save_logits, save_weights
 
 METRIC = "auc"
 """Validation AUC of the trial's best epoch so far."""
@@ -176,15 +173,6 @@ class Progress:
                 "error": error,
             }
         )
-
-
-def brief(error: BaseException | None) -> str:
-    """One short line on why a trial failed, cut where a path or URI begins: file names may name patients."""
-    cause = getattr(error, "cause", None) or error
-    if cause is None:
-        return "the trial's process died"
-    first = next(iter(str(cause).strip().splitlines()), "")
-    return f"{type(cause).__name__}: {_PATH.sub('<path>', first)}"[:200]
 
 
 def _quality(report: Mapping[str, Any]) -> tuple[float, float]:

@@ -119,7 +119,7 @@ def test_a_study_that_left_no_predictions(study: Study, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     found = conclude(store, study.records, INFO, dataset=study.info, val=study.val)
     assert (found.trials, found.selection, found.ensemble) == ({}, None, None)
-    assert found.in_short() == {"auc_elsewhere": None, "ensemble": None}
+    assert found.in_short() == {"auc_elsewhere": None, "ensemble": None, "confirmed": []}
     save_logits(store, "trial0", np.zeros((3, 2), dtype=np.float32))
     assert conclude(store, study.records, INFO, dataset=study.info, val=study.val).trials == {}, "of other films"
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.bundle import load_bundle
 from models.engine import load_engine
@@ -17,7 +19,8 @@ from models.zoo import build, layer_groups
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
-from tuning.recipe import Recipe, read_recipe, recipe_names
+from tuning.features import HeadSettings
+from tuning.recipe import Recipe, read_recipe, recipe_names, to_toml
 from tuning.train import train
 from tuning.train_settings import TrainSettings
 
@@ -87,6 +90,62 @@ def test_what_is_no_recipe_is_refused_in_one_line_that_names_the_file(tmp_path: 
         read_recipe(str(path))
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+recipes = st.builds(
+    Recipe,
+    model=text,
+    about=text,
+    size=st.none() | st.integers(16, 2048),
+    normalise=st.sampled_from(["film", "unit"]),
+    calibrate=st.sampled_from(["temperature", "isotonic"]),
+    learn=st.sampled_from(["all", 1, 3]),
+    head_first=st.booleans(),
+    weights=text,
+    parameters=st.dictionaries(
+        st.sampled_from(["depth", "drop_rate", "norm", "residual"]),
+        st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | text,
+    ),
+    training=st.builds(
+        TrainSettings,
+        epochs=st.integers(1, 99),
+        learning_rate=st.floats(1e-12, 10),
+        optimiser=st.sampled_from(["adamw", "sgd"]),
+        objective=st.sampled_from(["auc", "sensitivity@specificity=0.9"]),
+        device=st.none() | st.just("cpu"),
+        threads=st.none() | st.integers(1, 8),
+    ),
+    grid=st.dictionaries(st.sampled_from(["width", "l2"]), st.lists(st.floats(0, 1) | st.integers(), min_size=1)),
+)
+
+
+@given(recipe=recipes, l2=st.floats(1e-6, 100), steps=st.integers(1, 500), frozen=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_recipe_is_read_as_it_was_written(
+    recipe: Recipe, l2: float, steps: int, frozen: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if frozen:
+        recipe = replace(recipe, learn="head", head_first=False)
+    if recipe.fits_head:
+        recipe = replace(recipe, head=HeadSettings(l2=l2, steps=steps))
+    path = tmp_path_factory.mktemp("recipes") / "mine.toml"
+    path.write_text(to_toml(recipe), encoding="utf-8")
+    assert read_recipe(str(path)) == recipe
+    path.write_text(to_toml(replace(recipe, weights=None, head_first=False)), encoding="utf-8")
+    assert read_recipe(str(path)).weights is None
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_that_come_along_are_read_as_they_were_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(to_toml(read_recipe(name)), encoding="utf-8")
+    assert read_recipe(str(path)) == read_recipe(name)
+
+
+def test_a_grid_reaches_a_head_that_is_fitted_first() -> None:
+    recipe = Recipe(model="cnn", weights="some", head_first=True, grid={"l2": [0.5], "width": [4]})
+    assert points(recipe) == [replace(recipe, grid={}, head=HeadSettings(l2=0.5), parameters={"width": 4})]
 
 
 def test_a_name_that_is_nearly_one_is_told() -> None:

@@ -27,6 +27,7 @@ from tuning.study import (
     TrialRecord,
     begin_study,
     best_trial,
+    brief,
     count_statuses,
     leaderboard,
     load_weights,
@@ -36,7 +37,6 @@ from tuning.study import (
     save_weights,
     write_trials,
 )
-from tuning.trial import brief
 
 INFO = StudyInfo(
     dataset="s3://films/dataset",

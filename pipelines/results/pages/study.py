@@ -23,7 +23,13 @@ from pipelines.storage import Store, open_store
 _STATUSES: Final = ("complete", "pruned", "failed")
 _SHOWN: Final = 20
 """Rows of the leaderboard before the rest, which is folded away."""
-_NOTHING: Final[Mapping[str, Any]] = {"trials": {}, "selection": None, "ensemble": None, "importance": None}
+_NOTHING: Final[Mapping[str, Any]] = {
+    "trials": {},
+    "selection": None,
+    "ensemble": None,
+    "importance": None,
+    "confirmed": [],
+}
 
 
 def study_page(uri: str, compare: str | None = None) -> str:
@@ -86,6 +92,7 @@ def _told(
         "judged": found["trials"],
         "selection": found["selection"],
         "ensemble": found["ensemble"],
+        "confirmed": found["confirmed"],
         "members": {trial.trial_id: trial for trial in ranked},
         "mattered": mattered,
         "importance": search_charts.importance(mattered) if mattered else None,

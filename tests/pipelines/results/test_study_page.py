@@ -111,6 +111,27 @@ def test_what_the_choice_flatters_and_what_an_ensemble_gains(store: Store, tmp_p
     assert "1 cnn 0.75 0.9600 0 cnn 0.25 0.9000" in text
 
 
+def test_what_held_out_patients_say_of_the_best(store: Store, tmp_path: Path) -> None:
+    rows = [trial(0, 0.9), trial(1, 0.95, 0.96)]
+    found = findings(rows, importance=False)
+    write_study(store, rows, findings=found)
+    assert "Held out" not in report(store, tmp_path / "without.html").text
+    pooled = {"value": 0.9412, "low": 0.93, "high": 0.95}
+    common = {"folds": 5, "seed": 1, "films": 4447, "seconds": 120.0}
+    best = {
+        **common, "trial_id": rows[1]["trial_id"], "number": 1, "search_auc": 0.96, "optimism": 0.0187,
+        "auc": {"mean": 0.9413, "sd": 0.0051, "worst": 0.93, "worst_fold": 2}, "pooled": pooled, "error": None,
+    }  # fmt: skip
+    failed = {
+        **best, "trial_id": "gone", "number": 0, "auc": None, "pooled": None, "optimism": None, "error": "fold 1: no"
+    }  # fmt: skip
+    write_study(store, rows, findings={**found, "confirmed": [best, failed]})
+    text = report(store, tmp_path / "with.html").text
+    assert f"1 cnn 0.9600 0.9413 (0.0051) 0.9412 (0.930{DASH}0.950) +0.0187 5 4,447 2 min 00 s" in text
+    assert f"0 {DASH} 0.9600 fold 1: no 5 4,447" in text
+    assert "had no say in the choice of the trial" in text
+
+
 def test_the_cost_counts_cores_and_failed_trials(store: Store, tmp_path: Path) -> None:
     late = trial(1, 0.9, seconds=120.0)
     failed = trial(0, status="failed", seconds=1200.0)

@@ -1,0 +1,47 @@
+"""The folds of `tuning/confirm.py` as Ray tasks: each with what a worker of a trial has, as many as the cluster holds.
+
+Plain tasks and no trials of Ray Tune's: there is nothing to suggest, to stop or to take up again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import ray
+import torch
+
+from models.allocator import keep_memory
+from tuning.confirm import Dealt, FoldJob, HeldOut, Run, held_out
+
+
+def as_ray_tasks(resources: Mapping[str, float]) -> Run:
+    """Run jobs as tasks with so many CPUs and GPUs each, `{"CPU": 1.0, "GPU": 0.5}` for instance. Ray must be up."""
+    return partial(_run, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0))
+
+
+def _run(jobs: Sequence[FoldJob], dealt: Dealt, *, cpus: float, gpus: float) -> Iterator[HeldOut]:
+    """What the jobs come to, in the order in which they end."""
+    films = ray.put(dealt)
+    task = _held_out.options(num_cpus=cpus, num_gpus=gpus)
+    device, threads = "cuda" if gpus else "cpu", max(1, int(cpus))
+    running = [task.remote(_placed(job, device, threads), films) for job in jobs]
+    try:
+        while running:
+            done, running = ray.wait(running, num_returns=1)
+            yield ray.get(done[0])
+    finally:
+        for one in running:
+            ray.cancel(one)
+
+
+def _placed(job: FoldJob, device: str, threads: int) -> FoldJob:
+    training = replace(job.recipe.training, device=device, threads=threads)
+    return replace(job, recipe=replace(job.recipe, training=training))
+
+
+@ray.remote
+def _held_out(job: FoldJob, dealt: Dealt) -> HeldOut:
+    keep_memory()
+    # of what is no training: features of a frozen backbone, and scoring
+    torch.set_num_threads(job.recipe.training.threads or 1)
+    return held_out(job, dealt)
