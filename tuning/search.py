@@ -27,10 +27,13 @@ from pipelines.bundles import cache_folder
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tuning.board import board
-from tuning.findings import conclude
+from tuning.confirm import confirm, deal_train
+from tuning.confirm_on_ray import as_ray_tasks
+from tuning.findings import add_confirmed, conclude
 from tuning.group_trial import DRIVER, Group, run_group_trial
 from tuning.known_trials import best_of, final_trials
 from tuning.ledger import Converged, Ledger, has_converged
+from tuning.mirror import Mirror
 from tuning.objectives import LATENCY, parse_objectives
 from tuning.probes import best_probes, run_probes
 from tuning.scheduler import FamilyScheduler, Past
@@ -46,6 +49,7 @@ from tuning.study import (
     TrialRecord,
     begin_study,
     count_statuses,
+    leaderboard,
     load_checkpoint,
     next_number,
     promote_best,
@@ -65,10 +69,19 @@ RETRIES: Final = 2
 away with notice does not count."""
 
 
-def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: SearchSpace | None = None) -> StudySummary:
+def search(
+    dataset_uri: str,
+    out: str,
+    settings: SearchSettings,
+    *,
+    space: SearchSpace | None = None,
+    optuna_storage: str | None = None,
+) -> StudySummary:
     """Search models on a dataset's train and val films; write the study to `out`, the best model to `out`/best.
 
     Ray must be up, and every node must reach `out`: the trials put their weights there. The test films are never read.
+    `optuna_storage` is where people look at the trials with optuna-dashboard (`tuning/mirror.py`); its URL may hold a
+    password, so the study does not keep it.
     Ctrl-C, the time budget and `settings.patience` end the search as its last trial does: trials under way are recorded
     with the best they reached, and the best of all is promoted.
 
@@ -92,10 +105,14 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
     points = [] if settings.warm_start is None else best_of(settings.warm_start, space, info.fingerprint)
     train, val = load_films(dataset_uri, "train"), load_films(dataset_uri, "val")
     resources, concurrent = _resources(settings)
+    dealt = deal_train(train, val, info, dataset_uri, seed=settings.seed + 1) if settings.confirm else None
     store = open_store(out)
     study = StudyInfo(
         dataset=dataset_uri, fingerprint=info.fingerprint, space=space.to_json(), settings=asdict(settings)
     )
+    mirror = None
+    if optuna_storage is not None:
+        mirror = Mirror(optuna_storage, f"{store.root} {info.fingerprint}", settings.objectives, space)
     earlier = begin_study(store, study, resume=settings.resume)
     budget = math.inf if settings.time_budget_s is None else settings.time_budget_s
     if settings.probes:
@@ -127,13 +144,22 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
     )
     trainable = _trainable(train, val, job, resources, settings.workers_per_trial)
     search_round = partial(
-        _round, trainable, store, settings=settings, space=space, resources=resources, concurrent=concurrent
+        _round,
+        trainable,
+        store,
+        settings=settings,
+        space=space,
+        resources=resources,
+        concurrent=concurrent,
+        mirror=mirror,
     )
     kept = FINAL_SHARE if settings.finals else 0.0
     records, interrupted = search_round(earlier, points=points, deadline=began + (1 - kept) * budget)
     if settings.finals and not interrupted:
         finals = final_trials(records, info.size, settings.finals)
         records, _ = search_round(records, finals=finals, deadline=began + budget)
+    if mirror is not None:
+        mirror.close()
     found = conclude(store, without_probes(records), study, dataset=info, val=val, select=settings.select)
     record, bundle = promote_best(
         store,
@@ -147,6 +173,11 @@ def search(dataset_uri: str, out: str, settings: SearchSettings, *, space: Searc
         optimism=found.selection,
     )
     assert record.auc is not None  # the leaderboard holds only trials with a result
+    if dealt is not None:
+        ranked = [one for one in leaderboard(records) if BASELINE not in one.parameters][: settings.confirm]
+        found = add_confirmed(
+            store, found, confirm(store, ranked, dealt, run=as_ray_tasks(resources), known=found.confirmed)
+        )
     remove_stale_checkpoints(store, records)  # of workers that were stopped and had one more to put
     trials = without_probes(records)
     return StudySummary(
@@ -187,6 +218,7 @@ def _round(
     deadline: float,
     resources: dict[str, float],
     concurrent: int,
+    mirror: Mirror | None = None,
 ) -> tuple[list[TrialRecord], bool]:
     """Run trials until there are as many as wanted: the search's, `points` first; or the `finals`, and no others.
 
@@ -218,6 +250,7 @@ def _round(
             next_number=next_number(earlier, unfinished),
             board=shown,
             metric=parse_objectives(settings.objectives)[0].name,
+            mirror=mirror,
         )
         config = tune.TuneConfig(
             search_alg=searcher,

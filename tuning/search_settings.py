@@ -53,6 +53,9 @@ class SearchSettings:
     finals: int = 0
     """Of the best trials on smaller films than the dataset's, so many are trained once more at its own size, with all
     else the same, beyond `trials`. `FINAL_SHARE` of the time budget is kept for them."""
+    confirm: int = 0
+    """When the search has ended, so many of its best trials are trained anew over folds of the train patients, and
+    judged on patients that had no say in anything (`tuning/confirm.py`), beyond the time budget."""
     warm_start: str | None = None
     """An earlier study, whose best trials are tried first."""
     seed: int = 0
@@ -80,7 +83,7 @@ class SearchSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; give at least 1")
-        for name in ("probes", "finals"):
+        for name in ("probes", "finals", "confirm"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 for none")
         parse_objectives(self.objectives)

@@ -55,6 +55,9 @@ def tune(
     finals: Annotated[
         int | None, typer.Option(help="So many of the best once more, at the data set's own size (0).")
     ] = None,
+    confirm: Annotated[
+        int | None, typer.Option(help="So many of the best are judged anew on patients held out, fold by fold (0).")
+    ] = None,
     warm_start: Annotated[
         str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
     ] = None,
@@ -71,6 +74,12 @@ def tune(
     ] = None,
     no_films: NoFilms = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False,
+    optuna_storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.log|URL", help="Copy the trials there for optuna-dashboard: a journal, postgresql://…"
+        ),
+    ] = None,
     address: Address = None,
     config: Config = None,
     json: Json = False,
@@ -96,6 +105,7 @@ def tune(
         weights=weights,
         probes=probes,
         finals=finals,
+        confirm=confirm,
         warm_start=warm_start,
         seed=seed,
         workers_per_trial=workers,
@@ -104,7 +114,7 @@ def tune(
         max_concurrent=concurrent,
     )
     with ray_session(address):
-        summary = run_search(dataset, out, settings)
+        summary = run_search(dataset, out, settings, optuna_storage=optuna_storage)
     output.show(summary, as_json=json)
 
 

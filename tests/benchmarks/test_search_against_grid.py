@@ -1,9 +1,9 @@
 """A full grid, one configuration after the other, against the search with the same cores: AUC by core-minutes.
 
 The grid is the 24 CNN configurations of the recipe `cnn-grid` on films of 224 pixels (the size earlier projects used)
-and once more on 96 (the recipe's own), each trained to its last epoch with all cores. The search is `rayscan tune` as it
-comes, with nothing but a time budget: RAYSCAN_BENCH_MINUTES, 60 where it is not set; what a shorter search reaches can be
-read off, because nothing in this one depends on its budget. Takes that and 30 minutes; needs RAYSCAN_REAL_DATA.
+and once more on 96 (the recipe's own), each trained to its last epoch with all cores. The search is `rayscan tune` as
+it comes, with nothing but a time budget: RAYSCAN_BENCH_MINUTES, 60 where it is not set; what a shorter search reaches
+can be read off, because nothing in this one depends on its budget. Takes that and 30 minutes; needs RAYSCAN_REAL_DATA.
 
 Cost is wall time since the first trial began, times the cores of the machine, whether they had work or not. The grid's
 two baselines do not count.
