@@ -18,7 +18,7 @@ from ray.tune import Callback, Stopper
 
 from pipelines import telemetry
 from pipelines.storage import Store
-from tuning.board import Board, Running, Standing, in_words, no_board
+        self._mirror()
 from tuning.objectives import LATENCY
 from tuning.space import BASELINE, PROBE
 from tuning.study import (
@@ -56,6 +56,7 @@ class Ledger(Callback):
         next_number: int | None = None,
         board: Board = no_board,
         metric: str = METRIC,
+        mirror: Mirror | None = None,
     ) -> None:
         self.study = study
         self.probes = [record for record in earlier if PROBE in record.parameters]
@@ -66,6 +67,7 @@ class Ledger(Callback):
         self.epochs = epochs
         self.board = board
         self.metric = metric
+        self.mirror = mirror
         self.next_number = 1 + max((record.number for record in earlier), default=-1)
         if next_number is not None:
             self.next_number = next_number
@@ -131,6 +133,7 @@ class Ledger(Callback):
                 self._enter(trial, "pruned")
         self.running.clear()
         telemetry.set_running(0)
+        self._mirror()
 
     def _number(self, trials: Sequence[Any]) -> None:
         """Trials may start out of the order of the suggestions, and Ray Tune puts one that is retried at the end."""
@@ -167,6 +170,11 @@ class Ledger(Callback):
         remove_checkpoint(self.study, record.trial_id)
         self._tell(record)
         self._show()
+        self._mirror()
+
+    def _mirror(self) -> None:
+        if self.mirror is not None:
+            self.mirror.add_missing([*self.probes, *self.records])
 
     def _tell(self, record: TrialRecord) -> None:
         best = best_trial(self.records)
