@@ -18,7 +18,8 @@ from ray.tune import Callback, Stopper
 
 from pipelines import telemetry
 from pipelines.storage import Store
-        self._mirror()
+from tuning.board import Board, Running, Standing, in_words, no_board
+from tuning.mirror import Mirror
 from tuning.objectives import LATENCY
 from tuning.space import BASELINE, PROBE
 from tuning.study import (

@@ -114,8 +114,8 @@ class Mirror:
             left = len(records) if self.known is None else sum(one.trial_id not in self.known for one in records)
             self.known = None  # a trial may have gone in although its answer was lost
             log.warning(
-                "%s was not written to (%s) and may lack up to %d of %d trials. The study itself has them; they are added"
-                " with the next trial that ends, at the end of the search, or by --resume",
+                "%s was not written to (%s) and may lack up to %d of %d trials. The study itself has them; they are"
+                " added with the next trial that ends, at the end of the search, or by --resume",
                 *(self.place.name, self.place.reason(error), left, len(records)),
             )
 
