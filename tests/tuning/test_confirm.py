@@ -201,7 +201,7 @@ def test_a_recipe_that_cannot_be_trained_is_told_and_the_others_are_judged(store
     wild = record(7, 0.97, parameters=parameters(16, learning_rate=10.0, optimiser="sgd", clip_norm=0.0))
     found = confirm(store, [wild, *ranked()[:1]], dealt)
     assert found[0].auc is found[0].pooled is found[0].optimism is None
-    assert str(found[0].error).startswith("fold 1: RayscanError: training of mlp diverged")
+    assert ": RayscanError: training of mlp diverged" in str(found[0].error)
     assert found[0].in_short() == {"number": 7, "error": found[0].error}
     assert found[1].error is None
     assert found[1].auc is not None
