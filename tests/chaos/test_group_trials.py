@@ -16,6 +16,7 @@ from tuning.loop import fit
 from tuning.search import search
 from tuning.search_settings import SearchSettings
 from tuning.space import SearchSpace, Suggest
+from tuning.space_file import space_for
 from tuning.study import load_weights, read_trials
 from tuning.trial import TrialJob, to_train
 
@@ -36,6 +37,9 @@ class Plain(SearchSpace):
         return plain | ({"optimiser": "none such"} if getattr(trial, "number", 0) == SETTINGS.trials - 1 else {})
 
 
+PLAIN = Plain(**vars(space_for(SIZE, families=("mlp",), resolutions=(SIZE,))))
+
+
 @pytest.fixture
 def ray_with_dashboard() -> Iterator[None]:
     """Ray Train frees the CPUs of a stopped group through the dashboard."""
@@ -49,7 +53,7 @@ def ray_with_dashboard() -> Iterator[None]:
 def test_a_trial_of_two_workers_is_one_of_one(tmp_path: Path) -> None:
     dataset, out = str(tmp_path / "dataset"), str(tmp_path / "study")
     write_dataset(dataset)
-    summary = search(dataset, out, SETTINGS, space=Plain(families=("mlp",), resolutions=(SIZE,)))
+    summary = search(dataset, out, SETTINGS, space=PLAIN)
     store = open_store(out)
     majority, baseline, plain, failed = read_trials(store)
     assert (majority.auc, majority.epochs, majority.status) == (0.5, 1, "complete")

@@ -1,0 +1,169 @@
+"""One round of a search: Ray Tune runs trials, as many at a time as there is room for, until there are enough.
+
+A search has one round, and a second one for its finals.
+"""
+
+import logging
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from models.spec import Scalar
+from pipelines.storage import Store
+from tuning.board import board
+from tuning.ledger import Converged, Ledger, has_converged
+from tuning.mirror import Mirror
+from tuning.objectives import parse_objectives
+from tuning.scheduler import FamilyScheduler, Past
+from tuning.search_settings import SearchSettings
+from tuning.space import BASELINE, FINAL, PROBE, SearchSpace
+from tuning.study import (
+    StartedTrial,
+    TrialRecord,
+    load_checkpoint,
+    next_number,
+    unfinished_trials,
+    without_probes,
+)
+from tuning.suggestions import suggestions
+from tuning.trial import OBJECTIVE, TIME
+
+log = logging.getLogger("rayscan")
+
+_QUIET: Final = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+RETRIES: Final = 2
+"""Times a trial is tried again whose process died or raised what the machine may be at fault for; a node that is taken
+away with notice does not count."""
+
+
+def run_round(
+    trainable: Any,
+    store: Store,
+    earlier: Sequence[TrialRecord],
+    *,
+    settings: SearchSettings,
+    space: SearchSpace,
+    points: Sequence[Mapping[str, Scalar]] = (),
+    finals: Sequence[Mapping[str, Scalar]] | None = None,
+    deadline: float,
+    resources: dict[str, float],
+    concurrent: int,
+    mirror: Mirror | None = None,
+) -> tuple[list[TrialRecord], bool]:
+    """Run trials until there are as many as wanted: the search's, `points` first; or the `finals`, and no others.
+
+    What the study has then, probes included, and whether somebody interrupted it.
+    """
+    unfinished = unfinished_trials(store, earlier)
+    due = [trial for trial in unfinished if (FINAL in trial.parameters) == (finals is not None)]
+    searcher, wanted = suggestions(space, earlier, settings, unfinished=due, points=points, finals=finals)
+    if finals is None and has_converged(without_probes(earlier), settings.patience):
+        log.info("the study has converged: its last %d trials brought no gain", settings.patience)
+        wanted = 0
+    if not wanted or time.monotonic() >= deadline:
+        return list(earlier), False
+    taken_up = [trial for place, trial in enumerate(due) if place < wanted]
+    at_a_time = int(min(concurrent, wanted))
+    log.info(
+        "%s to run%s, %d at a time, each on %s",
+        "trials until the time is up" if math.isinf(wanted) else f"{wanted} {'trials' if finals is None else 'finals'}",
+        *(f", {len(taken_up)} of them begun before" if due else "", at_a_time, resources),
+    )
+    with board() as shown:
+        ledger = Ledger(
+            store,
+            earlier,
+            planned=len(without_probes(earlier)) + wanted,
+            seed=settings.seed,
+            deadline=deadline,
+            epochs=settings.epochs,
+            next_number=next_number(earlier, unfinished),
+            board=shown,
+            metric=parse_objectives(settings.objectives)[0].name,
+            mirror=mirror,
+        )
+        config = tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=FamilyScheduler(partial(_league, settings), _past(store, earlier, taken_up, finals is not None)),
+            num_samples=-1 if math.isinf(wanted) else int(wanted),
+            max_concurrent_trials=at_a_time,
+            time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
+            reuse_actors=settings.workers_per_trial == 1,
+        )
+        _run(trainable, config, ledger, Converged(ledger, settings.patience if finals is None else 0))
+    ended = len(ledger.records) - len(without_probes(earlier))
+    converged = finals is None and has_converged(ledger.records, settings.patience)
+    interrupted = ended < wanted and not converged and time.monotonic() < deadline
+    return [*ledger.probes, *ledger.records], interrupted
+
+
+def _league(settings: SearchSettings) -> ASHAScheduler:
+    return ASHAScheduler(
+        time_attr=TIME,
+        metric=OBJECTIVE,
+        mode="max",
+        max_t=settings.epochs,
+        grace_period=min(settings.grace_epochs, settings.epochs),
+        reduction_factor=settings.reduction_factor,
+        stop_last_trials=False,  # a trial that reaches the last epoch ends by itself, so it is complete and not pruned
+    )
+
+
+def _past(store: Store, earlier: Sequence[TrialRecord], taken_up: Sequence[StartedTrial], finals: bool) -> Past:
+    """What the earlier runs left for the leagues of the search, or for those of the finals."""
+    checkpoints = {trial.trial_id: load_checkpoint(store, trial.trial_id) for trial in taken_up}
+    league = [
+        one for one in earlier if not {BASELINE, PROBE} & set(one.parameters) and (FINAL in one.parameters) == finals
+    ]
+    return Past(
+        finished=[(one.trial_id, one.model, one.history) for one in league],
+        taken_up={name: checkpoint.facts["history"] for name, checkpoint in checkpoints.items() if checkpoint},
+    )
+
+
+def _run(trainable: Any, config: tune.TuneConfig, ledger: Ledger, stop: Converged) -> None:
+    """Run the trials. Ray Tune's own state goes to a folder that is thrown away: the study is the ledger's."""
+    with _quiet(), tempfile.TemporaryDirectory(prefix="rayscan-tune-") as scratch:
+        tune.Tuner(
+            trainable,
+            tune_config=config,
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=scratch,
+                callbacks=[ledger],
+                stop=stop,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=0,
+            ),
+        ).fit()
+    ledger.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log files of Ray Tune and none of its lines on stdout, where results go; the ledger tells what happens."""
+    tune_log = logging.getLogger("ray.tune")
+    level = tune_log.level
+    before = {name: os.environ.get(name) for name in _QUIET}
+    tune_log.setLevel(logging.CRITICAL)
+    os.environ.update(_QUIET)
+    try:
+        with warnings.catch_warnings():
+            # of a trial that was tried again: Ray counts its reports from 1 once more, and Optuna keeps the first ones
+            warnings.filterwarnings("ignore", message="The reported value is ignored")
+            yield
+    finally:
+        tune_log.setLevel(level)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
