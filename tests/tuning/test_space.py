@@ -243,7 +243,8 @@ def test_a_file_changes_the_default(spaced: Any) -> None:
     mlp = [drawn for drawn in draws(space, 0, 20) if drawn["family"] == "mlp"]
     assert mlp
     assert all("learning_rate" not in drawn and drawn["mlp_learning_rate"] == 1e-3 for drawn in mlp)
-    assert differences(default.to_json(), space.to_json()).startswith("batch_size: [16, 32, 64], now [8]; ")
+    told = differences(default.to_json(), space.to_json())
+    assert told.startswith('family: ["cnn"], now ["mlp", "cnn"]; batch_size: [16, 32, 64], now [8]; ')
 
 
 def test_weights_of_one_backbone_and_of_all(spaced: Any) -> None:

@@ -86,9 +86,9 @@ def beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
 
 
 def paint_beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Paint:
-    """What `beside` draws; at most four searches."""
+    """What `beside` draws: of each search, four at most, the best so far until its last trial ended."""
     floor = floor_of([auc for trials in searches.values() for _, auc in trials])
-    last = max(minutes for trials in searches.values() for minutes, _ in trials)
+    first = min(minutes for trials in searches.values() for minutes, auc in trials if auc >= floor)
 
     def paint(axes: Axes) -> None:
         tops = []
@@ -98,11 +98,11 @@ def paint_beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Paint
             tops.append(best[-1])
             seen = [(at, auc) for at, auc in zip(minutes, aucs, strict=True) if auc >= floor]
             _points(axes, seen, ".", color=colour, markersize=4, alpha=0.35)
-            axes.step(
-                [*minutes, last], [*best, best[-1]], line, where="post", color=colour, label=f"{label}: {best[-1]:.4f}"
-            )
+            axes.step(minutes, best, line, where="post", color=colour, label=f"{label}: {best[-1]:.4f}")
+            axes.plot(minutes[-1], best[-1], "o", color=colour, markersize=5)
         auc_axis(axes, floor, max(tops))
         axes.set_xscale("log")
+        axes.set_xlim(left=0.8 * first)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
