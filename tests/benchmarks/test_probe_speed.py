@@ -8,12 +8,12 @@ RAYSCAN_REAL_DATA and RAYSCAN_REAL_WEIGHTS are set, `rayscan tune --probes 1000`
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import ray
 
 from models.films import Films
 from models.spec import Preprocessing, Scalar
@@ -63,19 +63,9 @@ def made_up(count: int, rng: np.random.Generator) -> Features:
     return Features(values=values, labels=labels)
 
 
-@pytest.fixture
-def ray_of_this_machine() -> Iterator[None]:
-    import ray
-
-    ray.init("local", include_dashboard=False, logging_level="WARNING", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.bench
-def test_a_thousand_probes(ray_of_this_machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
+@pytest.mark.usefixtures("ray_of_this_machine")
+def test_a_thousand_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: dict[str, Scalar] = {"weights": "made-up"}
     default = read_space("default")
     space = SearchSpace(

@@ -19,7 +19,7 @@ MOST = 0.5
 
 
 @pytest.mark.bench
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_of_this_machine")
 def test_a_trial_costs_half_a_second_at_most(tmp_path: Path) -> None:
     """One trial at a time; the first, for which a process starts and imports torch, is left out."""
     dataset, out = str(tmp_path / "dataset"), str(tmp_path / "study")
