@@ -7,6 +7,8 @@ of another objective (`tuning/objectives.py`).
 Films larger than the model's input are shrunk once, before the first epoch; `models.preprocess.resize` gives whole grey
 levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
 
+Where the first layers never learn and no film is changed, those layers run once over the films (`tuning/stem.py`).
+
 All that is random comes from the seed: the order of films and their mixing from the number of the epoch and step, and
 augmentation and dropout from generators whose state a `Checkpoint` keeps. Where several workers train together, that is
 the first one's state; the others seed theirs anew for each epoch.
@@ -19,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +45,7 @@ from tuning.checkpoint import Checkpoint, optimiser_state, restore_network, rest
 from tuning.objectives import AUC, parse_objective
 from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
 from tuning.schedule import Indices, films_of_epoch, mixing_generator, rate, steps_of_epoch
+from tuning.stem import Stem, keeps_still, make_stem
 from tuning.train_settings import ClassWeighting, TrainSettings
 from tuning.workers import ALONE, Workers
 
@@ -185,6 +189,7 @@ class _Training:
         balanced = settings.class_weighting == "balanced"
         self.weights = class_weights(labels, len(spec.classes)).to(device) if balanced else None
         self.judge = None if settings.objective == AUC else parse_objective(settings.objective).judge
+        self.stem: Stem | None = None
         self.history: list[EpochReport] = []
         self.best_state: StateDict = {}
         self.best_logits = np.empty(0, dtype=np.float32)
@@ -209,6 +214,7 @@ class _Training:
         return ScanClassifier(self.classifier.preprocess, self.average.network).to(self.device)
 
     def run(self, on_epoch: OnEpoch | None) -> Fitted:
+        self._run_stem()
         epochs = self.settings.epochs if self.learns else 1
         for epoch in range(len(self.history) + 1, epochs + 1):
             if self._is_stale():
@@ -229,6 +235,20 @@ class _Training:
             history=tuple(self.history),
             best=self.best,
             seconds=self.seconds,
+        )
+
+    def _run_stem(self) -> None:
+        """Let the layers that never learn see all films, once, where that is all they would ever say."""
+        if not (self.learns and keeps_still(self.settings)):
+            return
+        freeze(self.groups, self.settings, 1)
+        self.stem = make_stem(
+            self.network,
+            self.classifier.preprocess,
+            self.train,
+            self.val,
+            device=self.device,
+            precision=partial(_precision, self.device),
         )
 
     def state_dict(self) -> StateDict:
@@ -327,10 +347,8 @@ class _Training:
     def _step(self, epoch: int, step: int, index: Indices) -> float:
         """One step of gradient descent; the loss before it."""
         index = self.workers.share(index)
-        # only the batch is copied: the films may be a read-only view of memory that other processes share
-        films = torch.from_numpy(self.train[index]).to(self.device)
         labels = torch.from_numpy(self.train_labels[index]).to(self.device)
-        films = self.augment(films, self.generator)
+        films = self._films(index)
         if self.settings.mixup or self.settings.cutmix:
             films, labels = mix(
                 films,
@@ -355,6 +373,21 @@ class _Training:
             self.average.update(self.network)
         return value
 
+    def _films(self, index: Indices) -> Tensor:
+        """The training films of a step, changed; or what the stem says of them, which stands for them from here on."""
+        if self.stem is not None:
+            return self.stem.train[torch.from_numpy(index)].to(self.device)
+        # only the batch is copied: the films may be a read-only view of memory that other processes share
+        changed: Tensor = self.augment(torch.from_numpy(self.train[index]).to(self.device), self.generator)
+        return changed
+
+    def _logits(self, classifier: ScanClassifier, films: Tensor) -> Tensor:
+        if self.stem is None:
+            return classifier.logits(films)
+        with self.stem.skipped(classifier.network):
+            logits: Tensor = classifier.network(films)
+        return logits.float()
+
     def _gradients(self, films: Tensor, labels: Tensor) -> float:
         """Add up the gradients of a step's batches; the mean loss of all its films."""
         # two films a batch, where there are so many: batch normalisation cannot do with one
@@ -362,7 +395,7 @@ class _Training:
         whole, value = self.workers.total(importance(labels, self.weights).sum()), torch.zeros((), dtype=torch.float64)
         for batch, wanted in zip(films.tensor_split(parts), labels.tensor_split(parts), strict=True):
             with torch.set_grad_enabled(self.learns), _precision(self.device):
-                logits = self.classifier.logits(batch)
+                logits = self._logits(self.classifier, batch)
                 loss = LOSSES[self.settings.loss](
                     logits, wanted, weights=self.weights, smoothing=self.settings.label_smoothing
                 )
@@ -385,8 +418,9 @@ class _Training:
         found = torch.empty(len(self.val), len(self.spec.classes), device=self.device)
         if self.workers.rank == 0:
             for start in range(0, len(self.val), EVALUATION_BATCH):
-                films = torch.tensor(self.val[start : start + EVALUATION_BATCH]).to(self.device)
-                found[start : start + EVALUATION_BATCH] = classifier.logits(films)
+                end = start + EVALUATION_BATCH
+                films = torch.tensor(self.val[start:end]) if self.stem is None else self.stem.val[start:end]
+                found[start:end] = self._logits(classifier, films.to(self.device))
         logits: npt.NDArray[np.float32] = self.workers.of_the_first(found).cpu().numpy()
         if not np.isfinite(logits).all():
             raise self._diverged("its logits are not finite")

@@ -53,6 +53,8 @@ TRAINING: Final[Mapping[str, Scalar]] = {
     for field in fields(TrainSettings)
     if field.name not in _OF_THE_SEARCH
 }
+CHANGING: Final = ("augment", "flip", "blur", "cutout", "elastic", "jpeg", "shrink", "mixup", "cutmix")
+"""Parameters of a training that change its films, but at 0."""
 _MARKS: Final = {"family", BASELINE, PROBE, FINAL}
 
 
@@ -142,14 +144,30 @@ class SearchSpace:
     def usual(self) -> list[dict[str, Scalar]]:
         """A trial of each family with its defaults where they are choices, else left to the sampler.
 
-        A family that may start from weights does so, from the first that are named.
+        A family that may start from weights does so, from the first that are named, and on the largest films, as the
+        weights come from large ones. Before that trial comes a cheaper one: as many layers frozen as may be, and no film
+        changed, so that those layers run once (`tuning/stem.py`).
         """
         found = []
         for family in self.families:
-            weights = self.weights_of(family)
-            start = {self.branch(family)["weights"][0]: weights[0]} if weights else {}
+            start: dict[str, Scalar] = {}
+            if weights := self.weights_of(family):
+                start = {self.branch(family)["weights"][0]: weights[0]}
+                if side := self.branch(family, pretrained=True).get("resolution"):
+                    start[side[0]] = max(int(value) for value in side[1].edges())
+                found += self._still(family, start)
             found.append(self.translated({"family": family, **start}))
         return found
+
+    def _still(self, family: str, start: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
+        """The trial from these weights whose first layers run once; none where the space has no such."""
+        branch = self.branch(family, pretrained=True)
+        frozen, depth = branch.get("frozen_groups", ("", None))
+        most = max((int(value) for value in depth.edges()), default=0) if depth else 0
+        still = {branch[name][0]: 0.0 for name in CHANGING if name in branch}
+        if not most or any(0.0 not in branch[name][1] for name in CHANGING if name in branch):
+            return []
+        return [self.translated({"family": family, **start, **still, frozen: most})]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, in the form of a space's file."""

@@ -19,6 +19,7 @@ from tuning.domain import Domain
 from tuning.recipe import read_recipe
 from tuning.space import BASELINE, BASELINES, GIVEN, TRAINING, SearchSpace, leaves, to_plan, to_spec_and_settings
 from tuning.space_file import differences, from_json, read_space, space_for, space_names, to_toml
+from tuning.stem import keeps_still
 
 BACKBONE = "mobilenetv3_small_050"
 WEIGHTS = {"backbone": {"weights": Domain(choices=("none", "/weights/some.safetensors"))}}
@@ -330,11 +331,13 @@ def test_the_usual_trial_of_a_family_has_its_defaults(spaced: Any) -> None:
     space = spaced(
         'family = ["cnn", "resnet18"]\nbatch_size = [16, 32]\nlearning_rate = 1e-4\n[resnet18]\nweights = "r.pth"'
     )
-    cnn, backbone = space.usual()
+    cnn, still, backbone = space.usual()
     assert (cnn["family"], cnn["batch_size"], cnn["cnn_depth"]) == ("cnn", 32, 4)
     assert "learning_rate" not in cnn  # the default is no choice of this space
     assert (backbone["family"], Path(str(backbone["resnet18_weights"])).name) == ("resnet18", "r.pth")
-    assert backbone["pretrained_head_first"] is False
+    assert (backbone["pretrained_head_first"], backbone["resolution"], still["resolution"]) == (False, 128, 128)
+    assert (still["pretrained_frozen_groups"], still["augment"], still["jpeg"]) == (4, 0.0, 0.0)
+    assert keeps_still(to_plan(drawn_from(space, still), preprocessing=PLAIN, epochs=2, seed=0).training)
     for point in (cnn, backbone):
         assert set(point) <= set(drawn_from(space, point))
 
