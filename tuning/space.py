@@ -145,7 +145,7 @@ class SearchSpace:
         """A trial of each family with its defaults where they are choices, else left to the sampler.
 
         A family that may start from weights does so, from the first that are named, and on the largest films, as the
-        weights come from large ones. Before that trial comes a cheaper one: as many layers frozen as may be, and no film
+        weights come from large ones. Before that trial comes a cheaper one: as many layers frozen as may be and no film
         changed, so that those layers run once (`tuning/stem.py`).
         """
         found = []
