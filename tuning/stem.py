@@ -24,8 +24,8 @@ from tuning.train_settings import TrainSettings
 
 log = logging.getLogger("rayscan")
 
-MOST_BYTES: Final = 2 << 30
-"""Of what is kept, for training and validation films together."""
+MOST_BYTES: Final = 1 << 30
+"""Of what is kept, for training and validation films together; each trial that runs keeps its own."""
 BATCH: Final = 64
 TOLERANCE: Final = 1e-5
 """Of the logits of a network that starts behind its stem, on the films it is tried with."""
