@@ -32,7 +32,8 @@ from tuning.loop import disease_log_odds
 from tuning.optimism import LEAST_PATIENTS, Optimism, estimate
 from tuning.recipe import to_toml
 from tuning.selection import TOP, Select
-from tuning.study import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits, logits_of
+from tuning.study import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
+from tuning.winner import logits_of
 
 log = logging.getLogger("rayscan")
 

@@ -42,12 +42,12 @@ from tuning.study import (
     begin_study,
     count_statuses,
     leaderboard,
-    promote_best,
     remove_stale_checkpoints,
     study_front,
     without_probes,
 )
 from tuning.trial import TrialJob, run_trial
+from tuning.winner import promote_best
 
 
 def search(

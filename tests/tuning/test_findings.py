@@ -18,7 +18,8 @@ from tests.tuning.test_study import INFO, record
 from tuning.findings import Findings, conclude
 from tuning.loop import disease_log_odds, fit
 from tuning.space import to_spec_and_settings
-from tuning.study import FINDINGS, TrialRecord, begin_study, load_logits, promote_best, save_logits, save_weights
+from tuning.study import FINDINGS, TrialRecord, begin_study, load_logits, save_logits, save_weights
+from tuning.winner import promote_best
 
 
 @dataclass(frozen=True)

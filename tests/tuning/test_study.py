@@ -31,12 +31,12 @@ from tuning.study import (
     count_statuses,
     leaderboard,
     load_weights,
-    promote_best,
     read_study,
     read_trials,
     save_weights,
     write_trials,
 )
+from tuning.winner import promote_best
 
 INFO = StudyInfo(
     dataset="s3://films/dataset",

@@ -1,0 +1,150 @@
+"""What becomes of a study's best trial: which one it is, and its bundle at STUDY/best."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.bundle import Bundle
+from models.calibration import Calibration
+from models.classifier import ScanClassifier
+from models.errors import BundleError, RayscanError
+from models.films import Films
+from models.preprocess import Preprocess
+from models.spec import ModelSpec
+from models.zoo import build
+from pipelines.bundles import fetch_bundle
+from pipelines.errors import IncompleteError
+from pipelines.ingest.dataset import DatasetInfo
+from pipelines.storage import Store
+from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, TrainSettings
+from tuning.optimism import Optimism
+from tuning.promote import promote
+from tuning.selection import TOP, Score, Select, most_robust
+from tuning.space import to_spec_and_settings
+from tuning.study import (
+    BEST,
+    StudyInfo,
+    TrialRecord,
+    leaderboard,
+    load_weights,
+)
+
+Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""Films uint8 [N, H, W] -> uncalibrated logits [N, C]."""
+
+
+def promote_best(
+    store: Store,
+    records: Sequence[TrialRecord],
+    study: StudyInfo,
+    *,
+    dataset: DatasetInfo,
+    train: Films,
+    val: Films,
+    select: Select = "auc",
+    show_films: bool = True,
+    optimism: Optimism | None = None,
+) -> tuple[TrialRecord, Bundle]:
+    """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
+
+    `select` "robust" takes, of the few best, the one that does best on changed films; see `tuning/selection.py`.
+    `show_films` is that of `tuning.promote.promote`.
+    `optimism` of the choice goes into the bundle's lineage and evaluation.
+
+    Its figures are computed anew from those weights, not taken from the table. Where that trial is the bundle already,
+    it stays as it is: another model_id would have every archive scored again.
+
+    Raises `RayscanError` where every trial failed, `IncompleteError` where none came as far as its first epoch.
+    """
+    ranked = leaderboard(records)
+    if not ranked:
+        raise _no_result(store, records)
+    record = ranked[0]
+    lineage: dict[str, Any] = {}
+    if select == "robust":
+        place, told = most_robust([_scorer(logits_of(store, one, study, dataset)) for one in ranked[:TOP]], val)
+        record = ranked[place]
+        lineage["selection"] = [{"trial": one.number, **of} for one, of in zip(ranked, told, strict=False)]
+    if (standing := _standing(store)) is not None and standing.lineage.get("trial_id") == record.trial_id:
+        return record, standing
+    spec, settings = _spec_and_settings(record, study, dataset)
+    history = tuple(EpochReport(**epoch) for epoch in record.history)
+    fitted = Fitted(
+        spec=spec,
+        settings=settings,
+        state_dict=load_weights(store, record.trial_id),
+        val_logits=logits_of(store, record, study, dataset)(val.pixels),
+        history=history,
+        best=max(history, key=lambda report: report.quality),
+        seconds=record.seconds,
+    )
+    lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
+    chosen = {"by": select, "trials": len(records), "results": len(ranked)}
+    told_of_choice = chosen if optimism is None else {**chosen, **optimism.to_json()}
+    lineage["search"] = told_of_choice
+    bundle = promote(
+        fitted,
+        train,
+        val,
+        dataset_info=dataset,
+        out=store.uri(BEST),
+        lineage=lineage,
+        selection=told_of_choice,
+        show_films=show_films,
+    )
+    return record, bundle
+
+
+def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> Logits:
+    """A trial's network as its best epoch left it, on the CPU in float32, as the engine computes it.
+
+    Raises `NotFoundError` where its weights are gone.
+    """
+    spec, _ = _spec_and_settings(record, study, dataset)
+    network = build(spec)
+    network.load_state_dict(load_weights(store, record.trial_id))
+    classifier = ScanClassifier(Preprocess(spec.preprocessing), network).eval()
+    classifier.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def logits(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        starts = range(0, len(pixels), EVALUATION_BATCH)
+        parts = [classifier.logits(torch.tensor(pixels[start : start + EVALUATION_BATCH])) for start in starts]
+        found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return found
+
+    return logits
+
+
+def _spec_and_settings(record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> tuple[ModelSpec, TrainSettings]:
+    return to_spec_and_settings(
+        record.parameters,
+        preprocessing=dataset.preprocessing,
+        epochs=study.epochs,
+        seed=record.seed,
+        threads=study.settings["cpus_per_trial"],
+        objective=study.objectives[0],
+    )
+
+
+def _scorer(logits: Logits) -> Score:
+    plain = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
+    return lambda pixels: 1 - plain.probabilities(logits(pixels))[:, 0]
+
+
+def _no_result(store: Store, records: Sequence[TrialRecord]) -> RayscanError:
+    errors = "; ".join(dict.fromkeys(record.error for record in records if record.error))
+    if errors:
+        return RayscanError(f"every trial of {store.root} failed: {errors}")
+    return IncompleteError(f"{store.root}: the search ended before any trial had a result; go on with --resume")
+
+
+def _standing(store: Store) -> Bundle | None:
+    """The bundle at STUDY/best; None where there is none, or only part of one."""
+    try:
+        return fetch_bundle(store.uri(BEST))
+    except BundleError:
+        return None
