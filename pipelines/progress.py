@@ -1,11 +1,20 @@
-"""Progress of long work on stderr: a rich bar on a terminal, a plain line every few seconds anywhere else."""
+"""Progress of long work on stderr: a bar on a terminal, a plain line every few seconds anywhere else.
+
+One thing is drawn at a time. While it is, rich takes the place of `sys.stderr` and puts what is written there above the
+picture; so a log handler must look `sys.stderr` up for each line (`cluster/output.py`) and not keep the stream it began
+with.
+"""
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 PLAIN_SECONDS = 10
 
@@ -22,19 +31,60 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "scans") -> Iterator[Advance]:
-    """Show how far `what` is towards `total`; the caller advances it."""
-    bar = _rich_bar if sys.stderr.isatty() else _plain_lines
-    with bar(what, total, unit) as advance:
+    """Show how far `what` is towards `total`; the caller advances it, from any thread."""
+    console = terminal()
+    bar = _plain_lines(what, total, unit) if console is None else _rich_bar(console, what, total, unit)
+    with bar as advance:
         yield advance
 
 
 @contextmanager
-def _rich_bar(what: str, total: int, unit: str) -> Iterator[Advance]:
-    from rich.console import Console  # noqa: PLC0415 (only on a terminal)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+def live(picture: Callable[[], "RenderableType"]) -> Iterator[None]:
+    """On a terminal, draw the picture four times a second while the block runs, and wipe it out at the end."""
+    console = terminal()
+    if console is None:
+        yield
+        return
+    from rich.live import Live  # noqa: PLC0415 (only on a terminal)
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Live(get_renderable=picture, console=console, transient=True, redirect_stdout=False):
+        yield
+
+
+def terminal() -> "Console | None":
+    """The terminal on stderr; None where stderr is none, or one on which nothing can be drawn over (TERM=dumb)."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown"):
+        return None
+    from rich.console import Console  # noqa: PLC0415 (only on a terminal)
+
+    size: dict[str, Any] = {}
+    if not (os.isatty(0) or os.isatty(1)):  # rich asks these, and descriptor 2, which may be Ray's log by now
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+        size = {"width": columns or None, "height": rows or None}  # 0: the terminal does not know
+    return Console(stderr=True, highlight=False, **size)
+
+
+@contextmanager
+def _rich_bar(console: "Console", what: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.progress import (  # noqa: PLC0415 (only on a terminal)
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column  # noqa: PLC0415
+
+    columns = (
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=2), markup=False),
+        BarColumn(bar_width=None, table_column=Column(ratio=3)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn(unit, table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+    )
+    with Progress(*columns, console=console, expand=True, redirect_stdout=False) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
 

@@ -1,13 +1,14 @@
-"""A search on the terminal: the trials under way, the best so far, the time left. Elsewhere the log tells it all."""
+"""A search on the terminal: the trials under way, the best so far, the time left. Elsewhere the log has it all.
 
-import logging
+A picture is a function of a `Standing`, and the ledger keeps the latest one. So what draws looks at the ledger, and the
+ledger, which Ray Tune pickles with all that it holds, knows no terminal.
+"""
+
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -44,35 +45,8 @@ class Standing:
     """At the pace so far, or until the time is up; None where nothing is known yet."""
 
 
-Board = Callable[[Standing], None]
-"""Shows how a search stands now."""
-
-
-def no_board(standing: Standing) -> None:
-    """Where there is no terminal: the log has a line for each trial."""
-
-
-@contextmanager
-def board() -> Iterator[Board]:
-    """What shows the search while the block runs: a table that is drawn anew on a terminal, else nothing.
-
-    Lines that are logged meanwhile stand above it.
-    """
-    if not sys.stderr.isatty():
-        yield no_board
-        return
-    from rich.console import Console  # noqa: PLC0415 (only on a terminal)
-    from rich.live import Live  # noqa: PLC0415
-
-    handlers = [h for h in logging.getLogger("rayscan").handlers if isinstance(h, logging.StreamHandler)]
-    with Live(console=Console(stderr=True), transient=True, redirect_stdout=False) as live:
-        streams = [handler.setStream(sys.stderr) for handler in handlers]  # which Live has replaced by its own
-        try:
-            yield lambda standing: live.update(picture(standing))
-        finally:
-            for handler, stream in zip(handlers, streams, strict=True):
-                if stream is not None:
-                    handler.setStream(stream)
+MOST_ROWS: Final = 12
+"""Trials under way that are shown one by one: on a large cluster there are more than a terminal has lines."""
 
 
 def picture(standing: Standing) -> "Group":
@@ -90,7 +64,7 @@ def picture(standing: Standing) -> "Group":
     table = Table(box=None, pad_edge=False)
     for heading in ("trial", "model", "epoch", "AUC", "time"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    for trial in standing.running:
+    for trial in standing.running[:MOST_ROWS]:
         table.add_row(
             str(trial.number),
             trial.model,
@@ -98,6 +72,8 @@ def picture(standing: Standing) -> "Group":
             "" if trial.auc is None else f"{trial.auc:.4f}",
             _clock(trial.seconds),
         )
+    if len(standing.running) > MOST_ROWS:
+        words.insert(0, f"{len(standing.running) - MOST_ROWS} more under way")
     return Group(table, Text(" · ".join(words)))
 
 

@@ -18,7 +18,7 @@ from ray.tune import Callback, Stopper
 
 from pipelines import telemetry
 from pipelines.storage import Store
-from tuning.board import Board, Running, Standing, in_words, no_board
+from tuning.board import Running, Standing, in_words
 from tuning.mirror import Mirror
 from tuning.objectives import LATENCY
 from tuning.space import BASELINE, PROBE
@@ -43,7 +43,10 @@ diseased (Hanley & McNeil 1982)."""
 
 
 class Ledger(Callback):
-    """Writes `STUDY/trials.parquet` as each trial ends, and tells of it in the log, the metrics and on the terminal."""
+    """Writes `STUDY/trials.parquet` as each trial ends, and tells of it in the log and the metrics.
+
+    Ray Tune pickles its callbacks, so a ledger holds nothing but values: no terminal, no open file, no thread.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,6 @@ class Ledger(Callback):
         deadline: float,
         epochs: int = 0,
         next_number: int | None = None,
-        board: Board = no_board,
         metric: str = METRIC,
         mirror: Mirror | None = None,
     ) -> None:
@@ -66,7 +68,6 @@ class Ledger(Callback):
         self.seed = seed
         self.deadline = deadline
         self.epochs = epochs
-        self.board = board
         self.metric = metric
         self.mirror = mirror
         self.next_number = 1 + max((record.number for record in earlier), default=-1)
@@ -76,14 +77,16 @@ class Ledger(Callback):
         self.running: dict[str, Any] = {}
         self.begun: dict[str, float] = {}
         self.epochs_seen: dict[str, int] = {}
-        self.shown = -math.inf
+        self.noted = -math.inf
         self.opened = time.monotonic()
         self.inherited = len(self.records)
+        self.standing = self._stand()
+        """How the search stood a second ago, for whoever shows it."""
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Ray Tune looked after its trials: show how the search stands, once a second."""
-        if time.monotonic() - self.shown >= 1:
-            self._show()
+        """Ray Tune looked after its trials: note how the search stands, once a second."""
+        if time.monotonic() - self.noted >= 1:
+            self._note()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Number the trial by the order of the suggestions, and write down what it is, or that it goes on."""
@@ -100,7 +103,7 @@ class Ledger(Callback):
                     parameters=parameters_of(trial.config),
                 ),
             )
-        self._show()
+        self._note()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -170,7 +173,7 @@ class Ledger(Callback):
         write_trials(self.study, [*self.probes, *self.records])
         remove_checkpoint(self.study, record.trial_id)
         self._tell(record)
-        self._show()
+        self._note()
         self._mirror()
 
     def _mirror(self) -> None:
@@ -195,13 +198,12 @@ class Ledger(Callback):
             "" if math.isinf(self.deadline) else f", {max(0.0, self.deadline - time.monotonic()):.0f} s left",
         )
 
-    def _show(self) -> None:
-        self.shown = time.monotonic()
+    def _note(self) -> None:
+        self.noted = time.monotonic()
         telemetry.set_running(len(self.running))
-        self.board(self.standing())
+        self.standing = self._stand()
 
-    def standing(self) -> Standing:
-        """How the search stands, for the terminal."""
+    def _stand(self) -> Standing:
         best = best_trial(self.records)
         now = time.monotonic()
         ran = len(self.records) - self.inherited

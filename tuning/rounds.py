@@ -18,8 +18,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from models.spec import Scalar
+from pipelines.progress import live
 from pipelines.storage import Store
-from tuning.board import board
+from tuning.board import picture
 from tuning.ledger import Converged, Ledger, has_converged
 from tuning.mirror import Mirror
 from tuning.objectives import parse_objectives
@@ -78,27 +79,26 @@ def run_round(
         "trials until the time is up" if math.isinf(wanted) else f"{wanted} {'trials' if finals is None else 'finals'}",
         *(f", {len(taken_up)} of them begun before" if due else "", at_a_time, resources),
     )
-    with board() as shown:
-        ledger = Ledger(
-            store,
-            earlier,
-            planned=len(without_probes(earlier)) + wanted,
-            seed=settings.seed,
-            deadline=deadline,
-            epochs=settings.epochs,
-            next_number=next_number(earlier, unfinished),
-            board=shown,
-            metric=parse_objectives(settings.objectives)[0].name,
-            mirror=mirror,
-        )
-        config = tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=FamilyScheduler(partial(_league, settings), _past(store, earlier, taken_up, finals is not None)),
-            num_samples=-1 if math.isinf(wanted) else int(wanted),
-            max_concurrent_trials=at_a_time,
-            time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
-            reuse_actors=settings.workers_per_trial == 1,
-        )
+    ledger = Ledger(
+        store,
+        earlier,
+        planned=len(without_probes(earlier)) + wanted,
+        seed=settings.seed,
+        deadline=deadline,
+        epochs=settings.epochs,
+        next_number=next_number(earlier, unfinished),
+        metric=parse_objectives(settings.objectives)[0].name,
+        mirror=mirror,
+    )
+    config = tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=FamilyScheduler(partial(_league, settings), _past(store, earlier, taken_up, finals is not None)),
+        num_samples=-1 if math.isinf(wanted) else int(wanted),
+        max_concurrent_trials=at_a_time,
+        time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
+        reuse_actors=settings.workers_per_trial == 1,
+    )
+    with live(lambda: picture(ledger.standing)):
         _run(trainable, config, ledger, Converged(ledger, settings.patience if finals is None else 0))
     ended = len(ledger.records) - len(without_probes(earlier))
     converged = finals is None and has_converged(ledger.records, settings.patience)

@@ -1,9 +1,8 @@
 """Progress on stderr: lines where it is kept, a bar where a person looks at it. Never on stdout."""
 
-import contextlib
 import logging
+import math
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -12,12 +11,26 @@ import pytest
 
 from pipelines import progress as module
 from pipelines.progress import progress
+from tests.terminal import on_terminal
 
 WORK = """
 from pipelines.progress import progress
 with progress("score run-7", 40) as advance:
     for _ in range(4):
         advance(10)
+"""
+
+
+LINE = "shard ends"
+LOGGED_WORK = f"""
+import logging
+from cluster.output import set_up_logging
+from pipelines.progress import progress
+set_up_logging()
+with progress("score run-7", 40) as advance:
+    for _ in range(4):
+        advance(10)
+        logging.getLogger("rayscan").info({LINE!r})
 """
 
 
@@ -46,25 +59,33 @@ def test_a_failure_inside_goes_up(unit: str) -> None:
         raise ZeroDivisionError
 
 
-def test_a_terminal_gets_a_bar_and_stdout_nothing() -> None:
-    ours, theirs = pty.openpty()
-    work = subprocess.run(
-        [sys.executable, "-c", WORK],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-        check=True,
+@pytest.mark.parametrize("columns", [40, 80, 140])
+def test_a_terminal_gets_a_bar_with_the_log_above_and_stdout_nothing(columns: int) -> None:
+    shown = on_terminal(
+        [sys.executable, "-c", LOGGED_WORK],
+        env={**os.environ, "TERM": "xterm"},
+        size=(columns, 24),
+        piped_stdout=True,
     )
-    os.close(theirs)
-    shown = ""
-    with contextlib.suppress(OSError):  # Linux ends a terminal nobody writes to any more with an error
-        while more := os.read(ours, 1 << 12):
-            shown += more.decode(errors="replace")
-    os.close(ours)
-    assert work.stdout == b""
-    assert "score run-7" in shown
-    assert "40/40" in shown
-    assert "scans" in shown
+    assert shown.stdout == ""
+    *log, bar = shown.lines
+    assert " ".join(" ".join(log).split()).endswith(LINE)
+    assert len(log) == 4 * math.ceil((len(LINE) + len("12:00:00 ")) / columns)
+    assert bar.startswith("scor")
+    assert "40/40 scans" in bar
+    assert "━" in bar
+
+
+def test_a_terminal_whose_size_nobody_knows_gets_a_bar_too() -> None:
+    shown = on_terminal([sys.executable, "-c", WORK], env={**os.environ, "TERM": "xterm"}, size=(0, 0))
+    assert "40/40" in shown.sent
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", ""])
+def test_a_terminal_that_cannot_be_drawn_over_gets_no_control_codes(term: str) -> None:
+    shown = on_terminal([sys.executable, "-c", LOGGED_WORK], env={**os.environ, "TERM": term})
+    assert "\x1b" not in shown.sent
+    assert len(shown.lines) == 4
 
 
 def test_stderr_that_is_no_terminal_gets_no_control_codes() -> None:

@@ -1,12 +1,10 @@
 """A search as a person at a terminal sees it."""
 
 import io
-import logging
 
-import pytest
 from rich.console import Console
 
-from tuning.board import Running, Standing, board, no_board, picture
+from tuning.board import MOST_ROWS, Running, Standing, picture
 
 STANDING = Standing(
     running=(
@@ -39,26 +37,8 @@ def test_before_anything_ended() -> None:
     assert " ".join(drawn(none)[-1]) == "0 of 5 trials · none ended yet"
 
 
-def test_on_a_terminal_it_is_drawn_and_the_log_stands_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    log, handler = logging.getLogger("rayscan"), logging.StreamHandler(terminal)
-    log.addHandler(handler)
-    try:
-        with board() as show:
-            show(STANDING)
-            log.warning("trial 6 has ended")
-        assert handler.stream is terminal
-    finally:
-        log.removeHandler(handler)
-    told = terminal.getvalue()
-    assert told.index("trial 6 has ended") < told.rindex("best 0.9912")
-
-
-def test_elsewhere_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
-    with board() as show:
-        assert show is no_board
-        show(STANDING)
-    assert capsys.readouterr().err == ""
+def test_a_large_cluster_does_not_fill_the_screen() -> None:
+    many = Standing(running=STANDING.running * 20, counts={"complete": 0}, planned=99, best=None, seconds_left=None)
+    lines = drawn(many)
+    assert len(lines) == 1 + MOST_ROWS + 1
+    assert " ".join(lines[-1]) == f"{40 - MOST_ROWS} more under way · 0 of 99 trials · none ended yet"
