@@ -33,6 +33,7 @@ from pipelines.ingest.fetch import fetch
 from pipelines.progress import progress
 from pipelines.shards import Stage, cluster_size, run_shards
 from pipelines.storage import Store, open_store
+from pipelines.tally import SILENT, Reporter, counting
 
 FILMS_PER_SHARD = 256
 BYTES_PER_SHARD = 64 << 20
@@ -90,26 +91,28 @@ class _Part:
 class PrepareFilms:
     """The Ray Data actor: one shard of catalogue rows in, one part out."""
 
-    def __init__(self, dataset: str, token: str, preprocessing: Preprocessing) -> None:
+    def __init__(self, dataset: str, token: str, preprocessing: Preprocessing, reporter: Reporter = SILENT) -> None:
         self.store = Store(dataset)
         self.token = token
         self.preprocessing = preprocessing
+        self.reporter = reporter
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch-decode")
 
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Prepare one shard; the summary is JSON, since its lists differ in length."""
         rows = json.loads(str(batch["rows"][0]))
-        results = list(self.threads.map(self._decode, rows))
+        shard = int(batch["shard"][0])
+        results = list(self.reporter.counted(shard, self.threads.map(self._decode, rows)))
         films = [(row, scan) for row, scan in zip(rows, results, strict=True) if isinstance(scan, Scan)]
         part = _Part(
-            name=f"{self.token}-{int(batch['shard'][0]):05d}.parquet",
+            name=f"{self.token}-{shard:05d}.parquet",
             split=rows[0]["split"],
             rows=[(row["scan_id"], row["label"], row["split"]) for row, _ in films],
             unreadable=[(row["uri"], r) for row, r in zip(rows, results, strict=True) if isinstance(r, str)],
         )
         if films:
             self.store.put(part.name, _to_parquet(films, self.preprocessing.size))
-        return {"part": [json.dumps(asdict(part))]}
+        return {"shard": [shard], "part": [json.dumps(asdict(part))]}
 
     def _decode(self, row: Mapping[str, Any]) -> Scan | str:
         try:
@@ -196,14 +199,14 @@ def _decode_all(films: pa.Table, store: Store, preprocessing: Preprocessing) -> 
     shards = _shards(films, preprocessing)
     settings = {"dataset": store.root, "token": token_hex(4), "preprocessing": preprocessing}
     cpus, _ = cluster_size()
-    summaries = run_shards(
-        "prepare", shards, Stage(actor=PrepareFilms, settings=settings, actors=min(cpus, len(shards)))
-    )
-    with closing(summaries), progress("prepare", films.num_rows, "films") as advance:
-        for row in summaries:
-            part = _Part(**json.loads(row["part"]))
-            advance(len(part.rows) + len(part.unreadable))
-            yield part
+    actors = min(cpus, len(shards))
+    with progress("prepare", films.num_rows, "films") as advance, counting(advance) as count:
+        stage = Stage(actor=PrepareFilms, settings={**settings, "reporter": count.reporter}, actors=actors)
+        with closing(run_shards("prepare", shards, stage)) as summaries:
+            for row in summaries:
+                part = _Part(**json.loads(row["part"]))
+                count.end(row["shard"], len(part.rows) + len(part.unreadable))
+                yield part
 
 
 def _to_parquet(films: list[tuple[Mapping[str, Any], Scan]], size: int) -> bytes:

@@ -38,6 +38,7 @@ from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
 from pipelines.scoring.sink import written_shards
 from pipelines.shards import Stage, cluster_size, run_shards
 from pipelines.storage import Store, open_store
+from pipelines.tally import Reporter, counting
 
 log = logging.getLogger("rayscan")
 
@@ -270,20 +271,23 @@ def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _W
     log.info("layout: %s", layout.reason)
     # All shards of a plan are as large as the first, but for the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
-    summaries = run_shards(f"score-{plan.run_id}", [{"shard": shard} for shard in todo], *_stages(night, plan, layout))
-    with closing(summaries), progress(f"score {plan.run_id}", scans) as advance:
-        for summary in summaries:
-            night.lease.check()
-            for name in totals:
-                totals[name] += summary[name]
-            engine = summary["engine"]
-            advance(summary["scans"])
+    shards = [{"shard": shard} for shard in todo]
+    with progress(f"score {plan.run_id}", scans) as advance, counting(advance) as count:
+        stages = _stages(night, plan, layout, count.reporter)
+        with closing(run_shards(f"score-{plan.run_id}", shards, *stages)) as summaries:
+            for summary in summaries:
+                night.lease.check()
+                for name in totals:
+                    totals[name] += summary[name]
+                engine = summary["engine"]
+                count.end(summary["shard"], summary["scans"])
     return layout, _Work(totals=totals, engine=engine, seconds=time.perf_counter() - started)
 
 
-def _stages(night: _Night, plan: Plan, layout: Layout) -> list[Stage]:
-    reading = {"scores": night.store.root, "plan": plan}
-    writing = {**reading, "layout": layout, "precision": night.settings.precision}
+def _stages(night: _Night, plan: Plan, layout: Layout, reporter: Reporter) -> list[Stage]:
+    shared = {"scores": night.store.root, "plan": plan}
+    reading = {**shared, "reporter": reporter}
+    writing = {**shared, "layout": layout, "precision": night.settings.precision}
     if layout.is_split:
         return [
             Stage(actor=ReadShard, settings=reading, actors=layout.decoders, most_actors=layout.most_actors),
@@ -293,7 +297,7 @@ def _stages(night: _Night, plan: Plan, layout: Layout) -> list[Stage]:
     return [
         Stage(
             actor=ScoreShard,
-            settings=writing,
+            settings={**reading, **writing},
             actors=layout.actors,
             most_actors=layout.most_actors,
             cpus=cpus,

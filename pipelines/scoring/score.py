@@ -32,6 +32,7 @@ from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.sink import is_written, write_part
 from pipelines.scoring.watch import watched
 from pipelines.storage import Store
+from pipelines.tally import SILENT, Reporter
 
 if TYPE_CHECKING:
     from models.engine import Engine
@@ -55,8 +56,15 @@ class Verdict:
 class ScoreShard:
     """Reads, infers and writes. Its name is what the dashboard shows."""
 
-    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None" = None) -> None:
-        self.reading = _Reading(scores, plan)
+    def __init__(
+        self,
+        scores: str,
+        plan: Plan,
+        layout: Layout,
+        precision: "Precision | None" = None,
+        reporter: Reporter = SILENT,
+    ) -> None:
+        self.reading = _Reading(scores, plan, reporter)
         self.writing = _Writing(scores, plan, layout, precision)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
@@ -68,8 +76,8 @@ class ScoreShard:
 class ReadShard:
     """Fetches and decodes, for `InferShard`."""
 
-    def __init__(self, scores: str, plan: Plan) -> None:
-        self.reading = _Reading(scores, plan)
+    def __init__(self, scores: str, plan: Plan, reporter: Reporter = SILENT) -> None:
+        self.reading = _Reading(scores, plan, reporter)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """One row `shard` in; one row out with the grey levels of its films, one after another, and what else is known.
@@ -108,9 +116,10 @@ class InferShard:
 class _Reading:
     """The half of the work that needs the archive."""
 
-    def __init__(self, scores: str, plan: Plan) -> None:
+    def __init__(self, scores: str, plan: Plan, reporter: Reporter) -> None:
         self.store = Store(scores)
         self.plan = plan
+        self.reporter = reporter
         self.reader = FilmReader(_bundle(plan).spec.preprocessing, threads=THREADS)
 
     def begin(self, shard: int) -> tuple[pa.Table, Iterator[Film] | None]:
@@ -122,11 +131,11 @@ class _Reading:
         rows = read_shard(self.store, self.plan.run_id, shard)
         attempt = begin_attempt(self.store, self.plan.run_id, shard)
         if attempt == 0:
-            return rows, watched(self.reader.read(rows))
+            return rows, self.reporter.counted(shard, watched(self.reader.read(rows)))
         if is_written(self.store, self.plan, shard):
             return rows, None
         if attempt <= MAX_ATTEMPTS:
-            return rows, watched(self.reader.read_isolated(rows))
+            return rows, self.reporter.counted(shard, watched(self.reader.read_isolated(rows)))
         return rows, iter([Film(reason=Reason.WORKER_LOST)] * rows.num_rows)
 
 
