@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster import source
+from cluster import run_log, source
 from pipelines.errors import InputError, RayscanError
 
 log = logging.getLogger("rayscan")
@@ -60,6 +60,8 @@ def ray_session(
     frees the CPUs of a stopped trial through it. `working_on` names the work on the dashboard; give a verb, no paths.
     Inside another session this yields that one and leaves it open.
 
+    What Ray's C++ code writes to stderr goes to the process's log file (`cluster/run_log.py`), which the log names.
+
     The first Ctrl-C raises KeyboardInterrupt in the block; further ones are ignored until Ray is down, since one that
     hits Ray's own shutdown crashes the process and leaves Ray's behind.
 
@@ -78,7 +80,7 @@ def ray_session(
         yield _describe(None)
         return
     interrupt = _Interrupt()
-    with interrupt.installed():
+    with interrupt.installed(), run_log.native_stderr() as ray_log:
         try:
             # A local start that is broken off halfway leaves processes behind; one that waits for a cluster does not.
             with interrupt.held() if address == "local" else nullcontext():
@@ -92,6 +94,8 @@ def ray_session(
                 session.gpus,
                 session.dashboard_url or "off",
             )
+            if ray_log:
+                log.info("what Ray itself has to say goes to %s", ray_log)
             yield session
         finally:
             with interrupt.held():

@@ -23,7 +23,7 @@ def cache_folder(kind: str) -> Path:
 
     In RAYSCAN_CACHE or `~/.cache/rayscan`; made for its owner only.
     """
-    cache = Path(os.environ.get("RAYSCAN_CACHE") or "~/.cache/rayscan").expanduser()
+    cache = Path(os.environ.get("RAYSCAN_CACHE") or "~/.cache/rayscan").expanduser().absolute()
     folder = cache / kind
     # The folder itself, too: RAYSCAN_CACHE may be a scratch folder that everyone can read.
     for made in (cache, folder):
