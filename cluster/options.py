@@ -1,12 +1,14 @@
 """The options that verbs share, each written once, and the wrapper every verb stands in."""
 
 import functools
+import inspect
 import os
 import signal
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec
 
 import typer
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 INTERRUPTED = 128 + signal.SIGINT
+_HOME: Final = Path(__file__).resolve().parents[1]
+"""Where rayscan's packages lie."""
 
 
 def _read_job_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -53,6 +57,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable s
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to work on (host:port or auto). Default: RAY_ADDRESS, else a Ray of its own."),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Log more, and print the traceback where it fails. Also: RAYSCAN_DEBUG=1.")
 ]
 JobsAddress = Annotated[
     str | None, typer.Option(help="Dashboard of the cluster. Default: RAY_ADDRESS, else http://127.0.0.1:8265.")
@@ -93,26 +100,68 @@ Augment = Annotated[float | None, typer.Option(help="Strength of augmentation; 0
 
 
 def verb(app: typer.Typer) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a function as a verb: log to stderr, one line instead of a traceback, the right exit code."""
+    """Register a function as a verb: log to stderr, one line instead of a traceback, the right exit code.
+
+    Every verb gets the option `--debug`, which prints the traceback as well; so does RAYSCAN_DEBUG=1.
+    """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-            output.set_up_logging(verbose=bool(os.environ.get("RAYSCAN_DEBUG")))
+            debug = bool(kwargs.pop(_DEBUG, False) or os.environ.get("RAYSCAN_DEBUG"))
+            output.set_up_logging(verbose=debug)
             try:
                 function(*args, **kwargs)
-            except RayscanError as error:
-                if os.environ.get("RAYSCAN_DEBUG"):
-                    raise
-                output.complain(str(error))
-                raise typer.Exit(error.exit_code) from error
+            except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+                raise  # typer ends the process as each of them asks
             except KeyboardInterrupt as error:
                 output.complain("interrupted; run the same command again to go on where it can be resumed")
                 raise typer.Exit(INTERRUPTED) from error
+            except RayscanError as error:
+                _print_traceback(error, debug)
+                output.complain(str(error))
+                raise typer.Exit(error.exit_code) from error
+            except Exception as error:
+                _print_traceback(error, debug)
+                output.complain(_fault(error))
+                raise typer.Exit(1) from error
 
-        return app.command()(wrapped)
+        app.command()(_with_debug(wrapped))
+        return wrapped
 
     return register
+
+
+_DEBUG: Final = "debug"
+
+
+def _with_debug(function: Callable[P, None]) -> Callable[P, None]:
+    """The function with `--debug` among the options that typer reads from its signature, and its annotations."""
+    shown = inspect.signature(function)
+    debug = inspect.Parameter(_DEBUG, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    function.__signature__ = shown.replace(parameters=[*shown.parameters.values(), debug])  # type: ignore[attr-defined]
+    function.__annotations__ = {**function.__annotations__, _DEBUG: Debug}
+    return function
+
+
+def _fault(error: Exception) -> str:
+    """One line on an error that nobody foresaw: what failed and where, and the file its traceback was written to."""
+    from cluster import run_log
+
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_HOME)] or frames
+    place = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
+    cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raised
+    said = next(iter(str(cause).strip().splitlines()), "")[:300]
+    return (
+        f"unexpected {type(cause).__name__}: {said} ({place}); the traceback is in {run_log.write_traceback(error)}"
+        " and --debug prints it; please report it"
+    )
+
+
+def _print_traceback(error: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
 
 
 def given(**values: Any) -> dict[str, Any]:
