@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec
 import typer
 
 from cluster import output
+from cluster.locations import named_or_file, weights_location
 from cluster.settings import job_defaults
 from models.errors import RayscanError
 
@@ -82,11 +83,19 @@ class Selection(StrEnum):
 
 
 RecipeName = Annotated[
-    str | None, typer.Option(metavar="NAME|R.toml", help="How to make the model; `rayscan recipes` lists them.")
+    str | None,
+    typer.Option(
+        metavar="NAME|R.toml", help="How to make the model; `rayscan recipes` lists them.", parser=named_or_file
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="majority, mlp, cnn, or the name of a timm backbone.")]
 Weights = Annotated[
-    str | None, typer.Option(metavar="FILE|imagenet", help="Pretrained weights to start from: .safetensors or .pth.")
+    str | None,
+    typer.Option(
+        metavar="FILE|imagenet",
+        help="Pretrained weights to start from: .safetensors or .pth.",
+        parser=weights_location,
+    ),
 ]
 Calibrate = Annotated[CalibrationMethod | None, typer.Option(help="How probabilities are calibrated.")]
 Select = Annotated[

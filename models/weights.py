@@ -89,8 +89,8 @@ def hub_weights(model: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = timm.models.load_state_dict_from_hf(known.hf_hub_id, "model.safetensors")
     except OSError as error:
         raise RayscanError(
-            f"the weights of {model} cannot be fetched from huggingface.co/{known.hf_hub_id} ({_first_line(error)});"
-            " fetch them where there is a network, and give their file instead"
+            f"the weights of {model} cannot be fetched ({_first_line(error)}); where there is a network fetch"
+            f" huggingface.co/{known.hf_hub_id}: give its file instead"
         ) from error
     return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
 
@@ -127,7 +127,7 @@ def load_pretrained(
     }
     if any(misfits.values()):
         what = "; ".join(f"{kind}: {_some(names)}" for kind, names in misfits.items() if names)
-        raise InputError(f"{name} does not fit {spec.name}: {what}; choose the backbone it is of, or its own weights")
+        raise InputError(f"{name}: does not fit {spec.name}: {what}; choose the backbone it is of, or its own weights")
     network.load_state_dict(found, strict=False)
     return Loaded(classifier=fits and bool(classifier), folded=_is_folded(network))
 
@@ -178,7 +178,7 @@ def _read_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{name} is not a file of weights; give a safetensors or a .pth file") from error
+        raise InputError(f"{name}: not a file of weights; give a safetensors or a .pth file") from error
 
 
 def _read_torch(data: bytes, name: str) -> dict[str, Tensor]:
@@ -186,12 +186,12 @@ def _read_torch(data: bytes, name: str) -> dict[str, Tensor]:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch's reader stumble in ways without number
         raise InputError(
-            f"{name} is damaged or holds more than tensors, which is never executed; give its state dict as safetensors"
+            f"{name}: damaged, or holds more than tensors, which is never executed; give its state dict as safetensors"
         ) from error
     for inner in ("state_dict", "model"):
         value = value[inner] if isinstance(value, dict) and isinstance(value.get(inner), dict) else value
     if not isinstance(value, dict) or not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise InputError(f"{name} holds no state dict; give a safetensors or a .pth file of named tensors")
+        raise InputError(f"{name}: holds no state dict; give a safetensors or a .pth file of named tensors")
     return {str(key): tensor for key, tensor in value.items()}
 
 

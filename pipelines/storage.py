@@ -80,7 +80,7 @@ class Store:
     def path(self) -> Path:
         """The folder of a local store. Raises `InputError` for a remote one."""
         if not self.is_local:
-            raise InputError(f"{self.root} is not a local folder")
+            raise InputError(f"{self.root}: not a local folder")
         return Path(self.root.removeprefix("file://") or "/")
 
     @cached_property

@@ -35,7 +35,7 @@ from pipelines.errors import StorageError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
 from tuning.crossvalidate import FOLDS, deal, follow, spread
-from tuning.features import HeadSettings
+from tuning.head_settings import HeadSettings
 from tuning.promote import calibrated, scorer
 from tuning.recipe import Recipe
 from tuning.space import to_plan

@@ -36,8 +36,8 @@ from pipelines.results.pages.crossvalidation import crossvalidation_page
 from pipelines.results.report import put_page
 from tuning.folds import Fold, KeptFolds
 from tuning.promote import calibrated, copies_of, lock, scorer
-from tuning.recipe import Recipe
-from tuning.train import Trained, fit_recipe, relabelled, require_weights
+from tuning.recipe import Recipe, require_weights
+from tuning.train import Trained, fit_recipe, relabelled
 
 log = logging.getLogger("rayscan")
 

@@ -44,11 +44,11 @@ from models.zoo import build, features, has_features, layer_groups
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.progress import progress
 from pipelines.storage import open_store, read_object
+from tuning.head_settings import HeadSettings
+from tuning.toml_files import HUB
 
 log = logging.getLogger("rayscan")
 
-HUB: Final = "imagenet"
-"""Stands for the weights that timm publishes, where a file of weights is asked for."""
 BATCH: Final = 16
 AXES: Final = 128
 """Principal axes that a hidden layer sees of wider features: a third to two thirds of the time, and an AUC that was
@@ -80,27 +80,6 @@ class SplitFeatures:
     """[N, D]; the file's own memory, which is shared by all processes that read it."""
     scan_ids: npt.NDArray[np.str_]
     """[N]"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSettings:
-    """One head on frozen features, and how it is trained."""
-
-    hidden: int = 0
-    """Units of a hidden layer, on the `AXES` first principal axes of the features; 0 for none: logistic regression."""
-    l2: float = 0.03
-    """Weight of half the squared weights, of features scaled to deviation 1, beside the mean cross entropy."""
-    steps: int = 60
-    """Steps of L-BFGS at most; it stops by itself where nothing is left to gain."""
-    seed: int = 0
-    """Of the weights a hidden layer starts with."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("hidden", 0, 4096), ("steps", 1, 10_000), ("seed", 0, 2**63 - 1)):
-            if type(getattr(self, name)) is not int or not low <= getattr(self, name) <= high:
-                raise InputError(f"head: {name}={getattr(self, name)} is out of range; choose {low} to {high}")
-        if isinstance(self.l2, bool) or not isinstance(self.l2, int | float) or not 0 <= self.l2 <= 1e6:
-            raise InputError(f"head: l2={self.l2} is out of range; choose 0 to 1000000")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from models.robustness import Robustness
 from models.spec import Scalar
 from pipelines.bundles import cache_folder
 from pipelines.storage import open_store, read_object
-from tuning.features import HUB
 from tuning.recipe import Recipe
+from tuning.toml_files import HUB
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from pipelines.bundles import cache_folder
 from pipelines.progress import progress
 from pipelines.storage import Store
 from tuning.domain import Suggest
-from tuning.features import Features, HeadSettings, fit_head
+from tuning.features import Features, fit_head
+from tuning.head_settings import HeadSettings
 from tuning.space import PROBE, PROBES, SearchSpace, TrialPlan, to_plan
 from tuning.start import frozen_features, seeded_network
 from tuning.study import TrialRecord, write_trials

@@ -10,7 +10,9 @@
     head_first = false           before all learns, a classifier is fitted to frozen features and put in
     select = "auc"               what is kept of a grid: the best validation AUC; or "robust": of the five best, that
                                  which does best on films made otherwise (tuning/selection.py)
-    weights = "needed"           where a start from random weights would make another recipe of it
+    weights = "w.safetensors"    what the network starts from: a URI, a file (a relative path is one of this file's
+                                 folder), `imagenet` for those timm publishes, or "needed" where a start from random
+                                 weights would make another recipe of it
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
     [parameters]                 of the architecture
     [training]                   of tuning/train_settings.py
@@ -24,22 +26,19 @@ search leaves those of its best trials at STUDY/recipes/.
 
 import difflib
 import itertools
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from models.calibration import METHODS, Method
 from models.errors import InputError
 from models.spec import Normalise, Scalar
-from tuning.features import HeadSettings
+from tuning.head_settings import HeadSettings
 from tuning.selection import SELECTS, Select
+from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml
 from tuning.toml_text import toml_lines
 from tuning.train_settings import TrainSettings
 
-NEEDED: Final = "needed"
 HEAD: Final = ("l2", "steps")
 """What a recipe says of a head. A hidden layer is out: the network's own classifier has no room for it."""
 
@@ -108,25 +107,27 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """The recipes that come with rayscan."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files("tuning").joinpath("recipes").iterdir())
+    return names("recipe")
 
 
 def read_recipe(name: str) -> Recipe:
     """The recipe of this name, or in the TOML file at this path. Raises `InputError` for what is none."""
-    own = name.endswith(".toml")
-    if not own and name not in recipe_names():
-        near = difflib.get_close_matches(name, recipe_names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(recipe_names())}, or a .toml file"
-        raise InputError(f"there is no recipe {name!r}; {hint}")
-    source = Path(name) if own else files("tuning").joinpath("recipes", f"{name}.toml")
+    table = read_toml("recipe", name)
+    if isinstance(table.get("weights"), str):
+        table["weights"] = absolute(table["weights"], folder_of(name))
     try:
-        return _parsed(tomllib.loads(source.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InputError(f"{name}: no such recipe file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{name}: not a recipe: {error}") from error
+        return _parsed(table)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def require_weights(recipe: Recipe) -> None:
+    """Raise `InputError` where a recipe starts from weights that nobody named."""
+    if recipe.weights == NEEDED:
+        raise InputError(
+            "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
+            " timm publishes, where there is a network"
+        )
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -156,6 +156,7 @@ class _FilmsOf:
 
 
 def _read_films(uri: str) -> _FilmsOf:
+    uri = open_store(uri).root  # workers stand in another folder
     info = read_dataset_info(uri)
     return _FilmsOf(uri=uri, info=info, train=load_films(uri, "train"), val=load_films(uri, "val"))
 

@@ -18,7 +18,8 @@ from models.errors import InputError
 from models.spec import ModelSpec, Preprocessing, Scalar
 from models.zoo import BackboneSettings, MajoritySettings, MLPSettings
 from tuning.domain import Domain, Suggest
-from tuning.features import HeadSettings
+from tuning.head_settings import HeadSettings
+from tuning.toml_files import NO_WEIGHTS
 from tuning.train_settings import TrainSettings
 
 BASELINE: Final = "baseline"
@@ -43,7 +44,6 @@ PRETRAINED: Final = "pretrained"
 PROBES: Final = "probe"
 """Table of the heads that are tried on frozen features."""
 
-NO_WEIGHTS: Final = "none"
 FILM: Final[Mapping[str, Scalar]] = {"resolution": Preprocessing.size, "normalise": Preprocessing.normalise}
 HEAD: Final[Mapping[str, Scalar]] = {"l2": HeadSettings.l2, "hidden": HeadSettings.hidden, "steps": HeadSettings.steps}
 START: Final[Mapping[str, Scalar]] = {"head_first": False, "l2": HeadSettings.l2}

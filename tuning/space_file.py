@@ -10,7 +10,8 @@
     [cnn]                                               of one family: its architecture, and whatever of the above is
     depth = { low = 3, high = 5 }                       otherwise for it; [backbone] is for all timm backbones,
     [resnet18]                                          a table of one's name for it alone
-    weights = ["none", "weights/resnet18.safetensors"]  what it starts from: none, imagenet, files or URIs
+    weights = ["none", "weights/resnet18.safetensors"]  what it starts from: none, imagenet, URIs or files (a relative
+                                                        path is one of this file's folder)
     [pretrained]                                        of networks that start from weights: head_first, l2, and
     frozen_groups = [0, 2]                              whatever is otherwise for them
     [probe]                                             heads on frozen features: l2, hidden, steps
@@ -21,10 +22,8 @@ input in pixels) and `normalise`. What no table names keeps its default.
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -34,11 +33,10 @@ from models.errors import InputError
 from models.spec import ModelSpec, Preprocessing, Scalar
 from models.zoo import build, check_parameters, entry, layer_groups
 from tuning.domain import Domain
-from tuning.features import HUB, HeadSettings
+from tuning.head_settings import HeadSettings
 from tuning.space import (
     BACKBONE,
     EVERY,
-    NO_WEIGHTS,
     OWN_FAMILIES,
     PRETRAINED,
     PROBES,
@@ -48,6 +46,7 @@ from tuning.space import (
     defaults,
     known,
 )
+from tuning.toml_files import absolute, folder_of, names, read_toml
 from tuning.toml_text import toml_lines
 from tuning.train_settings import TrainSettings
 
@@ -60,7 +59,7 @@ _TABLES: Final = ("mlp", "cnn", BACKBONE, PRETRAINED, PROBES)
 
 def space_names() -> list[str]:
     """The spaces that come with rayscan."""
-    return sorted(found.name.removesuffix(".toml") for found in files("tuning").joinpath("spaces").iterdir())
+    return names("space")
 
 
 def space_for(
@@ -97,13 +96,16 @@ def space_for(
 def read_space(source: str) -> SearchSpace:
     """The space of this name, or in the TOML file at this path. Raises `InputError` for what is none."""
     try:
-        return _checked(from_json(_merged(source)))
+        return _checked(from_json(_merged(source), folder_of(source)))
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(source) else f"{source}: {error}") from error
 
 
-def from_json(value: Mapping[str, Any]) -> SearchSpace:
-    """The inverse of `SearchSpace.to_json`. Raises `InputError` where it is none."""
+def from_json(value: Mapping[str, Any], folder: Path | None = None) -> SearchSpace:
+    """The inverse of `SearchSpace.to_json`. Raises `InputError` where it is none.
+
+    Relative paths of weights are of `folder`, by default the one this process stands in.
+    """
     tables = {EVERY: {name: of for name, of in value.items() if name != "family" and not _is_table(name, of)}}
     tables |= {name: of for name, of in value.items() if _is_table(name, of)}
     families = value.get("family", [])
@@ -122,7 +124,7 @@ def from_json(value: Mapping[str, Any]) -> SearchSpace:
                 raise InputError(f"{where} has no {name!r}; {_hint(name, [*names, *(_TABLES if not table else ())])}")
             domain = Domain.parse(name, values, type(names[name]))
             if name == "weights":
-                domain = replace(domain, choices=tuple(absolute(str(one)) for one in domain.choices))
+                domain = replace(domain, choices=tuple(absolute(str(one), folder) for one in domain.choices))
             parsed[table][name] = domain
     return SearchSpace(families=tuple(dict.fromkeys(families)), tables=parsed)
 
@@ -163,27 +165,9 @@ def fitted(space: SearchSpace, size: int) -> SearchSpace:
     return found
 
 
-def absolute(weights: str) -> str:
-    """A local path that means the same from another folder; anything else as it is."""
-    if weights in {NO_WEIGHTS, HUB} or "://" in weights:
-        return weights
-    return str(Path(weights).expanduser().absolute())
-
-
 def _merged(source: str) -> dict[str, Any]:
     """A file on top of its base."""
-    own = source.endswith(".toml")
-    if not own and source not in space_names():
-        near = difflib.get_close_matches(source, space_names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(space_names())}, or a .toml file"
-        raise InputError(f"there is no space {source!r}; {hint}")
-    path = Path(source) if own else files("tuning").joinpath("spaces", f"{source}.toml")
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{source}: no such space file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{source}: not a space: {error}") from error
+    value = read_toml("space", source)
     value.pop("about", None)
     base = value.pop("base", DEFAULT)
     if base == EMPTY:

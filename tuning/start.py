@@ -16,13 +16,13 @@ from models.weights import Loaded, unfold_batch_norm
 from tuning.features import (
     Features,
     FittedHead,
-    HeadSettings,
     dataset_features,
     features_of,
     fit_head,
     install_head,
     pretrained_network,
 )
+from tuning.head_settings import HeadSettings
 
 log = logging.getLogger("rayscan")
 

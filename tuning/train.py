@@ -20,10 +20,10 @@ from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
-from tuning.features import HeadSettings
+from tuning.head_settings import HeadSettings
 from tuning.loop import EpochReport, Fitted, fit
 from tuning.promote import calibrated, promote, scorer
-from tuning.recipe import NEEDED, Recipe
+from tuning.recipe import Recipe, require_weights
 from tuning.selection import TOP, Score, most_robust
 from tuning.start import fit_installed_head, pretrained_start, seeded_network
 
@@ -96,15 +96,6 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
     )
 
 
-def require_weights(recipe: Recipe) -> None:
-    """Raise `InputError` where a recipe starts from weights that nobody named."""
-    if recipe.weights == NEEDED:
-        raise InputError(
-            "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
-            " timm publishes, where there is a network"
-        )
-
-
 def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Trained:
     """Train what a recipe says on films, and let others choose the epoch and, of a grid, the combination.
 
@@ -169,8 +160,8 @@ def spec_of(recipe: Recipe, info: DatasetInfo, dataset: str) -> ModelSpec:
     size = recipe.size if recipe.size is not None else info.size
     if size > info.size:
         raise InputError(
-            f"{dataset} holds films of {info.size} pixels, the model wants {size}: prepare it again with --size {size},"
-            f" or train with --size {info.size}"
+            f"{dataset}: holds films of {info.size} pixels, the model wants {size}; prepare it again with --size"
+            f" {size}, or train with --size {info.size}"
         )
     preprocessing = replace(info.preprocessing, size=size, decoded_size=info.size, normalise=recipe.normalise)
     return ModelSpec(

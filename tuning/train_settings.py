@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from models.augment import Augmentation
+from models.augmentation import Augmentation
 from models.errors import InputError
 from tuning.objectives import AUC, parse_objective
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster import output
+from cluster.locations import labels_location, location
 from cluster.options import Address, Config, Json, given
 
 
@@ -17,7 +18,9 @@ class Decode(StrEnum):
 
 
 def demo(
-    out: Annotated[str, typer.Option(help="Local folder for everything the demo makes.")] = "rayscan-demo",
+    out: Annotated[
+        str, typer.Option(help="Local folder for everything the demo makes.", parser=location)
+    ] = "rayscan-demo",
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -28,10 +31,15 @@ def demo(
 
 
 def catalog(
-    archive: Annotated[str, typer.Argument(help="Folder or bucket of scans: s3://, gs://, az:// or a local path.")],
-    out: Annotated[str, typer.Option(help="Where the catalogue goes.")],
+    archive: Annotated[
+        str, typer.Argument(help="Folder or bucket of scans: s3://, gs://, az:// or a local path.", parser=location)
+    ],
+    out: Annotated[str, typer.Option(help="Where the catalogue goes.", parser=location)],
     labels: Annotated[
-        str | None, typer.Option(metavar="path|CSV", help="`path`: from folders NORMAL, PNEUMONIA; or a CSV file.")
+        str | None,
+        typer.Option(
+            metavar="path|CSV", help="`path`: from folders NORMAL, PNEUMONIA; or a CSV file.", parser=labels_location
+        ),
     ] = None,
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Read every file: its size, tags, copies, what is broken.")
@@ -56,8 +64,10 @@ def catalog(
 
 
 def audit(
-    catalog: Annotated[str, typer.Argument(help="A catalogue, best one made with --inspect.")],
-    out: Annotated[str | None, typer.Option(metavar="R.html", help="Write the findings as a page too.")] = None,
+    catalog: Annotated[str, typer.Argument(help="A catalogue, best one made with --inspect.", parser=location)],
+    out: Annotated[
+        str | None, typer.Option(metavar="R.html", help="Write the findings as a page too.", parser=location)
+    ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -73,8 +83,8 @@ def audit(
 
 
 def prepare(
-    catalog: Annotated[str, typer.Argument(help="A catalogue with labels.")],
-    out: Annotated[str, typer.Option(help="Where the data set goes.")],
+    catalog: Annotated[str, typer.Argument(help="A catalogue with labels.", parser=location)],
+    out: Annotated[str, typer.Option(help="Where the data set goes.", parser=location)],
     size: Annotated[int | None, typer.Option(help="Side of the square films in pixels (224).")] = None,
     decode: Annotated[
         Decode | None, typer.Option(help="exact: whole JPEG; dct: at the smallest scale that covers the size (dct).")

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cluster import output
+from cluster.locations import location
 from cluster.options import Address, Config, JobsAddress, Json
 
 
@@ -51,7 +52,7 @@ def stop(
 
 
 def doctor(
-    uri: Annotated[str | None, typer.Argument(help="Storage every node must reach.")] = None,
+    uri: Annotated[str | None, typer.Argument(help="Storage every node must reach.", parser=location)] = None,
     address: Address = None,
     config: Config = None,
     json: Json = False,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster import output
+from cluster.locations import location, study_or_models
 from cluster.options import Address, Config, Json, given
 from cluster.settings import seconds
 
@@ -27,9 +28,14 @@ class Format(StrEnum):
 
 
 def score(
-    archive: Annotated[str, typer.Argument(metavar="ARCHIVE|CATALOG", help="Scans to score, or a catalogue of them.")],
-    model: Annotated[str, typer.Option(help="The bundle to score with.")],
-    out: Annotated[str, typer.Option(help="Where the scores go; one place for every night and model.")],
+    archive: Annotated[
+        str,
+        typer.Argument(metavar="ARCHIVE|CATALOG", help="Scans to score, or a catalogue of them.", parser=location),
+    ],
+    model: Annotated[str, typer.Option(help="The bundle to score with.", parser=location)],
+    out: Annotated[
+        str, typer.Option(help="Where the scores go; one place for every night and model.", parser=location)
+    ],
     shard_size: Annotated[int | None, typer.Option(help="Scans of one Parquet part (256).")] = None,
     operating_point: Annotated[
         str | None, typer.Option(help="Locked threshold that decides `prediction` (the bundle's default).")
@@ -79,7 +85,7 @@ def score(
 
 
 def compact(
-    scores: Annotated[str, typer.Argument(help="Where the scores lie.")],
+    scores: Annotated[str, typer.Argument(help="Where the scores lie.", parser=location)],
     model: Annotated[str | None, typer.Option(help="Id of one model (all of them).")] = None,
     wait: Annotated[str | None, typer.Option(help="Wait for a run that is at work there, e.g. 10m (0s).")] = None,
     config: Config = None,
@@ -92,7 +98,7 @@ def compact(
 
 
 def query(
-    scores: Annotated[str, typer.Argument(help="Where the scores lie.")],
+    scores: Annotated[str, typer.Argument(help="Where the scores lie.", parser=location)],
     sql: Annotated[
         str | None, typer.Argument(help="A question to the views scores, latest, rejects, runs. Default: a summary.")
     ] = None,
@@ -108,11 +114,15 @@ def query(
 
 
 def report(
-    subject: Annotated[str, typer.Argument(metavar="STUDY|BUNDLE|SCORES", help="What to show.")],
-    out: Annotated[str, typer.Option(metavar="R.html", help="The page.")],
+    subject: Annotated[str, typer.Argument(metavar="STUDY|BUNDLE|SCORES", help="What to show.", parser=location)],
+    out: Annotated[str, typer.Option(metavar="R.html", help="The page.", parser=location)],
     compare: Annotated[
         str | None,
-        typer.Option(metavar="STUDY|A,B", help="Set another study beside a study; of scores, two models by their ids."),
+        typer.Option(
+            metavar="STUDY|A,B",
+            help="Set another study beside a study; of scores, two models by their ids.",
+            parser=study_or_models,
+        ),
     ] = None,
     thumbnails: Annotated[
         int, typer.Option(help="Of scores: show so many films of the worklist, with maps. They are patients' images.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster import output
+from cluster.locations import location, mirror_location, named_or_file
 from cluster.options import Address, Config, Json, NoFilms, Selection, Weights, given
 from cluster.settings import seconds
 
@@ -22,8 +23,8 @@ class Search(StrEnum):
 
 
 def tune(
-    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
-    out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.")],
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
+    out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.", parser=location)],
     trials: Annotated[
         int | None,
         typer.Option(help="Trials of the study, earlier ones included (20; with --time-budget as many as it allows)."),
@@ -36,7 +37,10 @@ def tune(
     epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
     no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train every trial to its last epoch.")] = False,
     space: Annotated[
-        str | None, typer.Option(metavar="NAME|S.toml", help="Where to search: default, grid, cnn-grid, or a file.")
+        str | None,
+        typer.Option(
+            metavar="NAME|S.toml", help="Where to search: default, grid, cnn-grid, or a file.", parser=named_or_file
+        ),
     ] = None,
     family: Annotated[
         list[str] | None, typer.Option(help="Family to search, repeatable: mlp, cnn, a timm name (the space's).")
@@ -59,7 +63,8 @@ def tune(
         int | None, typer.Option(help="So many of the best are judged anew on patients held out, fold by fold (0).")
     ] = None,
     warm_start: Annotated[
-        str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
+        str | None,
+        typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.", parser=location),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None,
@@ -77,7 +82,9 @@ def tune(
     optuna_storage: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE.log|URL", help="Copy the trials there for optuna-dashboard: a journal, postgresql://…"
+            metavar="FILE.log|URL",
+            help="Copy the trials there for optuna-dashboard: a journal, postgresql://…",
+            parser=mirror_location,
         ),
     ] = None,
     address: Address = None,

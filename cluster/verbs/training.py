@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster import output
+from cluster.locations import location
 from cluster.options import (
     Augment,
     BatchSize,
@@ -41,8 +42,8 @@ class PriorShift(StrEnum):
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
-    out: Annotated[str, typer.Option(help="Where the bundle goes.")],
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
+    out: Annotated[str, typer.Option(help="Where the bundle goes.", parser=location)],
     recipe: RecipeName = None,
     model: Model = None,
     weights: Weights = None,
@@ -78,7 +79,9 @@ def train(
 
 
 def crossvalidate(
-    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`; its test films are not read.")],
+    dataset: Annotated[
+        str, typer.Argument(help="A data set made by `prepare`; its test films are not read.", parser=location)
+    ],
     recipe: RecipeName = None,
     model: Model = None,
     weights: Weights = None,
@@ -91,7 +94,9 @@ def crossvalidate(
     augment: Augment = None,
     seed: Annotated[int | None, typer.Option(help="Seed of folds, weights, order and augmentation (0).")] = None,
     folds: Annotated[int | None, typer.Option(help="Parts of the patients; so many models are trained (5).")] = None,
-    out: Annotated[str | None, typer.Option(metavar="CV.html", help="Write the figures as a page too.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="CV.html", help="Write the figures as a page too.", parser=location)
+    ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -123,17 +128,20 @@ def recipes(config: Config = None, json: Json = False) -> None:
 
 
 def evaluate(
-    bundle: Annotated[str, typer.Argument(help="A model.")],
-    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.")],
+    bundle: Annotated[str, typer.Argument(help="A model.", parser=location)],
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
     split: Annotated[Split, typer.Option(help="Reading test is written into the bundle's ledger, each time.")],
     prior_shift: Annotated[
         PriorShift | None,
         typer.Option(help="Estimate the share of disease from the scores alone; assumes label shift."),
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option(metavar="BUNDLE", help="Compare with another model; may be given again.")
+        list[str] | None,
+        typer.Option(metavar="BUNDLE", help="Compare with another model; may be given again.", parser=location),
     ] = None,
-    out: Annotated[str | None, typer.Option(metavar="R.html", help="Write the pictures as a page too.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="R.html", help="Write the pictures as a page too.", parser=location)
+    ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:

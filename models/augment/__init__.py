@@ -19,7 +19,7 @@ from models.augment.coding import jpeg, shrink
 from models.augment.draws import Draws, draw
 from models.augment.exposure import blur, cut_out, expose, grain
 from models.augment.geometry import move
-from models.augment.settings import Augmentation
+from models.augmentation import Augmentation
 
 __all__ = ["Augment", "Augmentation", "Draws", "draw"]
 

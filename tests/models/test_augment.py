@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.augment import Augment, Augmentation, Draws, draw
-from models.augment.settings import OPERATIONS, REACH
+from models.augmentation import OPERATIONS, REACH
 from models.errors import InputError
 from tests.models import plain_augment
 from tests.models.synthetic import blob_films

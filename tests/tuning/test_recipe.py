@@ -19,7 +19,7 @@ from models.zoo import build, layer_groups
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
-from tuning.features import HeadSettings
+from tuning.head_settings import HeadSettings
 from tuning.recipe import Recipe, read_recipe, recipe_names, to_toml
 from tuning.train import train
 from tuning.train_settings import TrainSettings
@@ -102,7 +102,7 @@ recipes = st.builds(
     calibrate=st.sampled_from(["temperature", "isotonic"]),
     learn=st.sampled_from(["all", 1, 3]),
     head_first=st.booleans(),
-    weights=text,
+    weights=text.map(lambda name: str(Path("/weights") / name)),  # a relative one is of the file's folder
     parameters=st.dictionaries(
         st.sampled_from(["depth", "drop_rate", "norm", "residual"]),
         st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | text,
@@ -280,6 +280,20 @@ def test_kinds_of_pneumonia_are_told_apart_and_disease_is_any_of_them(dataset: s
     assert bundle.lineage["counts"]["val"]["classes"] == {"NORMAL": 20, "VIRUS": 10, "BACTERIA": 10}
     with pytest.raises(InputError, match=r"no film is of class FUNGUS; .* kinds here are BACTERIA, VIRUS"):
         train(dataset, str(tmp_path / "other"), replace(recipe, classes=("NORMAL", "FUNGUS")))
+
+
+@pytest.mark.parametrize("word", ["needed", "imagenet", "s3://weights/it.pth", "/weights/it.pth"])
+def test_weights_of_a_recipe_that_are_no_relative_path_stay(tmp_path: Path, word: str) -> None:
+    (tmp_path / "r.toml").write_text(f'model = "cnn"\nweights = "{word}"\n')
+    assert read_recipe(str(tmp_path / "r.toml")).weights == word
+
+
+def test_a_relative_path_in_a_recipe_is_one_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "r.toml").write_text('model = "cnn"\nweights = "../it.pth"\n')
+    monkeypatch.chdir(tmp_path)
+    for name in ("recipes/r.toml", str(tmp_path / "recipes" / "r.toml")):
+        assert read_recipe(name).weights == str(tmp_path / "recipes" / "../it.pth")
 
 
 def test_a_recipe_that_needs_weights_says_so_before_it_reads_a_film(tmp_path: Path) -> None:

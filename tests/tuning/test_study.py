@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,16 @@ def test_no_winner(tmp_path: Path) -> None:
     ("error", "text"),
     [
         (ValueError("bad shape\nTraceback, patient Doe"), "ValueError: bad shape"),
-        (StorageError("s3://ward/doe_jane.dcm: throttled"), "StorageError: <path>"),
+        (StorageError("s3://ward/doe_jane.dcm: throttled"), "StorageError: <path>: throttled"),
+        (InputError("/films/doe jane/x.dcm: gone; run it again"), "InputError: <path>: gone; run it again"),
+        (InputError("/doe.csv, line 3: no label"), "InputError: <path>: no label"),
+        (OSError("cannot open('/doe jane.png') twice"), "OSError: cannot open(<path>) twice"),
+        (OSError("'/a/doe jane' -> '/b/doe jane': denied"), "OSError: <path> -> <path>: denied"),
+        (OSError("cannot open '/archive/doe ja"), "OSError: cannot open <path>"),
+        (
+            InputError("it's of doe/jane d'or: odd; see s3://b/doe: odd"),
+            "InputError: it's of <path>: odd; see <path>: odd",
+        ),
         (OSError("cannot open '/archive/doe jane.png'"), "OSError: cannot open <path>"),
         (None, "the trial's process died"),
         (RuntimeError(), "RuntimeError: "),
@@ -228,6 +238,25 @@ def test_no_winner(tmp_path: Path) -> None:
 )
 def test_errors_are_kept_short_and_without_paths(error: BaseException | None, text: str) -> None:
     assert brief(error) == text
+
+
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=30).filter(
+    lambda name: not {": ", "; "} & {a + b for a, b in pairwise(name + " ")}
+)
+"""Of files; one with a colon or semicolon before a space cannot be told from the reason behind it."""
+BEGINNINGS = ("/films/", "s3://ward/", "file:///films/ward 7/", "./", "../films/", "C:\\films\\")
+
+
+@given(name=NAMES, beginning=st.sampled_from(BEGINNINGS), end=st.sampled_from((": ", "; ")))
+def test_of_a_name_nothing_is_left_and_of_the_reason_everything(name: str, beginning: str, end: str) -> None:
+    said = brief(StorageError(f"fetching {beginning}{name}{end}throttled after 6 tries"))
+    assert said == f"StorageError: fetching <path>{end}throttled after 6 tries"
+
+
+@given(name=NAMES, beginning=st.sampled_from(BEGINNINGS))
+def test_a_name_in_quotes_ends_with_them(name: str, beginning: str) -> None:
+    said = brief(OSError(f"cannot open {beginning + name!r} for reading: denied"))
+    assert said == "OSError: cannot open <path> for reading: denied"
 
 
 def test_long_errors_are_cut() -> None:
