@@ -6,19 +6,24 @@ pixels stays below AUC 0.9 on new patients while a small CNN passes 0.97 (`tests
 
     anatomy.py   what belongs to a patient, and the findings
     render.py    one film of a patient
+    exposure.py  what a scanner makes of it: grey levels, noise, marker
     files.py     JPEG, PNG and DICOM bytes; broken files
     archive.py   a whole archive, laid out like Kaggle's or like a hospital's
 """
 
 from pipelines.phantom.anatomy import Patient, Subtype, draw_patient
 from pipelines.phantom.archive import Layout, write_archive
+from pipelines.phantom.exposure import FOREIGN_SCANNER, HOME_SCANNER, Scanner
 from pipelines.phantom.files import Format, broken_files, dicom_bytes, encode
 from pipelines.phantom.render import film, render
 
 __all__ = [
+    "FOREIGN_SCANNER",
+    "HOME_SCANNER",
     "Format",
     "Layout",
     "Patient",
+    "Scanner",
     "Subtype",
     "broken_files",
     "dicom_bytes",

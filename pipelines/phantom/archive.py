@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipelines.errors import InputError
 from pipelines.phantom.anatomy import Subtype, draw_patient
+from pipelines.phantom.exposure import HOME_SCANNER, Scanner
 from pipelines.phantom.files import Bits, Format, Photometric, broken_files, dicom_bytes, encode
 from pipelines.phantom.render import render
 from pipelines.storage import Store
@@ -73,6 +74,7 @@ def write_archive(
     formats: Sequence[Format] = ("jpeg",),
     broken: bool = False,
     prevalence: float = KERMANY_PREVALENCE,
+    scanner: Scanner = HOME_SCANNER,
 ) -> int:
     """Write an archive of phantom films into `store`; returns how many scans it holds, broken ones included.
 
@@ -81,7 +83,7 @@ def write_archive(
     patient of a class in `test/`; `flat` names by month and hash and adds `labels.csv` (path, label, subtype,
     patient_id). Patients have 1 to 4 films, all of one class; `prevalence` is the share of patients with pneumonia, of
     whom two in three have bacteria. Several `formats` take turns, and so do the kinds of DICOM. `broken` adds
-    `damaged/` with `broken_files(seed)`.
+    `damaged/` with `broken_files(seed)`. `scanner` exposes the films; another changes nothing but their grey levels.
 
     Raises `InputError` on settings out of range, `StorageError` and `AccessError` as the store does.
     """
@@ -89,7 +91,7 @@ def write_archive(
     labels = [("path", "label", "subtype", "patient_id")]
     seen = {"": 0, "bacteria": 0, "virus": 0}
     count = 0
-    for count, shot in enumerate(_take_films(_cast(patients, seed, prevalence), size), start=1):
+    for count, shot in enumerate(_take_films(_cast(patients, seed, prevalence), size, scanner), start=1):
         case = shot.case
         seen[case.subtype] += 1
         form = formats[(count - 1) % len(formats)]
@@ -142,14 +144,14 @@ def _subtype(place: int, ill: int) -> Subtype:
     return "virus" if place % 3 == 2 else "bacteria"
 
 
-def _take_films(cases: Sequence[_Case], size: int | tuple[int, int]) -> Iterator[_Film]:
+def _take_films(cases: Sequence[_Case], size: int | tuple[int, int], scanner: Scanner) -> Iterator[_Film]:
     for case in cases:
         rng = np.random.default_rng(case.stream)
         patient = draw_patient(rng, case.subtype)
         day = _FIRST_DAY + timedelta(days=int(rng.integers(_DAYS)))
         for number in range(1, int(rng.integers(1, 5)) + 1):
             width, aspect = _frame(rng, size)
-            pixels, _ = render(patient, rng, size=width, aspect=aspect)
+            pixels, _ = render(patient, rng, size=width, aspect=aspect, scanner=scanner)
             yield _Film(case=case, number=number, day=day, pixels=pixels)
             day += timedelta(days=int(rng.integers(1, 10)))
 

@@ -12,12 +12,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from pipelines.phantom.anatomy import Patient, Subtype, draw_patient
-from pipelines.phantom.exposure import expose
+from pipelines.phantom.exposure import HOME_SCANNER, Scanner, expose
 from pipelines.phantom.fields import Field, cloud, enlarge, rise
 
 CANVAS = 640
 """Longest side at which anatomy is drawn. Larger films are enlarged from it; only their grain is drawn at full size."""
-
 
 BAND = 16384
 """Pixels projected at a time: the temporaries then stay in the cache and off fresh memory pages, five times faster."""
@@ -70,11 +69,17 @@ def film(
 
 
 def render(
-    patient: Patient, rng: np.random.Generator, *, size: int = 256, aspect: float = 1.0
+    patient: Patient,
+    rng: np.random.Generator,
+    *,
+    size: int = 256,
+    aspect: float = 1.0,
+    scanner: Scanner = HOME_SCANNER,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """One more film of `patient`: grey levels uint8 [H, W] and the mask [H, W] of its opacities.
 
-    `size` is the width in pixels, `aspect` width over height. Pose, exposure and noise come from `rng`.
+    `size` is the width in pixels, `aspect` width over height. Pose, exposure and noise come from `rng`,
+    exposure and noise within the ranges of `scanner`.
     """
     width, height = size, max(1, round(size / aspect))
     shrink = min(1.0, CANVAS / max(width, height))
@@ -86,7 +91,7 @@ def render(
         band = slice(top, top + rows)
         attenuation[band], filled[band] = _project(patient, pose.u[band], pose.v[band], textures.band(band))
     mask = enlarge(filled, height, width) > 0.15
-    return expose(enlarge(attenuation, height, width), rng), mask
+    return expose(enlarge(attenuation, height, width), rng, scanner), mask
 
 
 def _strike_pose(rng: np.random.Generator, height: int, width: int) -> _Pose:

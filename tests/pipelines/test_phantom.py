@@ -24,7 +24,17 @@ from torch import nn
 from models.gate import ScanTags, check_pixels, check_tags
 from pipelines.errors import InputError
 from pipelines.ingest.patients import kermany_patient, kermany_subtype
-from pipelines.phantom import broken_files, dicom_bytes, draw_patient, film, render, write_archive
+from pipelines.phantom import (
+    FOREIGN_SCANNER,
+    HOME_SCANNER,
+    Scanner,
+    broken_files,
+    dicom_bytes,
+    draw_patient,
+    film,
+    render,
+    write_archive,
+)
 from pipelines.phantom.files import Bits, Photometric
 from pipelines.storage import Store, open_store
 
@@ -190,6 +200,28 @@ def test_films_of_one_patient_resemble_each_other() -> None:
     assert np.mean(own) > np.mean(others)
 
 
+def film_by(scanner: Scanner, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """The same patient in the same pose, whatever the scanner."""
+    rng = np.random.default_rng(seed)
+    return render(draw_patient(rng, "bacteria"), rng, size=96, scanner=scanner)
+
+
+def test_another_scanner_shows_the_same_chest_darker_and_flatter() -> None:
+    for seed in range(12):
+        (home, where), (foreign, there) = film_by(HOME_SCANNER, seed), film_by(FOREIGN_SCANNER, seed)
+        assert np.array_equal(where, there)
+        assert foreign.mean() < home.mean() - 20
+        assert foreign.std() < home.std()
+        assert np.corrcoef(home.ravel(), foreign.ravel())[0, 1] > 0.8
+        assert check_pixels(foreign) is None  # still a film for the model: drift is to see it, not the gate
+
+
+@pytest.mark.parametrize("wrong", [{"gamma": (1.3, 0.8)}, {"gain": (-0.1, 1.0)}, {"grain": (0.1, float("nan"))}])
+def test_a_scanner_out_of_range_is_told(wrong: dict[str, tuple[float, float]]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}.*choose"):
+        Scanner(**wrong)
+
+
 def test_a_film_is_drawn_quickly() -> None:
     rng = np.random.default_rng(0)
     film(rng, opacity=True)
@@ -321,6 +353,21 @@ def test_one_seed_is_one_archive_byte_for_byte(tmp_path: Path) -> None:
         for name, digest in first.items()
         if name.endswith(("empty.jpeg", "text_renamed.jpeg", "zero_size.png", "blank.png"))
     }
+
+
+def test_the_scanner_changes_the_films_of_an_archive_and_not_their_names(tmp_path: Path) -> None:
+    archives = []
+    for name, scanner in (
+        ("home", {"scanner": HOME_SCANNER}),
+        ("unsaid", {}),
+        ("foreign", {"scanner": FOREIGN_SCANNER}),
+    ):
+        write_archive(open_store(str(tmp_path / name)), patients=4, seed=1, size=(48, 64), layout="flat", **scanner)
+        archives.append(digest(tmp_path / name))
+    home, unsaid, foreign = archives
+    assert home == unsaid
+    assert home.keys() == foreign.keys()
+    assert [name for name in home if home[name] == foreign[name]] == ["labels.csv"]
 
 
 @pytest.mark.parametrize(
