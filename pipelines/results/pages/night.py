@@ -93,7 +93,7 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
         thumbnails=thumbnails,
         of_maps=of_maps,
         others=asked.others,
-        listed_text="" if record.get("listed") is None else f"of {record['listed']:,} listed; the rest was done before",
+        listed_text=_listed_text(facts.planned, record.get("listed")),
         rate=f"{rate:,.1f}" if rate else DASH,
         rate_text="scans a second" + (f"; {resumed} shards were done by an earlier attempt" if resumed else ""),
         histogram=_histogram_chart(asked.bins, _threshold(record, bounds)) if asked.bins else None,
@@ -113,6 +113,12 @@ def _with_pictures(
     shown = with_thumbnails(films[:thumbnails])
     mapped, of_maps = with_maps(shown[:MOST], record.get("bundle"), model_id) if shown else ([], "")
     return [*mapped, *shown[MOST:], *films[thumbnails:]], of_maps
+
+
+def _listed_text(planned: int, listed: int | None) -> str:
+    if listed is None:
+        return ""
+    return "all that were listed" if planned == listed else f"of {listed:,} listed; the rest was done before"
 
 
 @dataclass(frozen=True, kw_only=True)

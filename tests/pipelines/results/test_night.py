@@ -71,6 +71,10 @@ class TestRun:
         assert "highest probability called negative is 0.03, the lowest called positive 0.97" in page.text
         assert page.charts[0] == "Histogram of the probabilities of this run, by call"
 
+    def test_where_all_of_the_listing_was_new_no_rest_is_spoken_of(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, NIGHT, listed=1_813)
+        assert "Planned 1,813 all that were listed" in report(store, tmp_path / "night.html").text
+
     def test_sites(self, store: Store, tmp_path: Path) -> None:
         write_run(store, 0, NIGHT)
         page = report(store, tmp_path / "night.html")
