@@ -1,9 +1,11 @@
 """`rayscan demo`: the whole line on generated films, every step the one a hospital would run.
 
-    archive -> catalogue -> data set -> search -> scores -> query -> reports
+    archive -> catalogue -> data set -> search -> scores -> query -> reports -> index.html
 
-The first archive is labelled, to learn from; the second is a night's delivery: JPEG, PNG and DICOM, no labels, some
-files broken. It is scored twice, because the second time must find nothing to do.
+The archive is labelled, to learn from. The first night is what the same hospital would deliver next: films of the same
+scanner, sizes and share of pneumonia, but unlabelled, as JPEG, PNG and DICOM, some files broken. It is scored twice,
+because the second time must find nothing to do. The second night comes from another scanner, on purpose: drift must
+raise an alarm there, and none on the first.
 """
 
 import logging
@@ -13,17 +15,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from cluster.session import ray_session
+from models.pages.page import data_uri
 from models.spec import DISCLAIMER
 from pipelines.errors import InputError
 from pipelines.evaluate import evaluate
 from pipelines.ingest.audit import audit, render_audit
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from pipelines.ingest.prepare import PrepareSettings, prepare
-from pipelines.phantom import write_archive
+from pipelines.phantom import FOREIGN_SCANNER, HOME_SCANNER, Scanner, draw_patient, render, write_archive
+from pipelines.results.pages.demo import DemoFigures, demo_page, drift_in_words
 from pipelines.results.query import ask
 from pipelines.results.report import put_page, write_report
+from pipelines.scoring.record import RunRecord
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.storage import open_store
 from tuning.search import search
@@ -32,69 +40,116 @@ from tuning.search_settings import SearchSettings
 MARKER = ".rayscan-demo"
 """Stands in a folder the demo made, so that it may empty it the next time, and no other."""
 
+Widths = tuple[int, int]
+
+CATALOG: Final = CatalogSettings(labels="path", inspect=True, val_fraction=0.25)
+"""More films to validate on than usual: drift compares a night with them, and few films of few patients move by chance.
+With 15 % of them and 60 patients a night, 3 nights in 100 were called an alarm without any drift; so it is 1 in 400."""
+
+ON_PURPOSE: Final = "on purpose: its films come from another scanner"
+
 log = logging.getLogger("rayscan")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSummary:
-    """What to look at, and what to type next."""
+    """What came of it, what to type next and, last, what to open."""
 
     test_auc: str
     """Of the best model, on test patients it never saw, with a 95 % interval."""
     night: Mapping[str, int]
-    """Scans of the delivery by status."""
+    """Scans of the first night by status."""
+    night_drift: str
     second_run: str
+    foreign_night: Mapping[str, int]
+    """Scans of the night from another scanner, by status."""
+    foreign_drift: str
     seconds: float
-    open: tuple[str, ...]
     type_next: tuple[str, ...]
     notice: str = DISCLAIMER
+    open: str
+    """The page that links all others. The last field, for it is the last line that a person reads."""
 
 
-def run_demo(out: str, *, patients: int = 480, trials: int = 8, time_budget_s: float = 240) -> DemoSummary:
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Where everything of a demo lies."""
+
+    folder: Path
+
+    def uri(self, name: str) -> str:
+        """Of an archive, a catalogue, a data set, a study or scores."""
+        return str(self.folder / name)
+
+    def page(self, name: str) -> str:
+        return str(self.folder / f"{name}.html")
+
+    @property
+    def best(self) -> str:
+        return f"{self.uri('study')}/best"
+
+
+def run_demo(
+    out: str,
+    *,
+    patients: int = 480,
+    night_patients: int = 120,
+    trials: int = 8,
+    epochs: int = 12,
+    time_budget_s: float = 240,
+    widths: Widths = (160, 288),
+    seed: int = 1,
+) -> DemoSummary:
     """Run the line below a local folder. The data are phantoms: the figures say that the line works, not how well.
 
+    `patients` are those of the archive, `night_patients` those of each night; `seed` is that of all films. `widths` are
+    of the narrowest and the widest film in pixels, in the archive and in both nights: other shapes would be drift.
     Raises `InputError` when the folder holds anything the demo did not make.
     """
     started = time.monotonic()
-    folder = _fresh(Path(out).expanduser().absolute())
-    at = {name: str(folder / name) for name in ("archive", "night", "catalog", "dataset", "study", "scores")}
-    page = {name: str(folder / f"{name}.html") for name in ("audit", "study", "model", "evaluation", "night")}
-    best = f"{at['study']}/best"
-
-    films = write_archive(open_store(at["archive"]), patients=patients, seed=1, size=192)
-    night = write_archive(
-        open_store(at["night"]), patients=60, seed=2, size=(400, 900), layout="flat", formats=("jpeg", "png", "dicom"),
-        broken=True,
-    )  # fmt: skip
-    log.info("generated a labelled archive of %d films and a night's delivery of %d files", films, night)
-    build_catalog(at["archive"], at["catalog"], CatalogSettings(labels="path", inspect=True))
-    put_page(render_audit(audit(at["catalog"])), page["audit"])
+    at = _Places(folder=_fresh(Path(out).expanduser().absolute()))
+    films = write_archive(open_store(at.uri("archive")), patients=patients, seed=seed, size=widths)
+    log.info("generated a labelled archive of %d films", films)
+    _deliver(at.uri("night"), night_patients, widths, seed + 1, HOME_SCANNER)
+    build_catalog(at.uri("archive"), at.uri("catalog"), CATALOG)
+    put_page(render_audit(audit(at.uri("catalog"))), at.page("audit"))
     with ray_session(working_on="demo"):
-        prepare(at["catalog"], at["dataset"], PrepareSettings(size=128))
-        search(
-            at["dataset"],
-            at["study"],
-            SearchSettings(trials=trials, time_budget_s=time_budget_s, epochs=12, grace_epochs=4, resolutions=(64, 96)),
-        )
-        judged = evaluate(best, at["dataset"], "test", report=page["evaluation"])
-        first = score(at["night"], best, at["scores"], ScoreSettings(shard_size=32))[-1]
-        for subject, name in ((at["study"], "study"), (best, "model"), (at["scores"], "night")):
-            write_report(subject, page[name])
-        second = score(at["night"], best, at["scores"], ScoreSettings(shard_size=32))[-1]
-    _log_answer(at["scores"])
+        prepare(at.uri("catalog"), at.uri("dataset"), PrepareSettings(size=128))
+        found = search(at.uri("dataset"), at.uri("study"), _search_settings(trials, epochs, time_budget_s))
+        judged = evaluate(at.best, at.uri("dataset"), "test", report=at.page("evaluation"))
+        for subject, name in ((at.uri("study"), "study"), (at.best, "model")):
+            write_report(subject, at.page(name))
+        night = _score(at, "night")
+        log.info("the first night: drift %s", drift_in_words(night))
+        second = score(at.uri("night"), at.best, at.uri("scores"), ScoreSettings())[-1]
+        log.info("now a night from another scanner, on purpose: drift must raise an alarm")
+        _deliver(at.uri("foreign"), night_patients, widths, seed + 2, FOREIGN_SCANNER)
+        foreign = _score(at, "foreign")
+        log.info("the foreign night: drift %s, %s", drift_in_words(foreign), ON_PURPOSE)
+    _log_answer(at.uri("scores"))
     auc = judged.metrics["auc"]
-    me = "rayscan" if shutil.which("rayscan") else sys.argv[0]
+    type_next = _type_next(at)
+    figures = DemoFigures(
+        films=films,
+        patients=patients,
+        trials=sum(found.trials.values()),
+        test_auc=auc,
+        test_films=judged.films,
+        night=night,
+        foreign=foreign,
+        pictures=(_picture(HOME_SCANNER, seed), _picture(FOREIGN_SCANNER, seed)),
+    )
+    put_page(demo_page(figures, type_next), at.page("index"))
     return DemoSummary(
         test_auc=f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) on {judged.films} films",
-        night=first.counts,
+        night=night.counts,
+        night_drift=drift_in_words(night),
         second_run=f"{second.planned} scans to do: nothing is scored twice",
+        foreign_night=foreign.counts,
+        foreign_drift=f"{drift_in_words(foreign)}, {ON_PURPOSE}",
         seconds=round(time.monotonic() - started, 1),
-        open=tuple(page.values()),
-        type_next=(
-            f"{me} query {at['scores']} 'SELECT reason, count(*) FROM rejects GROUP BY reason'",  # noqa: S608
-            f"{me} score {at['night']} --model {best} --out {at['scores']}",
-            f"{me} catalog YOUR_FILMS --labels path --out my-catalog",
-        ),
+        type_next=type_next,
+        open=at.page("index"),
     )
 
 
@@ -106,6 +161,53 @@ def _fresh(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
     return folder
+
+
+def _deliver(archive: str, patients: int, widths: Widths, seed: int, scanner: Scanner) -> None:
+    """A night's films, as a hospital stores them: in several formats, without labels, some of them broken."""
+    store = open_store(archive)
+    files = write_archive(
+        store,
+        patients=patients,
+        seed=seed,
+        size=widths,
+        layout="flat",
+        formats=("jpeg", "png", "dicom"),
+        broken=True,
+        scanner=scanner,
+    )
+    store.delete("labels.csv")
+    log.info("generated a night's delivery of %d files", files)
+
+
+def _search_settings(trials: int, epochs: int, time_budget_s: float) -> SearchSettings:
+    return SearchSettings(
+        trials=trials, time_budget_s=time_budget_s, epochs=epochs, grace_epochs=min(4, epochs), resolutions=(64, 96)
+    )
+
+
+def _score(at: _Places, night: str) -> RunRecord:
+    """Score a night's delivery, and write its page beside the others."""
+    record = score(at.uri(night), at.best, at.uri("scores"), ScoreSettings())[-1]
+    write_report(at.uri("scores"), at.page(night))
+    return record
+
+
+def _picture(scanner: Scanner, seed: int) -> str:
+    """One patient in one pose, whatever the scanner."""
+    rng = np.random.default_rng(seed)
+    pixels, _ = render(draw_patient(rng, "bacteria"), rng, size=224, scanner=scanner)
+    return data_uri(pixels)
+
+
+def _type_next(at: _Places) -> tuple[str, ...]:
+    me = "rayscan" if shutil.which("rayscan") else sys.argv[0]
+    scores = at.uri("scores")
+    return (
+        f"{me} query {scores} 'SELECT reason, count(*) FROM rejects GROUP BY reason'",  # noqa: S608
+        f"{me} score {at.uri('night')} --model {at.best} --out {scores}",
+        f"{me} catalog YOUR_FILMS --labels path --out my-catalog",
+    )
 
 
 def _log_answer(scores: str) -> None:
