@@ -35,7 +35,7 @@ class Scanner:
 
 HOME_SCANNER: Final = Scanner()
 FOREIGN_SCANNER: Final = Scanner(gamma=(1.5, 2.0), gain=(0.6, 0.8), fog=(0.0, 0.03), grain=(0.02, 0.035))
-"""Darker, harder and noisier than at home. To the eye still chests, to drift an alarm."""
+"""Darker, flatter and noisier than at home. To the eye still chests, to drift an alarm."""
 
 _MARKER_R = ((0, 6, 0, 0), (0, 0, 3, 0), (3, 0, 4, 1), (4, 1, 4, 2), (4, 2, 3, 3), (3, 3, 0, 3), (2, 3, 4, 6))
 """The strokes of the letter R, on a grid 4 wide and 6 high."""
