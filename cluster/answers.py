@@ -46,6 +46,8 @@ def _print_table(answer: pa.Table) -> None:
     # Off a terminal rich would cut lines at 80 columns.
     width = None if sys.stdout.isatty() else 10_000
     Console(file=sys.stdout, width=width, soft_wrap=not sys.stdout.isatty()).print(table)
+    if answer.num_rows == 0:
+        output.write("no rows")
     if answer.num_rows > TABLE_ROWS:
         output.complain(f"{answer.num_rows - TABLE_ROWS} more rows; see them all with --format csv")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cluster import source
+from cluster.preflight import listens
 from cluster.session import use_token
 from pipelines.errors import InputError, NotFoundError, RayscanError
 
@@ -93,6 +94,7 @@ def submit(
         raise InputError("nothing to submit: name a verb, as in `rayscan submit -- score ARCHIVE --model B --out S`")
     address = jobs_address(address)
     _warn_of_local_paths(verb_args, address)
+    _knock(address)
     write = write or _write_to_stdout
     with _translated(address):
         client = _client(address)
@@ -117,6 +119,7 @@ def submit(
 def list_jobs(address: str | None = None) -> list[Job]:
     """Every job submitted to the cluster, oldest first."""
     address = jobs_address(address)
+    _knock(address)
     with _translated(address):
         found = [_job(details) for details in _client(address).list_jobs() if details.submission_id]
     return sorted(found, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
@@ -125,6 +128,7 @@ def list_jobs(address: str | None = None) -> list[Job]:
 def job_logs(job: str, address: str | None = None) -> str:
     """The log of a job so far. Raises `NotFoundError` when there is no such job."""
     address = jobs_address(address)
+    _knock(address)
     with _translated(address, job):
         return _client(address).get_job_logs(job)
 
@@ -135,6 +139,7 @@ def stop_job(job: str, address: str | None = None) -> bool:
     Raises `NotFoundError` when there is no such job.
     """
     address = jobs_address(address)
+    _knock(address)
     with _translated(address, job):
         return _client(address).stop_job(job)
 
@@ -241,13 +246,25 @@ def _translated(address: str, job: str = "") -> Iterator[None]:
             "~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
         ) from error
     except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {_START}") from error
+        raise _silent(address) from error
     except requests.RequestException as error:
         raise RayscanError(f"the cluster at {address} stopped answering: {type(error).__name__}") from error
     except RuntimeError as error:
         if "status code 404" in str(error) and job:
             raise NotFoundError(f"{address} knows no job {job}: `rayscan jobs` lists them") from error
         raise RayscanError(f"the Jobs API at {address} fails: {str(error).splitlines()[0]}") from error
+
+
+def _knock(address: str) -> None:
+    """See that nobody listens before Ray is imported, which takes a second. Behind a proxy only Ray's client can."""
+    parts = urlsplit(address)
+    proxied = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
+    if not proxied and not listens(address):
+        raise _silent(address)
+
+
+def _silent(address: str) -> InputError:
+    return InputError(f"no Ray cluster answers at {address}: {_START}")
 
 
 def _job(details: "JobDetails") -> Job:

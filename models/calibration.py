@@ -14,19 +14,18 @@ None can mend a prevalence other than that of the validation films: `models/prio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError, RayscanError
 from models.metrics import Labels, Scores
+from models.spec import METHODS, Method
 
 DEFAULT_POINT: Final = "balanced"
 SENSITIVITY: Final = 0.98
 SPECIFICITY: Final = 0.98
-METHODS: Final = ("temperature", "platt", "isotonic")
-Method = Literal["temperature", "platt", "isotonic"]
 LEAST_BLOCK: Final = 20
 """Validation films behind each knot of an isotonic curve, at least."""
 TEMPERATURES: Final = (0.2, 20.0)

@@ -5,7 +5,7 @@ A `ModelSpec` and a set of weights determine every probability; both stand in th
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from models.errors import InputError
 
@@ -14,6 +14,10 @@ DISCLAIMER = "rayscan assists triage; it is not a diagnosis."
 
 Decode = Literal["exact", "dct"]
 Normalise = Literal["film", "unit", "symmetric"]
+
+Method = Literal["temperature", "platt", "isotonic"]
+METHODS: Final = get_args(Method)
+"""How logits become probabilities: `models/calibration.py`."""
 
 Scalar = int | float | str | bool
 

@@ -16,8 +16,12 @@ A `ScanError` carries a `Reason` from the closed list in `pipelines/contracts.py
 DICOM libraries quote patient data in their messages.
 """
 
+from typing import TYPE_CHECKING
+
 from models.errors import BundleError, InputError, RayscanError
-from pipelines.contracts import Reason
+
+if TYPE_CHECKING:
+    from pipelines.contracts import Reason  # pyarrow takes a fifth of a second, and what raises these may be light
 
 __all__ = [
     "AccessError",
@@ -59,11 +63,11 @@ class IncompleteError(RayscanError):
 class ScanError(RayscanError):
     """One scan cannot be scored. It becomes a row with this reason, never an abort."""
 
-    def __init__(self, reason: Reason) -> None:
+    def __init__(self, reason: "Reason") -> None:
         super().__init__(reason.value)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["ScanError"], tuple[Reason]]:
+    def __reduce__(self) -> "tuple[type[ScanError], tuple[Reason]]":
         return type(self), (self.reason,)
 
 

@@ -9,6 +9,7 @@ Requests answered 5xx or 429, and broken connections, are tried again at most RE
 pauses; after that a `StorageError` goes up.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -174,6 +175,29 @@ class Store:
         """Raise now what a later put would raise: before the work whose result is to be put there."""
         self.clock()
 
+    def require_place(self) -> None:
+        """Raise now, and touch nothing, what a put would raise: no folder can be made here, no bucket, no credentials.
+
+        Who may write to a bucket need not be allowed to list it, so that refusal is none here.
+        """
+        if self.is_local:
+            self._require_room()
+            return
+        _ = self._backend  # refuses missing credentials
+        with suppress(AccessError):
+            next(self.list(), None)
+
+    def _require_room(self) -> None:
+        # os.path takes a folder behind one that may not be searched for absent; Path.exists would raise
+        there = next(folder for folder in (self.path, *self.path.parents) if os.path.exists(folder))
+        reason = ""
+        if not there.is_dir():
+            reason = os.strerror(errno.EEXIST if there == self.path else errno.ENOTDIR)
+        elif not os.access(there, os.W_OK | os.X_OK):
+            reason = os.strerror(errno.EACCES)
+        if reason:
+            raise _no_folder(self.path, f"{reason}: {there}" if there != self.path else reason)
+
     def delete_all(self, keys: Sequence[str]) -> None:
         """Remove many objects, as many a request as the store takes; absent ones are no error."""
         with _translated(self.root):
@@ -205,7 +229,7 @@ class Store:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"{self.path}: cannot make this folder: {error.strerror}") from error
+                raise _no_folder(self.path, str(error.strerror)) from error
 
 
 def open_store(uri: str) -> Store:
@@ -238,6 +262,22 @@ def read_object(uri: str) -> bytes:
     """One whole object at a URI or local path, such as a CSV file. Raises `NotFoundError`."""
     store, key = split_uri(open_store(uri).root)
     return store.get(key)
+
+
+def require_file(uri: str, what: str) -> None:
+    """Raise `NotFoundError` unless there is an object at a URI or a file at a local path; `what` it is to be."""
+    store, key = split_uri(open_store(uri).root)
+    absent = NotFoundError(f"{uri}: there is no such {what}; check the path")
+    if store.is_local and not (store.path / key).is_file():
+        raise absent
+    try:
+        store.head(key)
+    except NotFoundError as error:
+        raise absent from error
+
+
+def _no_folder(path: Path, reason: str) -> InputError:
+    return InputError(f"{path}: cannot make this folder: {reason}; choose another place")
 
 
 @lru_cache(maxsize=64)

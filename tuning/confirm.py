@@ -34,7 +34,8 @@ from models.spec import Preprocessing, Scalar
 from pipelines.errors import StorageError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
-from tuning.crossvalidate import FOLDS, deal, follow, spread
+from tuning.crossvalidate import deal, follow, spread
+from tuning.fold_count import FOLDS
 from tuning.head_settings import HeadSettings
 from tuning.promote import calibrated, scorer
 from tuning.recipe import Recipe

@@ -30,10 +30,12 @@ from models.machine import choose_device
 from models.metrics import auc
 from models.robustness import CHANGES, Robustness, robustness
 from models.spec import DISCLAIMER
+from models.zoo import entry
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.ingest.split import split_patients
 from pipelines.results.pages.crossvalidation import crossvalidation_page
 from pipelines.results.report import put_page
+from tuning.fold_count import FOLDS, check_folds
 from tuning.folds import Fold, KeptFolds
 from tuning.promote import calibrated, copies_of, lock, scorer
 from tuning.recipe import Recipe, require_weights
@@ -41,8 +43,6 @@ from tuning.train import Trained, fit_recipe, relabelled
 
 log = logging.getLogger("rayscan")
 
-FOLDS: Final = 5
-MOST_FOLDS: Final = 50
 VALIDATION: Final = 0.15
 """Share of the films beside a fold that choose, calibrate and lock; `catalog` gives `val` the same."""
 FIGURES: Final = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
@@ -107,6 +107,7 @@ def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: s
     Raises `InputError` as `tuning.train.train` does, and where there are too few patients for so many folds.
     """
     started = time.perf_counter()
+    entry(recipe.model)  # refuses names the zoo does not know
     require_weights(recipe)
     info = read_dataset_info(dataset)
     films = relabelled(joined([load_films(dataset, split) for split in ("train", "val")]), recipe.classes)
@@ -143,8 +144,7 @@ def deal(films: Films, folds: int, seed: int) -> npt.NDArray[np.int64]:
 
     Raises `InputError` where some fold would lack films with or without disease.
     """
-    if not 2 <= folds <= MOST_FOLDS:
-        raise InputError(f"{folds} folds are out of range; choose 2 to {MOST_FOLDS}")
+    check_folds(folds)
     fractions = {str(number): 1 / folds for number in range(1, folds + 1)}
     fold_of = np.array(
         split_patients(films.patients.tolist(), _strata(films), fractions=fractions, seed=seed), dtype=int

@@ -31,7 +31,8 @@ from tuning.importance import Importance, importance
 from tuning.loop import disease_log_odds
 from tuning.optimism import LEAST_PATIENTS, Optimism, estimate
 from tuning.recipe import to_toml
-from tuning.selection import TOP, Select
+from tuning.selection import TOP
+from tuning.selects import Select
 from tuning.study import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
 from tuning.winner import logits_of
 

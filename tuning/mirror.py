@@ -25,6 +25,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from models.errors import InputError
+from tuning.mirror_place import FORMS, check_storage, is_journal, no_database, no_url
 from tuning.objectives import Objective, parse_objectives
 from tuning.space import BASELINE, FINAL, PROBE, SearchSpace
 from tuning.study import TrialRecord
@@ -32,13 +33,6 @@ from tuning.trial import OBJECTIVE, TIME, measures
 
 log = logging.getLogger("rayscan")
 
-JOURNALS: Final = (".log", ".journal")
-"""How the name of an Optuna journal file ends."""
-DATABASES: Final = ("postgresql", "mysql", "sqlite")
-_FORMS: Final = (
-    "give a journal file (NAME.log or NAME.journal), postgresql://USER:PASSWORD@HOST/DATABASE,"
-    " mysql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE"
-)
 _PACKAGES: Final = {"psycopg": "psycopg[binary]", "mysqldb": "mysqlclient"}
 """What to install for a driver whose package has another name."""
 _LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -87,7 +81,7 @@ class Mirror:
         self.space = space
         self.known: set[str] | None = None  # ids of the trials in the mirror; None: to be read
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.place, opened = _open_journal(storage) if _is_journal(storage) else _open_database(storage)
+        self.place, opened = _open_journal(storage) if is_journal(storage) else _open_database(storage)
         self.storage = opened
         try:
             self.study = _study(opened, study_name, self.objectives)
@@ -186,10 +180,6 @@ def _study(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> 
     return study
 
 
-def _is_journal(storage: str) -> bool:
-    return "://" not in storage and storage.endswith(JOURNALS)
-
-
 def _open_journal(path: str) -> tuple[Place, BaseStorage]:
     place = Place(name=f"the Optuna journal {path}")
     try:
@@ -202,22 +192,21 @@ def _open_journal(path: str) -> tuple[Place, BaseStorage]:
 
 def _open_database(storage: str) -> tuple[Place, RDBStorage]:
     """Raises `InputError` with nothing of a text that cannot be read: it may hold a password anywhere."""
-    if storage.count("@") > 1:
-        raise InputError("the Optuna storage's URL has more than one @; write one in a user or password as %40")
+    check_storage(storage)
     try:
         url = make_url(storage)
     except (SQLAlchemyError, ValueError):
-        raise InputError(f"the Optuna storage is neither a journal file nor a database's URL; {_FORMS}") from None
+        raise no_url() from None
     backend, _, driver = url.drivername.partition("+")
-    if backend not in DATABASES or (backend == "sqlite" and url.database in {None, "", ":memory:"}):
-        raise InputError(f"{backend}:// is no Optuna storage that people can look at; {_FORMS}")
+    if backend == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise no_database(backend)
     if backend == "postgresql" and not driver:
         url = url.set(drivername="postgresql+psycopg")  # the default differs from one SQLAlchemy to the next
     place = _place(url)
     try:
         driver = url.get_dialect().driver
     except NoSuchModuleError:
-        raise InputError(f"{url.drivername}:// names a driver that SQLAlchemy does not know; {_FORMS}") from None
+        raise InputError(f"{url.drivername}:// names a driver that SQLAlchemy does not know; {FORMS}") from None
     limits = {name: value for name, value in _LIMITS.get(driver, {}).items() if name not in url.query}
     filled = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
     try:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-import numpy as np
-
 from models.errors import InputError
-from models.metrics import Labels, Scores, auc
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # settings and recipes name objectives, and are read without numpy
+    from models.metrics import Labels, Scores
     from models.spec import ModelSpec
 
 AUC: Final = "auc"
@@ -27,7 +25,7 @@ BATCHES: Final = 15
 """Of films that are timed, after two that warm the engine up."""
 _SENSITIVITY: Final = re.compile(r"sensitivity@specificity=(0(?:\.\d+)?|\.\d+|1(?:\.0*)?)")
 
-Judge = Callable[[Labels, Scores], float]
+Judge = Callable[["Labels", "Scores"], float]
 """Labels [N], 1 for disease, and a score [N] that rises with it -> a value, the higher the better."""
 
 
@@ -49,7 +47,7 @@ class Objective:
 def parse_objective(text: str) -> Objective:
     """The objective of this name. Raises `InputError` for what is none."""
     if text == AUC:
-        return Objective(name=AUC, judge=auc)
+        return Objective(name=AUC, judge=_auc)
     if text == LATENCY:
         return Objective(name=LATENCY, judge=None, mode="min")
     if match := _SENSITIVITY.fullmatch(text):
@@ -73,12 +71,20 @@ def parse_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
     return tuple(sorted(found, key=lambda one: one.judge is None))
 
 
-def sensitivity_at(labels: Labels, score: Scores, *, specificity: float) -> float:
+def _auc(labels: "Labels", score: "Scores") -> float:
+    from models.metrics import auc  # noqa: PLC0415 (see above)
+
+    return auc(labels, score)
+
+
+def sensitivity_at(labels: "Labels", score: "Scores", *, specificity: float) -> float:
     """The highest sensitivity of any threshold at which the specificity is so high at least.
 
     Of N labels, 1 for disease, and scores that rise with it. The threshold is one of the healthy films' own scores,
     films above it are called diseased.
     """
+    import numpy as np  # noqa: PLC0415 (see above)
+
     healthy = np.sort(score[labels == 0])
     shares = np.arange(1, len(healthy) + 1) / len(healthy)  # of the healthy films, up to each in order
     threshold = healthy[np.searchsorted(shares, specificity)]
@@ -87,6 +93,8 @@ def sensitivity_at(labels: Labels, score: Scores, *, specificity: float) -> floa
 
 def pareto_front(points: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[int]:
     """The places of the points that no other is at least as good as in everything and better in something."""
+    import numpy as np  # noqa: PLC0415 (see above)
+
     signs = np.array([1.0 if one.mode == "max" else -1.0 for one in objectives])
     values = np.array(points, dtype=np.float64).reshape(len(points), len(objectives)) * signs
     return [
@@ -102,6 +110,8 @@ def latency_ms(spec: "ModelSpec", *, device: str, threads: int) -> float:
     The weights are random. The fastest engine there is on this machine counts, though a bundle may later be refused
     it: whether its precision suits a model shows only when the model is trained.
     """
+    import numpy as np  # noqa: PLC0415 (see above)
+
     from models.classifier import ScanClassifier  # noqa: PLC0415 (torch, which a settings file does without)
     from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder, probe_films  # noqa: PLC0415
     from models.export import export_graph  # noqa: PLC0415

@@ -30,11 +30,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
-from models.calibration import METHODS, Method
 from models.errors import InputError
-from models.spec import Normalise, Scalar
+from models.spec import METHODS, Method, ModelSpec, Normalise, Scalar
+from pipelines.ingest.dataset_info import DatasetInfo
 from tuning.head_settings import HeadSettings
-from tuning.selection import SELECTS, Select
+from tuning.selects import SELECTS, Select
 from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml
 from tuning.toml_text import toml_lines
 from tuning.train_settings import TrainSettings
@@ -128,6 +128,20 @@ def require_weights(recipe: Recipe) -> None:
             "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
             " timm publishes, where there is a network"
         )
+
+
+def spec_of(recipe: Recipe, info: DatasetInfo, dataset: str) -> ModelSpec:
+    """The model of a recipe on the films of a data set. Raises `InputError` for a size above theirs."""
+    size = recipe.size if recipe.size is not None else info.size
+    if size > info.size:
+        raise InputError(
+            f"{dataset}: holds films of {info.size} pixels, the model wants {size}; prepare it again with --size"
+            f" {size}, or train with --size {info.size}"
+        )
+    preprocessing = replace(info.preprocessing, size=size, decoded_size=info.size, normalise=recipe.normalise)
+    return ModelSpec(
+        name=recipe.model, parameters=recipe.parameters, classes=recipe.classes, preprocessing=preprocessing
+    )
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -161,6 +161,17 @@ def _read_films(uri: str) -> _FilmsOf:
     return _FilmsOf(uri=uri, info=info, train=load_films(uri, "train"), val=load_films(uri, "val"))
 
 
+def searched_space(dataset_uri: str, settings: SearchSettings) -> SearchSpace:
+    """The space that a search with these settings is of, checked as `search` checks it; Ray need not be up.
+
+    Raises `InputError` where it cannot be searched.
+    """
+    info = read_dataset_info(dataset_uri)
+    space = _space_for(settings, info)
+    _check(space, settings, info)
+    return space
+
+
 def _space_for(settings: SearchSettings, info: DatasetInfo) -> SearchSpace:
     return space_for(
         info.size,

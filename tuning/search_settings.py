@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from models.errors import InputError
 from tuning.objectives import AUC, parse_objectives
-from tuning.selection import SELECTS, Select
+from tuning.selects import SELECTS, Select
 
 TRIALS: Final = 20
 """Of a search without a time budget, where nobody says how many."""

@@ -7,7 +7,7 @@ that of decisions at the threshold a bundle of the trial would have: see `models
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,6 @@ from models.robustness import robustness, score_copies
 
 log = logging.getLogger("rayscan")
 
-Select = Literal["auc", "robust"]
-SELECTS: Final = ("auc", "robust")
 TOP: Final = 5
 """Trials of the highest validation AUC that are scored on changed films."""
 FILMS: Final = 300

@@ -38,13 +38,49 @@ from pipelines.errors import NotFoundError
 from pipelines.storage import Store
 from tuning.checkpoint import Checkpoint
 from tuning.loop import StateDict
-from tuning.objectives import AUC, pareto_front, parse_objectives
+from tuning.objectives import pareto_front, parse_objectives
 from tuning.space import PROBE
 from tuning.space_file import differences
+from tuning.study_info import STUDY, StudyInfo, check_goes_on, in_use, read_study, require_free
+
+__all__ = [
+    "BEST",
+    "FINDINGS",
+    "LOGITS",
+    "RECIPES",
+    "STUDY",
+    "TRIALS",
+    "StartedTrial",
+    "StudyInfo",
+    "StudySummary",
+    "TrialRecord",
+    "TrialStatus",
+    "begin_study",
+    "begin_trial",
+    "best_trial",
+    "brief",
+    "count_statuses",
+    "leaderboard",
+    "load_checkpoint",
+    "load_logits",
+    "load_weights",
+    "next_number",
+    "read_study",
+    "read_trials",
+    "remove_checkpoint",
+    "remove_stale_checkpoints",
+    "save_checkpoint",
+    "save_logits",
+    "save_weights",
+    "study_front",
+    "unfinished_trials",
+    "weights_key",
+    "without_probes",
+    "write_trials",
+]
 
 TrialStatus = Literal["complete", "pruned", "failed"]
 
-STUDY = "study.json"
 TRIALS = "trials.parquet"
 BEST = "best"
 FINDINGS = "findings.json"
@@ -65,34 +101,6 @@ _PATH = re.compile(
     re.VERBOSE,
 )
 """A path or URI in a message."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyInfo:
-    """What a study is of. All its trials share it, so their AUCs may be compared."""
-
-    dataset: str
-    """URI of the dataset."""
-    fingerprint: str
-    """Of the dataset's films, labels, splits and preprocessing."""
-    space: dict[str, Any]
-    """`SearchSpace.to_json()`."""
-    settings: dict[str, Any]
-    """`SearchSettings` of the run that began it."""
-
-    @property
-    def epochs(self) -> int:
-        """Of a trial that is not stopped."""
-        return int(self.settings["epochs"])
-
-    @property
-    def objectives(self) -> list[str]:
-        """What the search is for, what the trials are ranked by first."""
-        return [one.name for one in parse_objectives(self.settings.get("objectives", [AUC]))]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,49 +208,20 @@ def begin_study(store: Store, info: StudyInfo, *, resume: bool) -> list[TrialRec
     if resume:
         _check_same(store, read_study(store), info)
         return read_trials(store)
-    message = f"{store.root} is not empty; add --resume to go on with that study, or give another --out"
-    if not _is_empty(store):
-        raise InputError(message)
+    require_free(store)
     # create-only: of two searches started together on one STUDY, one is told so
     if not store.create(STUDY, json.dumps(info.to_json(), indent=2).encode()):
-        raise InputError(message)
+        raise in_use(store)
     return []
 
 
-def _is_empty(store: Store) -> bool:
-    try:
-        return not any(store.list())
-    except NotFoundError:  # a local folder that is not there yet
-        return True
-
-
 def _check_same(store: Store, old: StudyInfo, new: StudyInfo) -> None:
-    if old.fingerprint != new.fingerprint:
-        raise InputError(
-            f"{store.root} is a study of the dataset {old.dataset} (fingerprint {old.fingerprint}), "
-            f"but {new.dataset} has {new.fingerprint}; resume with the study's own dataset, or give another --out"
-        )
-    for name, before, now in (("epochs", old.epochs, new.epochs), ("objectives", old.objectives, new.objectives)):
-        if before != now:
-            raise InputError(
-                f"{store.root} was begun with {name} {json.dumps(before)}, not {json.dumps(now)}; "
-                "resume it with the same, or give another --out"
-            )
+    check_goes_on(store, old, dataset=new.dataset, fingerprint=new.fingerprint, settings=new.settings)
     if old.space != new.space:
         raise InputError(
             f"{store.root} was begun with another search space ({differences(old.space, new.space)}); "
             "resume it with the same, or give another --out"
         )
-
-
-def read_study(store: Store) -> StudyInfo:
-    """What the study is of. Raises `NotFoundError` where there is none, `InputError` where it cannot be understood."""
-    try:
-        return StudyInfo(**json.loads(store.get(STUDY)))
-    except NotFoundError as error:
-        raise NotFoundError(f"{store.uri(STUDY)} does not exist: there is no study there") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{store.uri(STUDY)} is not a study of this version of rayscan: {error}") from error
 
 
 def read_trials(store: Store) -> list[TrialRecord]:

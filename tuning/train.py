@@ -14,7 +14,7 @@ from models.films import Films
 from models.losses import cross_entropy
 from models.machine import choose_device
 from models.spec import ModelSpec, Scalar
-from models.zoo import build, layer_groups
+from models.zoo import build, entry, layer_groups
 from pipelines.bundles import cache_folder
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
@@ -23,7 +23,7 @@ from pipelines.storage import open_store
 from tuning.head_settings import HeadSettings
 from tuning.loop import EpochReport, Fitted, fit
 from tuning.promote import calibrated, promote, scorer
-from tuning.recipe import Recipe, require_weights
+from tuning.recipe import Recipe, require_weights, spec_of
 from tuning.selection import TOP, Score, most_robust
 from tuning.start import fit_installed_head, pretrained_start, seeded_network
 
@@ -69,8 +69,9 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
     size above the data set's, or weights that are needed and not named.
     """
     started = time.perf_counter()
-    open_store(out).require_writable()
+    entry(recipe.model)  # refuses names the zoo does not know
     require_weights(recipe)
+    open_store(out).require_writable()
     info = read_dataset_info(dataset)
     films, val = (relabelled(load_films(dataset, split), recipe.classes) for split in ("train", "val"))
     trained = fit_recipe(recipe, info, dataset, films, val)
@@ -153,20 +154,6 @@ def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
 
 def _recorded(recipe: Recipe) -> dict[str, object]:
     return {key: value for key, value in asdict(recipe).items() if key != "training"}  # which is recorded anyway
-
-
-def spec_of(recipe: Recipe, info: DatasetInfo, dataset: str) -> ModelSpec:
-    """The model of a recipe on the films of a data set. Raises `InputError` for a size above theirs."""
-    size = recipe.size if recipe.size is not None else info.size
-    if size > info.size:
-        raise InputError(
-            f"{dataset}: holds films of {info.size} pixels, the model wants {size}; prepare it again with --size"
-            f" {size}, or train with --size {info.size}"
-        )
-    preprocessing = replace(info.preprocessing, size=size, decoded_size=info.size, normalise=recipe.normalise)
-    return ModelSpec(
-        name=recipe.model, parameters=recipe.parameters, classes=recipe.classes, preprocessing=preprocessing
-    )
 
 
 def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Fitted:

@@ -22,7 +22,8 @@ from pipelines.storage import Store
 from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, TrainSettings
 from tuning.optimism import Optimism
 from tuning.promote import promote
-from tuning.selection import TOP, Score, Select, most_robust
+from tuning.selection import TOP, Score, most_robust
+from tuning.selects import Select
 from tuning.space import to_spec_and_settings
 from tuning.study import (
     BEST,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import output
+from cluster import output, preflight
 from cluster.locations import labels_location, location
 from cluster.options import Address, Config, Json, given
 
@@ -25,6 +25,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run the whole line on generated films: archive, catalogue, data set, search, scores, query."""
+    preflight.check_demo(out)
     from cluster.demo import run_demo
 
     output.show(run_demo(out), as_json=json)
@@ -54,12 +55,17 @@ def catalog(
     json: Json = False,
 ) -> None:
     """List an archive: what is there, its labels, and a split that keeps each patient on one side."""
-    from pipelines.ingest.catalog import CatalogSettings, build_catalog
+    from pipelines.ingest.catalog_info import CatalogSettings
 
     settings = CatalogSettings(
         inspect=inspect,
         **given(labels=labels, val_fraction=val_fraction, test_fraction=test_fraction, site=site, seed=seed),
     )
+    preflight.check_labels(labels)
+    preflight.check_archive(archive)
+    preflight.check_place(out)
+    from pipelines.ingest.catalog import build_catalog
+
     output.show(build_catalog(archive, out, settings), as_json=json)
 
 
@@ -72,6 +78,8 @@ def audit(
     json: Json = False,
 ) -> None:
     """Look for what spoils a study: imbalance, copies, patients on two sides, shortcuts, broken files."""
+    preflight.check_page(out)
+    preflight.check_catalog(catalog)
     from pipelines.ingest.audit import audit as run_audit
     from pipelines.ingest.audit import render_audit
     from pipelines.results.report import put_page
@@ -94,11 +102,18 @@ def prepare(
     json: Json = False,
 ) -> None:
     """Decode every labelled film once, to grey levels in Parquet."""
+    from models.spec import Preprocessing
+
+    chosen = given(size=size, decode=decode and decode.value)
+    Preprocessing(**chosen)  # refuses values out of range
+    preflight.check_ray(address)
+    preflight.check_labelled(catalog)
+    preflight.check_place(out)
     from cluster.session import ray_session
     from pipelines.ingest.prepare import PrepareSettings
     from pipelines.ingest.prepare import prepare as run_prepare
 
-    settings = PrepareSettings(**given(size=size, decode=decode and decode.value))
+    settings = PrepareSettings(**chosen)
     with ray_session(address):
         summary = run_prepare(catalog, out, settings)
     output.show(summary, as_json=json)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import output
+from cluster import output, preflight
 from cluster.locations import location
 from cluster.options import Address, Config, JobsAddress, Json
 
@@ -16,6 +16,9 @@ def submit(
     config: Config = None,
 ) -> None:
     """Run a verb on a cluster: streams its log and exits as it does."""
+    from cluster.cli import VERBS  # which imports this module
+
+    preflight.check_verb(command[0], [verb.__name__ for verb in VERBS])
     from cluster.jobs import submit as run_submit
 
     raise typer.Exit(run_submit(command, address, wait=not no_wait))
@@ -23,9 +26,10 @@ def submit(
 
 def jobs(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
     """List what was submitted to a cluster."""
-    from cluster.jobs import list_jobs
+    from cluster.jobs import jobs_address, list_jobs
 
-    output.show(list_jobs(address), as_json=json)
+    found = list_jobs(address)
+    output.show(found if found or json else f"no job was submitted to {jobs_address(address)} yet", as_json=json)
 
 
 def logs(
@@ -36,7 +40,7 @@ def logs(
     """Print a job's log so far."""
     from cluster.jobs import job_logs
 
-    output.write(job_logs(job, address))
+    output.write(job_logs(job, address) or f"{job} has written nothing yet")
 
 
 def stop(
@@ -58,6 +62,9 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check every node: versions, same code, clock, disk, GPU, storage."""
+    if uri is not None:
+        preflight.check_uri(uri)
+    preflight.check_ray(address)
     from cluster.doctor import examine
     from cluster.session import ray_session
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import output
+from cluster import output, preflight
 from cluster.locations import location, study_or_models
 from cluster.options import Address, Config, Json, given
 from cluster.settings import seconds
@@ -61,9 +61,8 @@ def score(
     json: Json = False,
 ) -> None:
     """Score what this model has not scored yet, into Parquet. Run it again to resume, or every night."""
-    from cluster.session import ray_session
-    from pipelines.scoring.runs import ScoreSettings, preview
-    from pipelines.scoring.runs import score as run_score
+    from pipelines.scoring.settings import ScoreSettings
+    from pipelines.scoring.settings import operating_point as choose_point
 
     settings = ScoreSettings(
         report=not no_report,
@@ -77,6 +76,15 @@ def score(
             thumbnails=thumbnails,
         ),
     )
+    preflight.check_ray(address)
+    preflight.check_source(archive)
+    (bundle,) = preflight.check_bundles([model])
+    choose_point(bundle.calibration, operating_point)
+    preflight.check_place(out)
+    from cluster.session import ray_session
+    from pipelines.scoring.runs import preview
+    from pipelines.scoring.runs import score as run_score
+
     if dry_run:
         output.show(preview(archive, model, out, settings, price_per_core_hour=price), as_json=json)
         return
@@ -92,9 +100,13 @@ def compact(
     json: Json = False,
 ) -> None:
     """Merge the small parts of finished runs, per model and month; no row is ever shown twice or lost."""
+    patience = seconds(wait) if wait else 0.0
+    preflight.check_scores(scores, model)
     from pipelines.scoring.compact import compact as run_compact
 
-    output.show(run_compact(scores, model=model, wait=seconds(wait) if wait else 0.0), as_json=json)
+    months = run_compact(scores, model=model, wait=patience)
+    nothing = "nothing to compact: no month has several small parts of finished runs"
+    output.show(months if months or json else nothing, as_json=json)
 
 
 def query(
@@ -107,6 +119,7 @@ def query(
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Ask the scores in SQL."""
+    preflight.check_runs(scores)
     from cluster.answers import print_answer
     from pipelines.results.query import ask
 
@@ -131,6 +144,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw a study, a model or the scores as one self-contained page."""
+    preflight.check_report(subject, out, compare, thumbnails)
     from pipelines.results.report import write_report
 
     output.show({"report": write_report(subject, out, compare=compare, thumbnails=thumbnails)}, as_json=json)

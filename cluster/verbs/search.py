@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import output
+from cluster import output, preflight
 from cluster.locations import location, mirror_location, named_or_file
 from cluster.options import Address, Config, Json, NoFilms, Selection, Weights, given
 from cluster.settings import seconds
@@ -92,9 +92,6 @@ def tune(
     json: Json = False,
 ) -> None:
     """Search architectures and augmentations; the best trial becomes a bundle."""
-    from cluster.session import ray_session
-    from tuning.search import search as run_search
-
     settings = search_settings(
         search=search,
         select=select,
@@ -120,8 +117,15 @@ def tune(
         gpus_per_trial=gpus_per_trial,
         max_concurrent=concurrent,
     )
+    preflight.check_ray(address)
+    preflight.check_search(dataset, out, settings, optuna_storage)
+    from cluster.session import ray_session
+    from tuning.search import search as run_search
+    from tuning.search import searched_space
+
+    searched = searched_space(dataset, settings)  # refuses one that cannot be searched: before Ray starts
     with ray_session(address):
-        summary = run_search(dataset, out, settings, optuna_storage=optuna_storage)
+        summary = run_search(dataset, out, settings, space=searched, optuna_storage=optuna_storage)
     output.show(summary, as_json=json)
 
 

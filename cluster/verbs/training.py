@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import output
+from cluster import output, preflight
 from cluster.locations import location
 from cluster.options import (
     Augment,
@@ -60,8 +60,6 @@ def train(
     json: Json = False,
 ) -> None:
     """Train one model, calibrate it, lock its operating points, and save it as a bundle. Flags win over the recipe."""
-    from tuning.train import train as run_train
-
     found = chosen_recipe(
         recipe=recipe,
         model=model,
@@ -75,6 +73,10 @@ def train(
         augment=augment,
         seed=seed,
     )
+    preflight.check_recipe(found, dataset)
+    preflight.check_place(out)
+    from tuning.train import train as run_train
+
     output.show(run_train(dataset, out, found, show_films=not no_films), as_json=json)
 
 
@@ -101,8 +103,6 @@ def crossvalidate(
     json: Json = False,
 ) -> None:
     """Judge a recipe on patients held out, fold by fold, and on films made otherwise, before a model is made by it."""
-    from tuning.crossvalidate import crossvalidate as run_crossvalidate
-
     found = chosen_recipe(
         recipe=recipe,
         model=model,
@@ -116,6 +116,13 @@ def crossvalidate(
         augment=augment,
         seed=seed,
     )
+    from tuning.fold_count import FOLDS, check_folds
+
+    check_folds(FOLDS if folds is None else folds)
+    preflight.check_page(out)
+    preflight.check_recipe(found, dataset)
+    from tuning.crossvalidate import crossvalidate as run_crossvalidate
+
     result = run_crossvalidate(dataset, found, report=out, **given(folds=folds))
     output.show(result if json else result.in_short(), as_json=json)
 
@@ -146,6 +153,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Judge a model on one split: AUC, accuracy, sensitivity, specificity, with 95 % intervals."""
+    preflight.check_page(out)
+    preflight.check_evaluation([bundle, *(against or ())], dataset, split.value)
     from pipelines.evaluate import compare
     from pipelines.evaluate import evaluate as run_evaluate
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import CATALOG
-from pipelines.errors import InputError, NotFoundError, ScanError
+from pipelines.errors import InputError, ScanError
+from pipelines.ingest.catalog_info import MANIFEST, CatalogSettings, catalog_parts, is_catalog
 from pipelines.ingest.decode import read_header
 from pipelines.ingest.fetch import fetch
 from pipelines.ingest.labels import Label, label_from_path, labels_from_csv
@@ -31,37 +32,22 @@ from pipelines.ingest.split import assign_splits
 from pipelines.progress import progress
 from pipelines.storage import Store, open_store
 
-MANIFEST = "catalog.json"
+__all__ = [
+    "MANIFEST",
+    "CatalogSettings",
+    "CatalogSummary",
+    "build_catalog",
+    "is_catalog",
+    "read_catalog",
+    "stream_catalog",
+]
+
 ROWS_PER_PART = 500_000
 ROWS_PER_TABLE = 65_536
 INSPECT_THREADS = 16
 DEFAULT_TEST_FRACTION = 0.15
 
 log = logging.getLogger("rayscan")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CatalogSettings:
-    """How to make a catalogue."""
-
-    labels: str | None = None
-    """`path`, or the path or URI of a CSV file; None for an archive without labels."""
-    inspect: bool = False
-    """Read every file: header, tags, hash of the content."""
-    val_fraction: float = 0.15
-    """Share of the films, where there are labels."""
-    test_fraction: float | None = None
-    """None: 0 where the archive has its own train, val or test folders, else 0.15."""
-    site: str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        test = self.test_fraction or 0.0
-        if not (0 <= self.val_fraction < 1 and 0 <= test < 1 and self.val_fraction + test < 1):
-            raise InputError(
-                f"val fraction {self.val_fraction} and test fraction {test} must leave films to train on:"
-                " give shares from 0 up to 1 whose sum is below 1"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,34 +100,20 @@ def _nothing_in(listing: Listing) -> InputError:
     return InputError(f"{listing.store.root}: no scans here ({listing.ignored} other files); check the path")
 
 
-def is_catalog(uri: str) -> bool:
-    """Whether a catalogue lies at this URI."""
-    store = open_store(uri)
-    return not (store.is_local and not store.path.is_dir()) and store.exists(MANIFEST)
-
-
 def read_catalog(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of a catalogue, contracts.CATALOG. Raises `InputError` when there is none."""
     store = open_store(uri)
-    tables = [pq.read_table(pa.BufferReader(store.get(part)), columns=columns) for part in _parts(store)]
+    tables = [pq.read_table(pa.BufferReader(store.get(part)), columns=columns) for part in catalog_parts(store)]
     return pa.concat_tables(tables)
 
 
 def stream_catalog(uri: str, columns: list[str]) -> Iterator[pa.Table]:
     """The same rows in tables of ROWS_PER_TABLE, so that no more than one part stands in memory."""
     store = open_store(uri)
-    for part in _parts(store):
+    for part in catalog_parts(store):
         with pq.ParquetFile(pa.BufferReader(store.get(part))) as file:
             for batch in file.iter_batches(batch_size=ROWS_PER_TABLE, columns=columns):
                 yield pa.Table.from_batches([batch]).select(columns)
-
-
-def _parts(store: Store) -> list[str]:
-    try:
-        parts: list[str] = json.loads(store.get(MANIFEST))["parts"]
-    except (NotFoundError, ValueError, KeyError) as error:
-        raise InputError(f"{store.root}: no catalogue here; make one with `rayscan catalog`") from error
-    return parts
 
 
 def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[str, Label]:

@@ -4,12 +4,8 @@ DATASET/<token>-00000.parquet   rows of contracts.dataset_schema
 DATASET/dataset.json            written last: size, preprocessing, counts, fingerprint, parts
 """
 
-import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.films import Films
-from models.spec import Preprocessing
 from pipelines.contracts import LABELS
-from pipelines.errors import InputError, NotFoundError
+from pipelines.errors import InputError
+from pipelines.ingest.dataset_info import MANIFEST, DatasetInfo, check_fits, read_dataset_info, require_split
 from pipelines.storage import Store, open_store
 
-MANIFEST = "dataset.json"
+__all__ = ["MANIFEST", "DatasetInfo", "check_fits", "load_films", "read_dataset_info"]
+
 READ_THREADS = 8
 _ROWS = ["scan_id", "label", "subtype", "patient_key"]
 _GROUPS = ["site", "view", "width"]
@@ -34,48 +31,6 @@ _WIDTHS = (0, 800, 1200, 1600, 2000)
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetInfo:
-    """What dataset.json says."""
-
-    size: int
-    """Side of the square films in pixels."""
-    preprocessing: Preprocessing
-    fingerprint: str
-    """Hash of scan ids (URI and etag of each file), labels, splits and preprocessing."""
-    counts: Mapping[str, Mapping[str, int]]
-    """Split -> label -> films."""
-    parts: Mapping[str, tuple[str, ...]]
-    """Split -> names of its parts; in this order they hold the films in the order of their scan ids."""
-
-
-def read_dataset_info(uri: str) -> DatasetInfo:
-    """Read dataset.json. Raises `InputError` when there is no data set."""
-    store = open_store(uri)
-    try:
-        value: dict[str, Any] = json.loads(store.get(MANIFEST))
-        return DatasetInfo(
-            size=value["size"],
-            preprocessing=Preprocessing(**value["preprocessing"]),
-            fingerprint=value["fingerprint"],
-            counts=value["counts"],
-            parts={split: tuple(names) for split, names in value["parts"].items()},
-        )
-    except (NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{store.root}: no data set here; make one with `rayscan prepare`") from error
-
-
-def check_fits(wanted: Preprocessing, info: DatasetInfo, dataset: str) -> None:
-    """Raise `InputError` unless the films of the data set named `dataset` are what a model takes."""
-    have = info.preprocessing
-    if (wanted.film_size, wanted.decode) != (have.film_size, have.decode):
-        raise InputError(
-            f"{dataset} holds films of {have.film_size} pixels decoded by {have.decode}, the model takes"
-            f" {wanted.film_size} by {wanted.decode}; prepare the data set again with --size {wanted.film_size}"
-            f" --decode {wanted.decode}"
-        )
-
-
 def load_films(uri: str, split: str) -> Films:
     """The films of one split, in the order of their scan ids.
 
@@ -83,9 +38,8 @@ def load_films(uri: str, split: str) -> Films:
     """
     info = read_dataset_info(uri)
     store = open_store(uri)
-    if not (parts := info.parts.get(split)):
-        have = ", ".join(name for name, films in info.counts.items() if films) or "none"
-        raise InputError(f"{store.root}: no films in split {split!r}; it has {have}")
+    require_split(info, split, store.root)
+    parts = info.parts[split]
     pixels = np.empty((sum(info.counts[split].values()), info.size, info.size), dtype=np.uint8)
     tables: list[pa.Table] = []
     start = 0

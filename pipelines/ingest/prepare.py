@@ -27,6 +27,7 @@ from models.spec import Decode, Preprocessing
 from pipelines.contracts import LABELS, SPLITS, Reason, dataset_schema
 from pipelines.errors import InputError, ScanError, StorageError
 from pipelines.ingest.catalog import read_catalog
+from pipelines.ingest.catalog_info import no_labels
 from pipelines.ingest.dataset import MANIFEST, read_dataset_info
 from pipelines.ingest.decode import Scan, decode
 from pipelines.ingest.fetch import fetch
@@ -183,7 +184,7 @@ def _labelled(catalog: str) -> pa.Table:
     table = read_catalog(catalog, columns=[*_COLUMNS, "etag"])
     table = table.filter(pc.is_in(table["split"], pa.array(SPLITS)))
     if table.num_rows == 0:
-        raise InputError(f"{catalog}: no labelled films; make the catalogue with --labels path or --labels FILE.csv")
+        raise no_labels(catalog)
     return table.sort_by("scan_id")
 
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError
+from pipelines.results.kinds import is_scores, no_run
 from pipelines.results.parts import (
     PartVanishedError,
     fetch_parts,
@@ -102,14 +103,6 @@ def ask(uri: str, sql: str | None = None) -> pa.Table:
         raise InputError(f"the question cannot be answered: {error}") from error
 
 
-def is_scores(uri: str) -> bool:
-    """Whether scores lie at this URI."""
-    store = open_store(uri)
-    if store.is_local and not (store.path / "runs").is_dir():
-        return False
-    return any(chunk for chunk in store.list("runs"))
-
-
 def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path]) -> None:
     """Create the view `scores` over these parts; with none, an empty one. Raises `InputError` for a spoilt part.
 
@@ -140,7 +133,7 @@ def _open(store: Store) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
     objects = list_scores(store)
     records = run_records(store, (info.key for info in objects))
     if not records:
-        raise InputError(f"{store.root}: no run was recorded here; score into it first, or check the path")
+        raise no_run(store)
     live = live_parts(store, objects)
     parts = fetch_parts(store, live)
     connection = duckdb.connect()

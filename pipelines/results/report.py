@@ -6,13 +6,12 @@ The pages themselves stand in `pipelines/results/pages/`, one module each.
 from models.bundle import WEIGHTS
 from models.card import Since, render_card
 from pipelines.bundles import evaluations, fetch_bundle
-from pipelines.errors import InputError
+from pipelines.results.kinds import compared_models, page_place, reported_kind
 from pipelines.results.pages.agreement import agreement_page
 from pipelines.results.pages.evaluation import evaluation_page
 from pipelines.results.pages.night import night_page
 from pipelines.results.pages.study import study_page
-from pipelines.results.query import is_scores
-from pipelines.storage import Store, open_store
+from pipelines.storage import open_store
 
 __all__ = ["agreement_page", "evaluation_page", "put_page", "write_report"]
 
@@ -33,39 +32,19 @@ def put_page(html: str, out: str) -> str:
 
     Raises `InputError` when `out` names a folder or a bucket instead of a file.
     """
-    target = open_store(out)
-    folder, _, name = target.root.rpartition("/")
-    if out.endswith("/") or folder.endswith(":/") or (target.is_local and target.path.is_dir()):
-        raise InputError(f"{out}: a report is one file; name it, as in {out.rstrip('/')}/report.html")
-    store = Store(folder)
+    store, name = page_place(out)
     store.put(name, html.encode())
     return store.uri(name)
 
 
 def _page(uri: str, compare: str | None, thumbnails: int) -> str:
     store = open_store(uri)
-    kind = "study" if store.exists("study.json") else "bundle" if store.exists("bundle.json") else None
-    if kind is not None:
-        if thumbnails:
-            raise InputError(f"{store.root} is a {kind}; thumbnails can be had of scores only")
-        if kind == "study":
-            return study_page(uri, compare)
-        if compare is not None:
-            raise InputError(f"{store.root} is a bundle; to compare models use rayscan evaluate --against")
+    kind = reported_kind(store, compare, thumbnails)
+    if kind == "study":
+        return study_page(uri, compare)
+    if kind == "bundle":
         return _model_page(uri)
-    if not is_scores(uri):
-        raise InputError(
-            f"{store.root}: nothing to report on; looked for study.json (a study), bundle.json (a model) and"
-            " runs/ (scores)"
-        )
-    if compare is None:
-        return night_page(uri, thumbnails)
-    models = [name.strip() for name in compare.split(",")]
-    if len(models) != 2:
-        raise InputError(f"--compare takes two model ids, as in --compare A,B; got {compare!r}")
-    if thumbnails:
-        raise InputError("thumbnails belong to the night report; leave out either them or the comparison")
-    return agreement_page(uri, *models)
+    return night_page(uri, thumbnails) if compare is None else agreement_page(uri, *compared_models(compare))
 
 
 def _model_page(uri: str) -> str:

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError, NotFoundError, StorageError
+from pipelines.results.kinds import check_models, require_any
 from pipelines.results.parts import (
     FETCH_THREADS,
     REPLACES,
@@ -43,7 +44,7 @@ from pipelines.results.parts import (
     replaced,
     spoilt_part,
 )
-from pipelines.results.query import create_scores_view, is_scores
+from pipelines.results.query import create_scores_view
 from pipelines.scoring.lease import held_lease
 from pipelines.storage import ObjectInfo, Store, open_store
 
@@ -98,13 +99,12 @@ def compact(uri: str, *, model: str | None = None, wait: float = 0.0) -> list[Co
     """
     store = open_store(uri)
     names = {info.key.split("/")[1] for info in list_scores(store, "scores") if is_part(info.key)}
-    if not names and not is_scores(uri):
-        raise InputError(f"{store.root}: no scores here; check the path")
-    models = sorted(name.removeprefix("model=") for name in names)
-    if model is not None and model not in models:
-        raise InputError(f"{store.root}: no model {model!r} has scored here; there are {', '.join(models) or 'none'}")
+    if not names:
+        require_any(store)
+    models = {name.removeprefix("model=") for name in names}
+    check_models(store, models, model)
     months = []
-    for name in models if model is None else [model]:
+    for name in sorted(models) if model is None else [model]:
         with held_lease(store, name, wait=wait):
             months += compact_store(store, model=name)
     return months

@@ -20,12 +20,10 @@ from importlib.metadata import version
 from typing import Any
 
 from models.bundle import Bundle
-from models.machine import PRECISIONS, Precision
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
-from pipelines.errors import AccessError, IncompleteError, InputError, NotFoundError, RayscanError, StorageError
+from pipelines.errors import AccessError, IncompleteError, NotFoundError, RayscanError, StorageError
 from pipelines.progress import progress
-from pipelines.results.pages.worklist import check_thumbnails
 from pipelines.scoring.attempts import forget_attempts, lost_workers
 from pipelines.scoring.drift import DriftTally, worst_level
 from pipelines.scoring.layout import Layout, choose_layout
@@ -35,10 +33,13 @@ from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.record import RunRecord, earlier_records, write_record
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
+from pipelines.scoring.settings import ScoreSettings, operating_point
 from pipelines.scoring.sink import written_shards
 from pipelines.shards import Stage, cluster_size, run_shards
 from pipelines.storage import Store, open_store
 from pipelines.tally import Reporter, counting
+
+__all__ = ["OpenSession", "ScoreSettings", "preview", "score"]
 
 log = logging.getLogger("rayscan")
 
@@ -48,39 +49,6 @@ _STAGES = ("fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
 _VERSIONED = ("rayscan", "ray", "torch", "openvino", "pillow", "pydicom")
 
 OpenSession = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreSettings:
-    """How to score. The defaults suit an archive of any size."""
-
-    shard_size: int = 256
-    """Scans of one part."""
-    operating_point: str | None = None
-    """Name of the locked threshold that decides `prediction`; None takes the bundle's default."""
-    precision: Precision | None = None
-    """`fp32` scores exactly as the model was judged; None takes the fastest engine that the bundle allows."""
-    max_nights: int = 5
-    """A scan that failed in so many runs is not planned again."""
-    most_actors: int | None = None
-    """On a cluster that grows: ask for up to so many scoring actors."""
-    wait: float = 0.0
-    """Seconds to wait for another run with this model at the same scores."""
-    report: bool = True
-    """Write the night's report beside its record."""
-    thumbnails: int = 0
-    """Films of the worklist that the report shows, the first with the model's map; they are patients' images."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shard_size <= 100_000:
-            raise InputError(f"shard size {self.shard_size} is out of range; choose 1 to 100000 scans")
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise InputError(f"unknown precision {self.precision!r}; choose {' or '.join(PRECISIONS)}")
-        check_thumbnails(self.thumbnails)
-        for name, low in (("max_nights", 1), ("most_actors", 1), ("wait", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InputError(f"{name}={value} is out of range; choose {low} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +84,7 @@ def score(
     over: another run is at work, or the store failed.
     """
     bundle = fetch_bundle(bundle_uri)
-    point = _operating_point(bundle, settings.operating_point)
+    point = operating_point(bundle.calibration, settings.operating_point)
     store = open_store(out)
     conditional = store.has_conditional_put()
     if not conditional:
@@ -164,7 +132,7 @@ def preview(
 ) -> PlanPreview:
     """What `score` would do, how long it would take and cost; nothing is written. Raises `InputError` as `score`."""
     bundle = fetch_bundle(bundle_uri)
-    _operating_point(bundle, settings.operating_point)
+    operating_point(bundle.calibration, settings.operating_point)
     return preview_plan(
         open_store(out),
         source=source,
@@ -185,13 +153,6 @@ def _planned_while_connecting(night: _Night, plan: Callable[[], Plan]) -> Plan:
         if wait([planned], timeout=SHORT_PLAN).not_done:
             night.connect()
         return planned.result()
-
-
-def _operating_point(bundle: Bundle, name: str | None) -> str:
-    points = bundle.calibration.operating_points
-    if name is not None and name not in points:
-        raise InputError(f"the model has no operating point {name!r}; choose from {', '.join(sorted(points))}")
-    return name or bundle.calibration.default
 
 
 def _run(night: _Night, plan: Plan) -> RunRecord:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipelines.contracts import PLAN, SCORES
 from pipelines.errors import InputError, RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
+from pipelines.ingest.catalog_info import no_scans
 from pipelines.ingest.listing import list_archive
 from pipelines.results.parts import PartVanishedError, list_scores, local_parts, spoilt_part
 from pipelines.results.query import create_scores_view
@@ -113,7 +114,7 @@ def with_stale(
             _refuse_spoilt(parts, error)
             raise
         if not listing.rows:  # an S3 prefix with a typo lists nothing, too: that night must not pass for a quiet one
-            raise InputError(f"{open_store(source).root}: no scans here; check the path")
+            raise no_scans(open_store(source))
         return result
     raise PartVanishedError(f"{store.root}: the parts were replaced again and again while they were read; run again")
 

@@ -75,33 +75,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["catalog", "/nowhere/at/all", "--out", "/tmp/never"], "/nowhere/at/all"),
-        (["prepare", "/nowhere/at/all", "--out", "/tmp/never", "--size", "3"], "size 3 is out of range"),
-        (["train", "/nowhere/at/all", "--out", "/tmp/never", "--model", "cnn"], "no data set here"),
-        (["evaluate", "/nowhere/b", "/nowhere/d", "--split", "val"], "/nowhere/b"),
-        (["query", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["report", "/nowhere/at/all", "--out", "/tmp/never.html"], "/nowhere/at/all"),
-        (["catalog", "gopher://x", "--out", "/tmp/never"], "unknown scheme 'gopher'"),
-        (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--time-budget", "soon"], "'soon' is not a duration"),
-        (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--cpus-per-trial", "0"], "cpus_per_trial is 0"),
-        (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--gpus-per-trial", "1.5"], "gpus_per_trial is 1.5"),
-        (["tune", "/nowhere/at/all", "--out", "/tmp/never", "--concurrent", "0"], "max_concurrent is 0"),
-    ],
-)
-def test_wrong_input_is_one_line_and_exit_2(rayscan_command: str, args: list[str], says: str) -> None:
-    shown = rayscan(rayscan_command, *args)
-    assert shown.returncode == 2
-    assert shown.stdout == ""
-    complaint = [line for line in shown.stderr.splitlines() if line.startswith("rayscan: ")]
-    assert len(complaint) == 1
-    assert says in complaint[0]
-    assert "Traceback" not in shown.stderr
-
-
-@pytest.mark.parametrize("args", [["catalog"], ["nonsense"], ["query", "x", "--format", "xml"]])
+@pytest.mark.parametrize("args", [["catalog"], ["nonsense"]])
 def test_wrong_usage_is_exit_2(rayscan_command: str, args: list[str]) -> None:
     shown = rayscan(rayscan_command, *args)
     assert shown.returncode == 2

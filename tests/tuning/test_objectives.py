@@ -52,7 +52,10 @@ def test_the_objective_of_the_films_comes_first() -> None:
     found = parse_objective("sensitivity@specificity=0.5").judge
     assert found is not None
     assert found(np.array([0, 0, 1]), np.array([0.1, 0.6, 0.5])) == 1.0
-    assert parse_objective("auc").judge is auc
+    judge = parse_objective("auc").judge
+    assert judge is not None
+    labels, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.5, 0.9], dtype=np.float32)
+    assert judge(labels, score) == auc(labels, score) == 0.75
 
 
 @pytest.mark.parametrize(

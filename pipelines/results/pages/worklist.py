@@ -15,12 +15,14 @@ import duckdb
 from models.pages.page import data_uri
 from models.spec import Preprocessing
 from pipelines.contracts import LABELS
-from pipelines.errors import InputError, ScanError
+from pipelines.errors import ScanError
 from pipelines.ingest.decode import decode
 from pipelines.ingest.fetch import fetch
+from pipelines.results.kinds import check_thumbnails
+
+__all__ = ["Film", "check_thumbnails", "with_thumbnails", "worklist"]
 
 LENGTH: Final = 25
-MOST_THUMBNAILS: Final = 100
 SIDE: Final = 160
 """Pixels."""
 _THREADS: Final = 4
@@ -43,12 +45,6 @@ class Film:
     """The same with the model's map over it."""
     unseen: str | None = None
     """Why there is no thumbnail although one was asked for: a `contracts.Reason`."""
-
-
-def check_thumbnails(number: int) -> None:
-    """Raise `InputError` for a number of thumbnails that no page takes."""
-    if not 0 <= number <= MOST_THUMBNAILS:
-        raise InputError(f"{number} thumbnails are out of range; choose 0 to {MOST_THUMBNAILS}")
 
 
 def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> list[Film]:

@@ -1,0 +1,225 @@
+"""What can be told before work begins: each verb asks here first, the cheapest question first.
+
+Ray takes ten seconds to start and torch two to import; a path that is misspelt should cost neither. So nothing heavy is
+imported here, and a remote store is asked once or twice. The checks are those of the rooms behind the verbs, which make
+them again when they get there: meanwhile a file may have gone.
+
+All raise `InputError` or one below it, with what is wrong and how to mend it.
+"""
+
+import difflib
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from pipelines.errors import InputError
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from pipelines.ingest.dataset_info import DatasetInfo
+    from tuning.recipe import Recipe
+    from tuning.search_settings import SearchSettings
+
+KNOCK_SECONDS: Final = 5
+_DEMO_MARKER: Final = ".rayscan-demo"  # as in cluster/demo.py, which imports everything
+
+
+def check_demo(out: str) -> None:
+    """The folder is local, and holds nothing but what an earlier demo made."""
+    from pipelines.storage import open_store
+
+    store = open_store(out)
+    folder = store.path
+    store.require_place()
+    if folder.exists() and any(folder.iterdir()) and not (folder / _DEMO_MARKER).exists():
+        raise InputError(f"{folder} holds files the demo did not make; give --out another folder")
+
+
+def check_archive(uri: str) -> None:
+    """There is a folder or bucket, and something in it."""
+    from pipelines.ingest.catalog_info import no_scans
+    from pipelines.storage import open_store
+
+    store = open_store(uri)
+    if not any(chunk for chunk in store.list()):
+        raise no_scans(store)
+
+
+def check_source(uri: str) -> None:
+    """There is a catalogue or an archive."""
+    from pipelines.ingest.catalog_info import is_catalog
+
+    if not is_catalog(uri):
+        check_archive(uri)
+
+
+def check_labels(labels: str | None) -> None:
+    """A CSV file of labels is there."""
+    from pipelines.storage import require_file
+
+    if labels not in {None, "path"}:
+        require_file(str(labels), "file of labels")
+
+
+def check_catalog(uri: str) -> None:
+    """There is a catalogue."""
+    from pipelines.ingest.catalog_info import catalog_parts
+    from pipelines.storage import open_store
+
+    catalog_parts(open_store(uri))
+
+
+def check_labelled(uri: str) -> None:
+    """There is a catalogue, and its films have labels."""
+    from pipelines.ingest.catalog_info import require_labels
+
+    require_labels(uri)
+
+
+def check_place(uri: str) -> None:
+    """Something can be written there."""
+    from pipelines.storage import open_store
+
+    open_store(uri).require_place()
+
+
+def check_uri(uri: str) -> None:
+    """It is the URI of a store that rayscan knows."""
+    from pipelines.storage import open_store
+
+    open_store(uri)
+
+
+def check_page(out: str | None) -> None:
+    """A page can be written there, if one is wanted."""
+    from pipelines.results.kinds import page_place
+
+    if out is not None:
+        page_place(out)[0].require_place()
+
+
+def check_dataset(uri: str, splits: Iterable[str]) -> "DatasetInfo":
+    """There is a data set with films in these splits."""
+    from pipelines.ingest.dataset_info import read_dataset_info, require_split
+    from pipelines.storage import open_store
+
+    info = read_dataset_info(uri)
+    for split in splits:
+        require_split(info, split, open_store(uri).root)
+    return info
+
+
+def check_weights(weights: str | None) -> None:
+    """A file of weights is there."""
+    from pipelines.storage import require_file
+    from tuning.toml_files import HUB
+
+    if weights not in {None, HUB}:
+        require_file(str(weights), "file of weights")
+
+
+def check_recipe(recipe: "Recipe", dataset: str) -> None:
+    """The data set has what the recipe is to learn from, and the weights it starts from are there."""
+    from tuning.recipe import require_weights, spec_of
+
+    require_weights(recipe)
+    check_weights(recipe.weights)
+    spec_of(recipe, check_dataset(dataset, ("train", "val")), dataset)
+
+
+def check_bundles(uris: Sequence[str]) -> "list[Bundle]":
+    """There are whole bundles; remote ones are in the local cache from then on."""
+    from pipelines.bundles import fetch_bundle
+
+    return [fetch_bundle(uri) for uri in uris]
+
+
+def check_evaluation(bundles: Sequence[str], dataset: str, split: str) -> None:
+    """There are bundles, and a data set whose split has films such as they take."""
+    from pipelines.ingest.dataset_info import check_fits
+
+    found = check_bundles(bundles)
+    info = check_dataset(dataset, (split,))
+    for bundle in found:
+        check_fits(bundle.spec.preprocessing, info, dataset)
+
+
+def check_search(dataset: str, out: str, settings: "SearchSettings", optuna_storage: str | None) -> None:
+    """There are films to search on, what the search starts from, and room for the study, or the one to go on with."""
+    from dataclasses import asdict
+
+    from pipelines.storage import open_store
+    from tuning.mirror_place import check_storage
+    from tuning.study_info import check_goes_on, read_study, require_free
+    from tuning.toml_files import read_toml
+
+    if optuna_storage is not None:
+        check_storage(optuna_storage)
+    if settings.space is not None:
+        read_toml("space", settings.space)
+    check_weights(settings.weights)
+    info = check_dataset(dataset, ("train", "val"))
+    if settings.warm_start is not None:
+        read_study(open_store(settings.warm_start))
+    store = open_store(out)
+    store.require_place()
+    if settings.resume:
+        study = read_study(store)
+        check_goes_on(store, study, dataset=dataset, fingerprint=info.fingerprint, settings=asdict(settings))
+    else:
+        require_free(store)
+
+
+def check_runs(uri: str) -> None:
+    """A run was recorded there."""
+    from pipelines.results.kinds import require_runs
+
+    require_runs(uri)
+
+
+def check_scores(uri: str, model: str | None) -> None:
+    """There are scores, of this model if one is named."""
+    from pipelines.results.kinds import require_scores
+
+    require_scores(uri, model)
+
+
+def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -> None:
+    """There is something to report on, of which this can be had, and the page can be written."""
+    from pipelines.results.kinds import check_thumbnails, reported_kind
+    from pipelines.storage import open_store
+    from tuning.study_info import read_study
+
+    check_thumbnails(thumbnails)
+    check_page(out)
+    if reported_kind(open_store(subject), compare, thumbnails) == "study" and compare is not None:
+        read_study(open_store(compare))
+
+
+def check_ray(address: str | None) -> None:
+    """Somebody listens at the address of the cluster, where one is named."""
+    from cluster.session import _check_address
+
+    _check_address(address or os.environ.get("RAY_ADDRESS") or "local", None)
+
+
+def check_verb(name: str, known: Iterable[str]) -> None:
+    """The word is a verb of rayscan."""
+    verbs = list(known)
+    if name not in verbs:
+        near = difflib.get_close_matches(name, verbs, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(verbs)}"
+        raise InputError(f"there is no verb {name!r} to submit; {hint}")
+
+
+def listens(url: str) -> bool:
+    """Whether anybody takes a connection at the host and port of an http:// or https:// URL."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=KNOCK_SECONDS).close()
+    except OSError:
+        return False
+    return True

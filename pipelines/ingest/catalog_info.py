@@ -1,0 +1,72 @@
+"""How a catalogue is made, and what catalog.json says. Imports nothing heavy: what is wrong is told at once."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import InputError, NotFoundError
+from pipelines.storage import Store, open_store
+
+MANIFEST = "catalog.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogSettings:
+    """How to make a catalogue."""
+
+    labels: str | None = None
+    """`path`, or the path or URI of a CSV file; None for an archive without labels."""
+    inspect: bool = False
+    """Read every file: header, tags, hash of the content."""
+    val_fraction: float = 0.15
+    """Share of the films, where there are labels."""
+    test_fraction: float | None = None
+    """None: 0 where the archive has its own train, val or test folders, else 0.15."""
+    site: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        test = self.test_fraction or 0.0
+        if not (0 <= self.val_fraction < 1 and 0 <= test < 1 and self.val_fraction + test < 1):
+            raise InputError(
+                f"val fraction {self.val_fraction} and test fraction {test} must leave films to train on:"
+                " give shares from 0 up to 1 whose sum is below 1"
+            )
+
+
+def is_catalog(uri: str) -> bool:
+    """Whether a catalogue lies at this URI."""
+    store = open_store(uri)
+    return not (store.is_local and not store.path.is_dir()) and store.exists(MANIFEST)
+
+
+def catalog_parts(store: Store) -> list[str]:
+    """Names of the parts of the catalogue at a store. Raises `InputError` when there is none."""
+    parts: list[str] = _manifest(store)["parts"]
+    return parts
+
+
+def require_labels(uri: str) -> None:
+    """Raise `InputError` unless a catalogue with labelled films lies at this URI."""
+    summary = _manifest(open_store(uri)).get("summary")
+    if isinstance(summary, dict) and not summary.get("splits"):
+        raise no_labels(uri)
+
+
+def no_labels(catalog: str) -> InputError:
+    """A catalogue nothing can be learned from."""
+    return InputError(f"{catalog}: no labelled films; make the catalogue with --labels path or --labels FILE.csv")
+
+
+def no_scans(store: Store) -> InputError:
+    """An archive without a file, or a prefix with a typo, which lists nothing either."""
+    return InputError(f"{store.root}: no scans here; check the path")
+
+
+def _manifest(store: Store) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(store.get(MANIFEST))
+        _ = value["parts"]
+    except (NotFoundError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{store.root}: no catalogue here; make one with `rayscan catalog`") from error
+    return value

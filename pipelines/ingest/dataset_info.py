@@ -1,0 +1,61 @@
+"""What dataset.json says of a prepared data set. Imports nothing heavy: what does not fit is told at once."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.spec import Preprocessing
+from pipelines.errors import InputError, NotFoundError
+from pipelines.storage import open_store
+
+MANIFEST = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What dataset.json says."""
+
+    size: int
+    """Side of the square films in pixels."""
+    preprocessing: Preprocessing
+    fingerprint: str
+    """Hash of scan ids (URI and etag of each file), labels, splits and preprocessing."""
+    counts: Mapping[str, Mapping[str, int]]
+    """Split -> label -> films."""
+    parts: Mapping[str, tuple[str, ...]]
+    """Split -> names of its parts; in this order they hold the films in the order of their scan ids."""
+
+
+def read_dataset_info(uri: str) -> DatasetInfo:
+    """Read dataset.json. Raises `InputError` when there is no data set."""
+    store = open_store(uri)
+    try:
+        value: dict[str, Any] = json.loads(store.get(MANIFEST))
+        return DatasetInfo(
+            size=value["size"],
+            preprocessing=Preprocessing(**value["preprocessing"]),
+            fingerprint=value["fingerprint"],
+            counts=value["counts"],
+            parts={split: tuple(names) for split, names in value["parts"].items()},
+        )
+    except (NotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{store.root}: no data set here; make one with `rayscan prepare`") from error
+
+
+def check_fits(wanted: Preprocessing, info: DatasetInfo, dataset: str) -> None:
+    """Raise `InputError` unless the films of the data set named `dataset` are what a model takes."""
+    have = info.preprocessing
+    if (wanted.film_size, wanted.decode) != (have.film_size, have.decode):
+        raise InputError(
+            f"{dataset}: holds films of {have.film_size} pixels decoded by {have.decode}, the model takes"
+            f" {wanted.film_size} by {wanted.decode}; prepare the data set again with --size {wanted.film_size}"
+            f" --decode {wanted.decode}"
+        )
+
+
+def require_split(info: DatasetInfo, split: str, dataset: str) -> None:
+    """Raise `InputError` where the data set named `dataset` has no films in a split."""
+    if not info.parts.get(split):
+        have = ", ".join(name for name, films in info.counts.items() if films) or "none"
+        raise InputError(f"{dataset}: no films in split {split!r}; it has {have}")

@@ -1,0 +1,45 @@
+"""What can be named as the Optuna storage of a mirror. Imports nothing heavy: that is told before Ray starts."""
+
+from typing import Final
+
+from models.errors import InputError
+
+JOURNALS: Final = (".log", ".journal")
+"""How the name of an Optuna journal file ends."""
+DATABASES: Final = ("postgresql", "mysql", "sqlite")
+FORMS: Final = (
+    "give a journal file (NAME.log or NAME.journal), postgresql://USER:PASSWORD@HOST/DATABASE,"
+    " mysql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE"
+)
+
+
+def is_journal(storage: str) -> bool:
+    """Whether this names a journal file."""
+    return "://" not in storage and storage.endswith(JOURNALS)
+
+
+def check_storage(storage: str) -> None:
+    """Raise `InputError` for what is neither a journal file nor the URL of a database that can be used.
+
+    The message has nothing of a text that cannot be read: it may hold a password anywhere.
+    """
+    if is_journal(storage):
+        return
+    scheme, separator, _ = storage.partition("://")
+    if not separator:
+        raise no_url()
+    if storage.count("@") > 1:
+        raise InputError("the Optuna storage's URL has more than one @; write one in a user or password as %40")
+    backend = scheme.partition("+")[0]
+    if backend not in DATABASES:
+        raise no_database(backend) if backend.isalnum() else no_url()
+
+
+def no_url() -> InputError:
+    """A text that cannot be read as a place."""
+    return InputError(f"the Optuna storage is neither a journal file nor a database's URL; {FORMS}")
+
+
+def no_database(backend: str) -> InputError:
+    """A scheme of nothing that a mirror can be in."""
+    return InputError(f"{backend}:// is no Optuna storage that people can look at; {FORMS}")

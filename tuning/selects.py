@@ -1,0 +1,6 @@
+"""The ways in which a study's model, or the combination of a grid, is picked: `tuning/selection.py` picks it."""
+
+from typing import Final, Literal, get_args
+
+Select = Literal["auc", "robust"]
+SELECTS: Final = get_args(Select)
