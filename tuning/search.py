@@ -17,7 +17,6 @@ from ray import tune
 
 from models.errors import InputError
 from models.films import Films
-from models.spec import ModelSpec
 from pipelines.bundles import cache_folder
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
@@ -31,9 +30,8 @@ from tuning.objectives import LATENCY, parse_objectives
 from tuning.probes import best_probes, run_probes
 from tuning.rounds import run_round
 from tuning.search_settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
-from tuning.space import BASELINE, SearchSpace, leaves
-from tuning.space_file import DEFAULT, GRID, space_for
-from tuning.start import seeded_network
+from tuning.search_space import check_space, space_of
+from tuning.space import BASELINE, SearchSpace
 from tuning.study import (
     BEST,
     StudyInfo,
@@ -72,8 +70,8 @@ def search(
     """
     began = time.monotonic()
     films = _read_films(dataset_uri)
-    space = _space_for(settings, films.info) if space is None else space
-    _check(space, settings, films.info)
+    space = space_of(settings, films.info) if space is None else space
+    check_space(space, settings, films.info)
     points = [] if settings.warm_start is None else best_of(settings.warm_start, space, films.info.fingerprint)
     resources, concurrent = _resources(settings)
     dealt = None
@@ -159,36 +157,6 @@ def _read_films(uri: str) -> _FilmsOf:
     uri = open_store(uri).root  # workers stand in another folder
     info = read_dataset_info(uri)
     return _FilmsOf(uri=uri, info=info, train=load_films(uri, "train"), val=load_films(uri, "val"))
-
-
-def searched_space(dataset_uri: str, settings: SearchSettings) -> SearchSpace:
-    """The space that a search with these settings is of, checked as `search` checks it; Ray need not be up.
-
-    Raises `InputError` where it cannot be searched.
-    """
-    info = read_dataset_info(dataset_uri)
-    space = _space_for(settings, info)
-    _check(space, settings, info)
-    return space
-
-
-def _space_for(settings: SearchSettings, info: DatasetInfo) -> SearchSpace:
-    return space_for(
-        info.size,
-        source=settings.space or (GRID if settings.search == "grid" else DEFAULT),
-        families=settings.families,
-        resolutions=settings.resolutions,
-        weights=settings.weights,
-    )
-
-
-def _check(space: SearchSpace, settings: SearchSettings, info: DatasetInfo) -> None:
-    """Raise what keeps the space from being searched now, before anything is written, and not trial by trial."""
-    if settings.search == "grid":
-        leaves(space)  # refuses a space that is not discrete
-    for family in space.families:
-        for weights in space.weights_of(family):  # which must fit their backbone
-            seeded_network(ModelSpec(name=family, preprocessing=info.preprocessing), weights, 0)
 
 
 @contextmanager

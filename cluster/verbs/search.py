@@ -119,11 +119,12 @@ def tune(
     )
     preflight.check_ray(address)
     preflight.check_search(dataset, out, settings, optuna_storage)
+    from tuning.search_space import searched_space
+
+    searched = searched_space(dataset, settings)  # refuses one that cannot be searched, before Ray is imported
     from cluster.session import ray_session
     from tuning.search import search as run_search
-    from tuning.search import searched_space
 
-    searched = searched_space(dataset, settings)  # refuses one that cannot be searched: before Ray starts
     with ray_session(address):
         summary = run_search(dataset, out, settings, space=searched, optuna_storage=optuna_storage)
     output.show(summary, as_json=json)

@@ -23,7 +23,7 @@ QUICK = 1.0
 """CPU-seconds of the whole process, byte code compiled."""
 DUCKDB = 2.0
 """For a question in SQL: only the database can tell what is wrong with it."""
-TORCH = 20.0
+TORCH = 15.0
 """For an architecture: only timm, which needs torch, knows all of them. Four times what it takes alone."""
 
 

@@ -1,0 +1,36 @@
+"""Where a search looks, and whether it can: told before Ray starts, and so without importing it."""
+
+from models.spec import ModelSpec
+from pipelines.ingest.dataset_info import DatasetInfo, read_dataset_info
+from tuning.search_settings import SearchSettings
+from tuning.space import SearchSpace, leaves
+from tuning.space_file import DEFAULT, GRID, space_for
+from tuning.start import seeded_network
+
+
+def searched_space(dataset: str, settings: SearchSettings) -> SearchSpace:
+    """The space that a search of the data set with these settings is of. Raises `InputError` where it cannot be."""
+    info = read_dataset_info(dataset)
+    space = space_of(settings, info)
+    check_space(space, settings, info)
+    return space
+
+
+def space_of(settings: SearchSettings, info: DatasetInfo) -> SearchSpace:
+    """The space that the settings name, for films of the data set's size. Raises `InputError` for what is none."""
+    return space_for(
+        info.size,
+        source=settings.space or (GRID if settings.search == "grid" else DEFAULT),
+        families=settings.families,
+        resolutions=settings.resolutions,
+        weights=settings.weights,
+    )
+
+
+def check_space(space: SearchSpace, settings: SearchSettings, info: DatasetInfo) -> None:
+    """Raise what keeps the space from being searched now, before anything is written, and not trial by trial."""
+    if settings.search == "grid":
+        leaves(space)  # refuses a space that is not discrete
+    for family in space.families:
+        for weights in space.weights_of(family):  # which must fit their backbone
+            seeded_network(ModelSpec(name=family, preprocessing=info.preprocessing), weights, 0)
