@@ -1,4 +1,4 @@
-# What a person types. Needs python3 (3.11 or newer) and make; everything else goes into .venv.
+# What a person types. Needs python3 (3.11, 3.12 or 3.13) and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -28,7 +28,7 @@ clean: ## Remove the environment and what the demo made
 	rm -rf .venv rayscan-demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rayscan needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "rayscan needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@

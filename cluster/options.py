@@ -128,7 +128,7 @@ def verb(app: typer.Typer) -> Callable[[Callable[P, None]], Callable[P, None]]:
                 raise typer.Exit(INTERRUPTED) from error
             except RayscanError as error:
                 _print_traceback(error, debug)
-                output.complain(str(error))
+                output.complain(str(_cause(error)))
                 raise typer.Exit(error.exit_code) from error
             except Exception as error:
                 _print_traceback(error, debug)
@@ -160,12 +160,19 @@ def _fault(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_HOME)] or frames
     place = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
-    cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raised
+    cause = _cause(error)
     said = next(iter(str(cause).strip().splitlines()), "")[:300]
     return (
         f"unexpected {type(cause).__name__}: {said} ({place}); the traceback is in {run_log.write_traceback(error)}"
         " and --debug prints it; please report it"
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised: Ray wraps it, with its traceback as text, once for each task that waited for it."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error
 
 
 def _print_traceback(error: Exception, debug: bool) -> None:

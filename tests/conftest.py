@@ -85,7 +85,7 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rayscan_command() -> str:
     """The installed `rayscan`."""
     command = shutil.which("rayscan", path=str(Path(os.sys.executable).parent))  # type: ignore[attr-defined]

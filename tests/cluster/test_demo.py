@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,31 @@ import pytest
 from cluster import output
 from cluster.demo import MARKER, DemoSummary, _fresh, run_demo
 from pipelines.errors import InputError
+from tests.cluster.test_on_a_terminal import assert_reads_well
+from tests.servers import clean_environment
+from tests.terminal import Shown, on_terminal
 
 FEWEST_FILMS = 50
 """Fewer say nothing about drift, tonight or among those of validation."""
+
+
+SMALL = """
+import sys
+from cluster import output
+from cluster.demo import run_demo
+
+output.set_up_logging()
+made = run_demo(sys.argv[1], patients=160, night_patients=60, trials=2, epochs=2, time_budget_s=120, widths=(96, 144))
+output.show(made, as_json=True)
+"""
+"""What `rayscan demo` does, on fewer films."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
     folder: Path
     summary: DemoSummary
+    terminal: Shown
 
     @property
     def index(self) -> str:
@@ -30,15 +47,21 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAYSCAN_PATIENT_SECRET", "the same patients validate in every run")
-        environment.setenv("RAYSCAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        summary = run_demo(
-            str(folder), patients=160, night_patients=60, trials=2, epochs=2, time_budget_s=120, widths=(96, 144)
-        )
-    return Demo(folder=folder, summary=summary)
+    environment = clean_environment() | {
+        "TERM": "xterm-256color",
+        "RAYSCAN_PATIENT_SECRET": "the same patients validate in every run",
+        "RAYSCAN_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+    shown = on_terminal([sys.executable, "-c", SMALL, str(folder)], env=environment, piped_stdout=True)
+    assert shown.exit_code == 0, shown.text
+    return Demo(folder=folder, summary=DemoSummary(**json.loads(shown.stdout)), terminal=shown)
+
+
+def test_on_a_terminal_it_can_be_read(demo: Demo) -> None:
+    assert_reads_well(demo.terminal, 80)
+    assert "best" in demo.terminal.sent
 
 
 def test_every_link_of_the_index_leads_to_a_page_in_the_folder(demo: Demo) -> None:

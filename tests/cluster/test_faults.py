@@ -43,7 +43,7 @@ def of_a_worker() -> Exception:
     ("raises", "says"),
     [
         (lambda: TypeError("cannot pickle\nmore lines"), "unexpected TypeError: cannot pickle (test_faults.py, line"),
-        (lambda: KeyError(), "unexpected KeyError:  ("),
+        (KeyError, "unexpected KeyError:  ("),
         (of_a_worker, "unexpected ZeroDivisionError: division by zero ("),
     ],
 )
@@ -59,6 +59,19 @@ def test_one_line_and_the_traceback_in_a_file(raises: Callable[[], Exception], s
     assert "in work" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+class WorkerError(InputError):
+    """As Ray makes it of an error that a worker raised: of its class, with a traceback for a message."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("ray::Scoring() (pid=7)\n  File ...\nInputError: films: no such folder")
+        self.cause = cause
+
+
+def test_an_error_of_ours_in_a_worker_is_one_line_too() -> None:
+    result = ran(lambda: WorkerError(WorkerError(InputError("films: no such folder"))))
+    assert (result.exit_code, result.stderr) == (2, "rayscan: films: no such folder\n")
 
 
 @pytest.mark.parametrize("how", ["--debug", "RAYSCAN_DEBUG"])
@@ -89,7 +102,7 @@ def test_wrong_usage_is_still_told_by_typer() -> None:
     result = ran(KeyboardInterrupt, "--films", "many")
     assert result.exit_code == 2
     assert "Usage" in result.stderr
-    assert "many" in result.stderr
+    assert "Invalid value" in result.stderr
 
 
 def test_a_log_that_cannot_be_written_to_the_cache_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
