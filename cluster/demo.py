@@ -19,10 +19,10 @@ from typing import Final
 
 import numpy as np
 
+from cluster import preflight
 from cluster.session import ray_session
 from models.pages.page import data_uri
 from models.spec import DISCLAIMER
-from pipelines.errors import InputError
 from pipelines.evaluate import evaluate
 from pipelines.ingest.audit import audit, render_audit
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
@@ -36,9 +36,6 @@ from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.storage import open_store
 from tuning.search import search
 from tuning.search_settings import SearchSettings
-
-MARKER = ".rayscan-demo"
-"""Stands in a folder the demo made, so that it may empty it the next time, and no other."""
 
 Widths = tuple[int, int]
 
@@ -155,12 +152,11 @@ def run_demo(
 
 
 def _fresh(folder: Path) -> Path:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise InputError(f"{folder} holds files the demo did not make; give --out another folder")
+    preflight.check_demo(str(folder))
+    if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
+    (folder / preflight.DEMO_MARKER).touch()
     return folder
 
 

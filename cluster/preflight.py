@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from tuning.search_settings import SearchSettings
 
 KNOCK_SECONDS: Final = 5
-_DEMO_MARKER: Final = ".rayscan-demo"  # as in cluster/demo.py, which imports everything
+DEMO_MARKER: Final = ".rayscan-demo"
+"""Stands in a folder the demo made, so that it may empty it the next time, and no other."""
 
 
 def check_demo(out: str) -> None:
@@ -33,7 +34,7 @@ def check_demo(out: str) -> None:
     store = open_store(out)
     folder = store.path
     store.require_place()
-    if folder.exists() and any(folder.iterdir()) and not (folder / _DEMO_MARKER).exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / DEMO_MARKER).exists():
         raise InputError(f"{folder} holds files the demo did not make; give --out another folder")
 
 
@@ -200,9 +201,9 @@ def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -
 
 def check_ray(address: str | None) -> None:
     """Somebody listens at the address of the cluster, where one is named."""
-    from cluster.session import _check_address
+    from cluster.session import check_address
 
-    _check_address(address or os.environ.get("RAY_ADDRESS") or "local", None)
+    check_address(address or os.environ.get("RAY_ADDRESS") or "local")
 
 
 def check_verb(name: str, known: Iterable[str]) -> None:

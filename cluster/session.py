@@ -69,7 +69,7 @@ def ray_session(
     or another package shadows one of ours.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_address(address, cpus)
+    check_address(address, cpus)
     folders = source.package_folders()
     source.check_packages(folders)
     for name, value in _ENVIRONMENT.items():
@@ -114,7 +114,8 @@ def use_token() -> bool:
     return maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
-def _check_address(address: str, cpus: int | None) -> None:
+def check_address(address: str, cpus: int | None = None) -> None:
+    """Raise `InputError` unless this is "local", "auto" or host:port of somebody who listens."""
     if address.startswith(("http://", "https://")):
         raise InputError(
             f"{address} is a cluster's Jobs API: run it there with `rayscan submit --address {address} -- VERB …`, "

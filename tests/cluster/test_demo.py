@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster import output
-from cluster.demo import MARKER, DemoSummary, _fresh, run_demo
+from cluster.demo import DemoSummary, _fresh, run_demo
+from cluster.preflight import DEMO_MARKER
 from pipelines.errors import InputError
 from tests.cluster.test_on_a_terminal import assert_reads_well
 from tests.servers import clean_environment
@@ -115,10 +116,10 @@ def test_the_index_is_the_last_thing_a_person_reads(demo: Demo, capsys: pytest.C
 
 
 def test_a_rerun_empties_a_folder_that_a_demo_made(tmp_path: Path) -> None:
-    (tmp_path / MARKER).touch()
+    (tmp_path / DEMO_MARKER).touch()
     (tmp_path / "night").mkdir()
     (tmp_path / "night" / "film.jpeg").touch()
-    assert [path.name for path in _fresh(tmp_path).iterdir()] == [MARKER]
+    assert [path.name for path in _fresh(tmp_path).iterdir()] == [DEMO_MARKER]
 
 
 def test_a_folder_with_strange_files_is_refused_and_left_alone(tmp_path: Path) -> None:
