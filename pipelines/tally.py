@@ -100,10 +100,13 @@ class Count:
 
 @contextmanager
 def counting(advance: Advance) -> Iterator[Count]:
-    """Count scans as they are read while the block runs; Ray is initialised already."""
+    """Count scans as they are read while the block runs; where Ray is not initialised, by whole shards."""
     import ray  # noqa: PLC0415 (what uses this is imported without Ray, too)
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
+    if not ray.is_initialized():  # asked for an actor, Ray would start itself, and not as `cluster/session.py` does
+        yield Count(advance, SILENT)
+        return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     tally: Any = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=here).remote()
     count = Count(advance, Reporter(tally))
