@@ -7,10 +7,11 @@ BIN := .venv/bin
 demo: .venv/.installed ## The whole job on generated films: archive -> catalogue -> data set -> search -> scores -> query
 	$(BIN)/rayscan demo --out rayscan-demo
 
-# Two processes: after a thousand tests in one, with the servers, Rays and graphs they left in it, the last ones crashed.
+# Two runs: after a thousand tests in one process, with the servers, Rays and graphs they left in it, the last ones
+# crashed. Each in two processes, a file of tests in one of them: much of a test is waiting for servers and for Ray.
 test: lint ## Everything that must hold, in under 15 minutes on 2 cores
-	$(BIN)/python -m pytest tests/models tests/pipelines tests/tuning
-	$(BIN)/python -m pytest tests/cluster tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/models tests/pipelines tests/tuning
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster tests/integration
 
 lint: .venv/.installed-dev ## Style, types and layers
 	$(BIN)/ruff check

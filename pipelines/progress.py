@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PLAIN_SECONDS = 10
+ROOMY = 60
+"""Columns from which on a terminal has room for the time beside the bar."""
 
 log = logging.getLogger("rayscan")
 
@@ -70,22 +72,23 @@ def _rich_bar(console: "Console", what: str, total: int, unit: str) -> Iterator[
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
     from rich.table import Column  # noqa: PLC0415
 
-    columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=2), markup=False),
-        BarColumn(bar_width=None, table_column=Column(ratio=3)),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TextColumn(unit, table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-    )
+    def text(words: str) -> TextColumn:
+        return TextColumn(words, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+
+    columns: list[ProgressColumn] = [text(what), BarColumn(bar_width=None, table_column=Column(ratio=1))]
+    columns.append(MofNCompleteColumn(table_column=Column(no_wrap=True)))
+    if console.width >= ROOMY:
+        elapsed, remaining = TimeElapsedColumn(), TimeRemainingColumn(compact=True)
+        columns += [text(unit), elapsed, remaining]
     with Progress(*columns, console=console, expand=True, redirect_stdout=False) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task("", total=total)
         yield lambda done: bar.advance(task, done)
 
 

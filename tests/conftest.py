@@ -11,6 +11,8 @@ from pipelines import storage
 from tests.servers import S3Server, moto_server, rclone_server
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Before torch is imported: threads of two test processes that spin while they wait take the cores from each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)

@@ -233,7 +233,7 @@ def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _W
     # All shards of a plan are as large as the first, but for the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     shards = [{"shard": shard} for shard in todo]
-    with progress(f"score {plan.run_id}", scans) as advance, counting(advance) as count:
+    with progress("score", scans) as advance, counting(advance) as count:
         stages = _stages(night, plan, layout, count.reporter)
         with closing(run_shards(f"score-{plan.run_id}", shards, *stages)) as summaries:
             for summary in summaries:
