@@ -21,6 +21,8 @@ from tests.nights import make_night
 from tests.servers import clean_environment
 from tests.terminal import Shown, on_terminal
 from tests.tuning.films import write_dataset
+from tuning.study import read_trials
+from tuning.study_info import read_study
 
 SMALL, LARGE = (80, 24), (140, 50)
 NATIVE = re.compile(r"\w+\.cc:\d+")
@@ -126,34 +128,27 @@ def test_without_colours(rayscan_command: str, environment: Mapping[str, str], p
     assert not re.search(r"\x1b\[[\d;]*3\dm", shown.sent)
 
 
-def test_a_whole_search_at_140_columns(rayscan_command: str, environment: Mapping[str, str], place: Path) -> None:
-    pretrained = ("--family", BACKBONE, "--weights", "weights.safetensors", "--epochs", "1")
+def test_a_whole_search_whose_paths_are_relative(
+    rayscan_command: str, environment: Mapping[str, str], place: Path
+) -> None:
+    (place / "space.toml").write_text(f'family = "{BACKBONE}"\n[pretrained]\nhead_first = true\n')
+    (place / "job.toml").write_text('[tune]\nout = "study"\nspace = "space.toml"\nepochs = 1\ntrials = 3\n')
+    what = ("--weights", "weights.safetensors", "--probes", "2", "--finals", "1", "--confirm", "1")
     shown = on_terminal(
-        [
-            rayscan_command,
-            "tune",
-            "dataset",
-            "--out",
-            "study",
-            *pretrained,
-            "--trials",
-            "4",
-            "--probes",
-            "2",
-            "--finals",
-            "1",
-            "--confirm",
-            "1",
-        ],
-        env=environment,
-        cwd=place,
-        size=LARGE,
+        [rayscan_command, "tune", "dataset", "--config", "job.toml", *what], env=environment, cwd=place, size=LARGE
     )
     assert_reads_well(shown, LARGE[0])
-    assert "failed 0" in shown.text
     assert "2/2 heads" in shown.text
     assert "on patients held out" in shown.text
-    assert "trial" in shown.sent, "the board was drawn"
+    assert "trials under way" in shown.sent or "ended yet" in shown.sent, "the board was drawn"
+    study = open_store(str(place / "study"))
+    assert read_study(study).dataset == f"file://{place}/dataset"
+    trials = [trial for trial in read_trials(study) if trial.model == BACKBONE and "probe" not in trial.parameters]
+    assert trials
+    for trial in trials:  # its workers stand in another folder
+        assert trial.error is None
+        assert trial.parameters["pretrained_head_first"] is True
+        assert str(place / "weights.safetensors") in trial.parameters.values()
 
 
 def test_ctrl_c_ends_a_search_with_the_best_so_far_and_it_can_be_resumed(
