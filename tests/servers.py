@@ -98,5 +98,6 @@ def moto_server() -> contextlib.AbstractContextManager[S3Server]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without anything that would steer rayscan or Ray."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY", "OMP_"))}
+    """This process's environment without anything that would steer rayscan or Ray, or say how wide a terminal is."""
+    steering = ("AWS_", "RAY", "OMP_", "COLUMNS", "LINES")  # pytest-xdist sets COLUMNS
+    return {name: value for name, value in os.environ.items() if not name.startswith(steering)}

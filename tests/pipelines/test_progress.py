@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from pipelines import progress as module
 from pipelines.progress import progress
+from tests.servers import clean_environment
 from tests.terminal import on_terminal
 
 WORK = """
@@ -63,7 +63,7 @@ def test_a_failure_inside_goes_up(unit: str) -> None:
 def test_a_terminal_gets_a_bar_with_the_log_above_and_stdout_nothing(columns: int) -> None:
     shown = on_terminal(
         [sys.executable, "-c", LOGGED_WORK],
-        env={**os.environ, "TERM": "xterm"},
+        env={**clean_environment(), "TERM": "xterm"},
         size=(columns, 24),
         piped_stdout=True,
     )
@@ -76,13 +76,13 @@ def test_a_terminal_gets_a_bar_with_the_log_above_and_stdout_nothing(columns: in
 
 
 def test_a_terminal_whose_size_nobody_knows_gets_a_bar_too() -> None:
-    shown = on_terminal([sys.executable, "-c", WORK], env={**os.environ, "TERM": "xterm"}, size=(0, 0))
+    shown = on_terminal([sys.executable, "-c", WORK], env={**clean_environment(), "TERM": "xterm"}, size=(0, 0))
     assert "40/40" in shown.sent
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown", ""])
 def test_a_terminal_that_cannot_be_drawn_over_gets_no_control_codes(term: str) -> None:
-    shown = on_terminal([sys.executable, "-c", LOGGED_WORK], env={**os.environ, "TERM": term})
+    shown = on_terminal([sys.executable, "-c", LOGGED_WORK], env={**clean_environment(), "TERM": term})
     assert "\x1b" not in shown.sent
     assert len(shown.lines) == 4
 
