@@ -92,7 +92,7 @@ def run_demo(
     *,
     patients: int = 480,
     night_patients: int = 120,
-    trials: int = 6,
+    trials: int = 5,
     epochs: int = 12,
     time_budget_s: float = 240,
     widths: Widths = (160, 288),
