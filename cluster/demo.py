@@ -40,9 +40,8 @@ from tuning.search_settings import SearchSettings
 Widths = tuple[int, int]
 
 CATALOG: Final = CatalogSettings(labels="path", inspect=True, val_fraction=0.25)
-"""More films to validate on than usual: drift compares a night with them, and few films of few patients move by chance.
-Of simulated nights without drift, 12 of 400 were called an alarm with 62 patients in val and 60 a night; with 110 and
-120, as here, none of 700, and 17 a warning."""
+"""More films to validate on than usual: drift compares a night with them, and the films of few patients, who have up to
+four alike, differ by chance."""
 
 ON_PURPOSE: Final = "on purpose: its films come from another scanner"
 
