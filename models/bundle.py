@@ -27,8 +27,8 @@ from models.spec import ModelSpec
 if TYPE_CHECKING:  # scoring by OpenVINO reads bundles without torch, which takes two seconds to import
     from torch import Tensor, nn
 
-    from models.classifier import ScanClassifier
-    from models.familiarity import Familiarity
+    from models.networks.classifier import ScanClassifier
+    from models.networks.familiarity import Familiarity
 
 FORMAT: Final = 2
 """1 had no familiarity and no graph, and its `dct` films were decoded at twice their size."""
@@ -78,8 +78,8 @@ class Bundle:
 
     def classifier(self) -> "ScanClassifier":
         """Preprocessing, network, temperature and familiarity as one module, in evaluation mode."""
-        from models.classifier import ScanClassifier  # noqa: PLC0415 (see above)
-        from models.preprocess import Preprocess  # noqa: PLC0415
+        from models.networks.classifier import ScanClassifier  # noqa: PLC0415 (see above)
+        from models.networks.preprocess import Preprocess  # noqa: PLC0415
 
         network, familiarity = self._modules()
         classifier = ScanClassifier(
@@ -93,8 +93,8 @@ class Bundle:
     def _modules(self) -> "tuple[nn.Module, Familiarity | None]":
         import safetensors.torch  # noqa: PLC0415 (see above)
 
-        from models.familiarity import Familiarity  # noqa: PLC0415
-        from models.zoo import build  # noqa: PLC0415
+        from models.networks.familiarity import Familiarity  # noqa: PLC0415
+        from models.networks.zoo import build  # noqa: PLC0415
 
         data = _read(self.folder, WEIGHTS, self.hashes[WEIGHTS])
         network = build(self.spec)

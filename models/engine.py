@@ -24,7 +24,7 @@ from models.machine import PRECISIONS, EngineKind, Machine, Precision, choose_de
 from models.openvino_engine import OpenVINOEngine, read_graph
 
 if TYPE_CHECKING:
-    from models.classifier import ScanClassifier
+    from models.networks.classifier import ScanClassifier
 
 __all__ = ["ChosenEngine", "Engine", "EngineChoice", "EngineError", "Inference", "load_engine"]
 

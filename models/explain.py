@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.classifier import ScanClassifier
 from models.errors import InputError
+from models.networks.classifier import ScanClassifier
 
 Method = Literal["occlusion", "gradients", "cam"]
 

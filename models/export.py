@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from models.classifier import InferenceGraph, ScanClassifier
 from models.inference import EngineError
+from models.networks.classifier import InferenceGraph, ScanClassifier
 from models.openvino_engine import import_openvino
 
 

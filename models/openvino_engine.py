@@ -77,7 +77,7 @@ def read_graph(xml: bytes, weights: bytes) -> "openvino.Model":
 def _sized(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     if pixels.shape[1:] == (size, size):
         return pixels
-    from models.preprocess import resize_films  # noqa: PLC0415 (torch, which most models do not need here)
+    from models.networks.preprocess import resize_films  # noqa: PLC0415 (torch, which most models do not need here)
 
     return resize_films(pixels, size)
 

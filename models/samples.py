@@ -11,10 +11,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from models.calibration import called_positive
-from models.classifier import ScanClassifier
 from models.explain import method_for, picture, saliency
 from models.films import Films
 from models.metrics import Scores
+from models.networks.classifier import ScanClassifier
 from models.pages.page import data_uri
 
 SIDE: Final = 224

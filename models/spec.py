@@ -61,7 +61,7 @@ class ModelSpec:
     name: str
     """`majority`, `mlp`, `cnn`, or the name of a timm backbone."""
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
-    """What `models/zoo.py` builds it with; the names are those of the family's own settings."""
+    """What `models/networks/zoo.py` builds it with; the names are those of the family's own settings."""
     classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
     """In the order of the network's outputs; the first is the absence of disease."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.classifier import InferenceGraph, ScanClassifier
 from models.inference import EngineError, Inference, check_films, joined, padded_batches
 from models.machine import EngineKind
-from models.preprocess import resize_films
+from models.networks.classifier import InferenceGraph, ScanClassifier
+from models.networks.preprocess import resize_films
 
 
 class TorchEngine:

@@ -15,7 +15,7 @@ import psutil
 
 from models.bundle import save_bundle
 from models.calibration import Calibration
-from models.zoo import build
+from models.networks.zoo import build
 from pipelines.phantom import encode
 from pipelines.results.query import ask
 from pipelines.storage import Store, open_store

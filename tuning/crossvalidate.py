@@ -28,9 +28,9 @@ from models.errors import InputError
 from models.films import Films, joined
 from models.machine import choose_device
 from models.metrics import auc
+from models.networks.zoo import entry
 from models.robustness import CHANGES, Robustness, robustness
 from models.spec import DISCLAIMER
-from models.zoo import entry
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.ingest.split import split_patients
 from pipelines.results.pages.crossvalidation import crossvalidation_page

@@ -37,10 +37,10 @@ from models.errors import InputError
 from models.films import Films
 from models.losses import cross_entropy
 from models.metrics import auc
-from models.preprocess import Preprocess
+from models.networks.preprocess import Preprocess
+from models.networks.weights import Loaded, hub_weights, load_pretrained, read_weights, weights_hash
+from models.networks.zoo import build, features, has_features, layer_groups
 from models.spec import ModelSpec, Preprocessing
-from models.weights import Loaded, hub_weights, load_pretrained, read_weights, weights_hash
-from models.zoo import build, features, has_features, layer_groups
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.progress import progress
 from pipelines.storage import open_store, read_object
@@ -111,8 +111,8 @@ class FittedHead:
 def pretrained_network(spec: ModelSpec, weights: str, *, scale: str | None = None) -> tuple[nn.Module, Loaded]:
     """The network of a specification with the weights at a URI or local path, in evaluation mode.
 
-    `imagenet` takes those that timm publishes; `scale` is that of `models.weights.load_pretrained`. Raises what
-    `read_weights`, `hub_weights` and `load_pretrained` raise, and `NotFoundError` where there is no file.
+    `imagenet` takes those that timm publishes; `scale` is that of `models.networks.weights.load_pretrained`. Raises
+    what `read_weights`, `hub_weights` and `load_pretrained` raise, and `NotFoundError` where there is no file.
     """
     network = build(spec)
     found = hub_weights(spec.name) if weights == HUB else read_weights(read_object(weights), weights)

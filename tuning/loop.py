@@ -4,8 +4,8 @@ The validation films go through the very module that scores later, in float32, s
 fitted on their logits hold for the engine. The epoch of the best validation AUC is the one that is kept, or of the best
 of another objective (`tuning/objectives.py`).
 
-Films larger than the model's input are shrunk once, before the first epoch; `models.preprocess.resize` gives whole grey
-levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
+Films larger than the model's input are shrunk once, before the first epoch; `models.networks.preprocess.resize` gives
+whole grey levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
 
 Where the first layers never learn and no film is changed, those layers run once over the films (`tuning/stem.py`).
 
@@ -31,16 +31,16 @@ from torch import Tensor, nn
 
 from models.allocator import keep_memory
 from models.augment import Augment
-from models.classifier import ScanClassifier
 from models.errors import InputError, RayscanError
 from models.films import Films
 from models.losses import class_weights, cross_entropy, focal, importance
 from models.machine import choose_device
 from models.metrics import auc
 from models.mix import mix
-from models.preprocess import Preprocess, resize_films
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess, resize_films
+from models.networks.zoo import Majority, build, layer_groups
 from models.spec import ModelSpec
-from models.zoo import Majority, build, layer_groups
 from tuning.checkpoint import Checkpoint, optimiser_state, restore_network, restore_optimiser, under
 from tuning.objectives import AUC, parse_objective
 from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode

@@ -112,13 +112,13 @@ def latency_ms(spec: "ModelSpec", *, device: str, threads: int) -> float:
     """
     import numpy as np  # noqa: PLC0415 (see above)
 
-    from models.classifier import ScanClassifier  # noqa: PLC0415 (torch, which a settings file does without)
     from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder, probe_films  # noqa: PLC0415
     from models.export import export_graph  # noqa: PLC0415
     from models.inference import EngineError  # noqa: PLC0415
     from models.machine import this_machine  # noqa: PLC0415
-    from models.preprocess import Preprocess  # noqa: PLC0415
-    from models.zoo import build  # noqa: PLC0415
+    from models.networks.classifier import ScanClassifier  # noqa: PLC0415 (torch, which a settings file does without)
+    from models.networks.preprocess import Preprocess  # noqa: PLC0415
+    from models.networks.zoo import build  # noqa: PLC0415
 
     classifier = ScanClassifier(Preprocess(spec.preprocessing), build(spec)).eval()
     machine = this_machine(device)

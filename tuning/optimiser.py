@@ -12,7 +12,7 @@ from models.errors import InputError
 from tuning.train_settings import TrainSettings
 
 Groups = Sequence[Sequence[nn.Parameter]]
-"""Of layers, from the input to the classifier, as `models.zoo.layer_groups` gives them."""
+"""Of layers, from the input to the classifier, as `models.networks.zoo.layer_groups` gives them."""
 
 SHARE: Final = "rate_share"
 """Name, in an optimiser's parameter group, of its share of the learning rate."""

@@ -1,7 +1,7 @@
 """A named way to make a model: architecture, start, training and calibration in one TOML file.
 
     about = "…"                  one line
-    model = "cnn"                a name of models/zoo.py
+    model = "cnn"                a name of models/networks/zoo.py
     size = 224                   side of the network's input; the data set's where it is smaller
     normalise = "film"           as in models/spec.py
     calibrate = "temperature"    as in models/calibration.py

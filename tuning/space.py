@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
-from models.cnn import CNNSettings
 from models.errors import InputError
+from models.networks.cnn import CNNSettings
+from models.networks.zoo import BackboneSettings, MajoritySettings, MLPSettings
 from models.spec import ModelSpec, Preprocessing, Scalar
-from models.zoo import BackboneSettings, MajoritySettings, MLPSettings
 from tuning.domain import Domain, Suggest
 from tuning.head_settings import HeadSettings
 from tuning.toml_files import NO_WEIGHTS

@@ -16,8 +16,8 @@
     frozen_groups = [0, 2]                              whatever is otherwise for them
     [probe]                                             heads on frozen features: l2, hidden, steps
 
-Names are those of tuning/train_settings.py, models/cnn.py and models/zoo.py, beside `resolution` (side of the network's
-input in pixels) and `normalise`. What no table names keeps its default.
+Names are those of tuning/train_settings.py, models/networks/cnn.py and models/networks/zoo.py, beside `resolution`
+(side of the network's input in pixels) and `normalise`. What no table names keeps its default.
 """
 
 import difflib
@@ -28,10 +28,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from models.cnn import smallest_film
 from models.errors import InputError
+from models.networks.cnn import smallest_film
+from models.networks.zoo import build, check_parameters, entry, layer_groups
 from models.spec import ModelSpec, Preprocessing, Scalar
-from models.zoo import build, check_parameters, entry, layer_groups
 from tuning.domain import Domain
 from tuning.head_settings import HeadSettings
 from tuning.space import (

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from models.films import Films
-from models.preprocess import Preprocess
+from models.networks.preprocess import Preprocess
+from models.networks.weights import Loaded, unfold_batch_norm
 from models.spec import ModelSpec
-from models.weights import Loaded, unfold_batch_norm
 from tuning.features import (
     Features,
     FittedHead,

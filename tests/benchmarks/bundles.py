@@ -6,8 +6,8 @@ import torch
 
 from models.bundle import save_bundle
 from models.calibration import Calibration
+from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build
 
 
 def untrained(name: str, folder: Path, *, size: int) -> str:

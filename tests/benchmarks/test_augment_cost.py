@@ -13,11 +13,11 @@ from torch import nn
 
 from models.allocator import keep_memory
 from models.augment import Augment, Augmentation
-from models.classifier import ScanClassifier
 from models.losses import cross_entropy
-from models.preprocess import Preprocess
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build, layer_groups
 from tuning.optimiser import make_optimiser
 from tuning.train_settings import TrainSettings
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from models.allocator import keep_memory
-from models.classifier import ScanClassifier
 from models.engine import EngineBuilder, probe_films
 from models.export import export_graph
 from models.machine import cpu_flags, this_machine
-from models.preprocess import Preprocess
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import build
 from models.spec import ModelSpec
-from models.zoo import build
 
 ROUNDS = 8
 BATCH = 8

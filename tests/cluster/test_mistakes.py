@@ -172,8 +172,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def _write_bundle(folder: Path) -> None:
     from models.bundle import save_bundle
+    from models.networks.zoo import build
     from models.spec import ModelSpec
-    from models.zoo import build
 
     spec = ModelSpec(name="mlp", preprocessing=Preprocessing(size=32))
     save_bundle(

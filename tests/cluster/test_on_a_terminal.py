@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 
 from cluster.cli import VERBS
+from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from pipelines.phantom import write_archive
 from pipelines.storage import open_store

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.classifier import ScanClassifier
 from models.films import Films
-from models.preprocess import Preprocess
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess
 from models.spec import ModelSpec, Preprocessing, Scalar
 
 SIZE = 32

@@ -17,9 +17,9 @@ from models.calibration import (
     fit_temperature,
     operating_points,
 )
-from models.classifier import Calibrate
 from models.errors import InputError, RayscanError
 from models.metrics import confusion
+from models.networks.classifier import Calibrate
 
 
 def nll(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], temperature: float) -> float:

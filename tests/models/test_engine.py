@@ -12,16 +12,16 @@ import torch
 from models.agreement import compare
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration
-from models.classifier import ScanClassifier
 from models.engine import ROUNDING, EngineBuilder, fastest, load_engine, offered
 from models.errors import InputError
 from models.export import export_graph
-from models.familiarity import fit_familiarity
 from models.inference import Engine
 from models.machine import EngineKind, Machine, this_machine
-from models.preprocess import Preprocess
+from models.networks.classifier import ScanClassifier
+from models.networks.familiarity import fit_familiarity
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build
 from tests.models.synthetic import blob_films, small_spec
 
 HERE = this_machine("cpu")

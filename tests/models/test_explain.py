@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.classifier import ScanClassifier
 from models.errors import InputError
 from models.explain import METHODS, Method, method_for, picture, pointing_game, saliency
-from models.preprocess import Preprocess
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build
 from pipelines.phantom import film
 from tests.models.synthetic import SIZE, blob_films, counts_bright, small_spec
 

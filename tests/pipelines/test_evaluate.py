@@ -12,8 +12,8 @@ from models.calibration import Calibration
 from models.engine import load_engine
 from models.evaluation import evaluation_entry
 from models.films import Films
+from models.networks.zoo import build
 from models.spec import DISCLAIMER, Preprocessing
-from models.zoo import build
 from pipelines.bundles import evaluations
 from pipelines.errors import InputError
 from pipelines.evaluate import BATCH, compare, evaluate

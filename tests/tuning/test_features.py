@@ -12,13 +12,13 @@ import safetensors.torch
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from models.classifier import ScanClassifier
 from models.errors import InputError
 from models.films import joined
 from models.metrics import auc
-from models.preprocess import Preprocess
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import load_films
 from pipelines.ingest.patients import kermany_patient

@@ -7,8 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset

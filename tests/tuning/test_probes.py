@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from models.errors import InputError
+from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from models.zoo import build
 from pipelines.errors import NotFoundError
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import InputError
+from models.networks.zoo import build
 from models.spec import Preprocessing, Scalar
-from models.zoo import build
 from tuning.domain import Domain
 from tuning.recipe import read_recipe
 from tuning.space import BASELINE, BASELINES, GIVEN, TRAINING, SearchSpace, leaves, to_plan, to_spec_and_settings

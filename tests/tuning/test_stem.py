@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.preprocess import Preprocess
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec
-from models.zoo import build, layer_groups
 from tests.models.synthetic import blob_films, small_spec
 from tuning import loop, stem
 from tuning.checkpoint import Checkpoint

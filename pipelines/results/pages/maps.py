@@ -21,8 +21,8 @@ from pipelines.results.pages.worklist import SIDE, Film
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
-    from models.classifier import ScanClassifier
     from models.explain import Method
+    from models.networks.classifier import ScanClassifier
 
 MOST: Final = 12
 SECONDS: Final = 60.0

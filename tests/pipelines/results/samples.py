@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration, operating_points
 from models.evaluation import evaluation_entry
+from models.networks.zoo import build
 from models.spec import DISCLAIMER, ModelSpec, Preprocessing
-from models.zoo import build
 from pipelines import contracts
 from pipelines.storage import Store
 

@@ -13,9 +13,9 @@ import torch
 from models.bundle import Bundle, save_bundle
 from models.calibration import Calibration
 from models.explain import picture, saliency
+from models.networks.zoo import build
 from models.pages.page import data_uri
 from models.spec import ModelSpec
-from models.zoo import build
 from pipelines.contracts import Reason
 from pipelines.ingest.decode import decode
 from pipelines.phantom import dicom_bytes, encode
@@ -370,7 +370,7 @@ class TestMaps:
         bundle = self.bundle(tmp_path / "model", small_spec("mlp", 64, width=8))
         self.night(store, films, bundle)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("models.zoo.MLP.forward", lambda *_: torch.ones(2) @ torch.ones(3))
+            patch.setattr("models.networks.zoo.MLP.forward", lambda *_: torch.ones(2) @ torch.ones(3))
             page = report(store, tmp_path / "night.html", thumbnails=3)
         assert "No maps: the model failed (inconsistent tensor size" in page.text
         assert len(page.images) == 2

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.errors import InputError, RayscanError
+from models.networks.weights import hub_weights, load_pretrained, read_weights, unfold_batch_norm, weights_hash
+from models.networks.zoo import build
 from models.spec import ModelSpec, Normalise, Preprocessing, Scalar
-from models.weights import hub_weights, load_pretrained, read_weights, unfold_batch_norm, weights_hash
-from models.zoo import build
 from tests.models.synthetic import small_spec
 
 REAL = os.environ.get("RAYSCAN_REAL_WEIGHTS")

@@ -3,8 +3,8 @@ import torch
 
 from models.errors import InputError
 from models.losses import cross_entropy
+from models.networks.zoo import build, classify, entry, features, has_features, known_models, layer_groups
 from models.spec import ModelSpec, Scalar
-from models.zoo import build, classify, entry, features, has_features, known_models, layer_groups
 from tests.models.synthetic import small_spec
 
 BACKBONES = {

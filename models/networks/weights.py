@@ -26,8 +26,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.bundle import FAMILIARITY
 from models.errors import InputError, RayscanError
+from models.networks.zoo import entry, layer_groups
 from models.spec import ModelSpec, Normalise
-from models.zoo import entry, layer_groups
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 """What is taken off each colour, from 0 to 1, and what it is divided by then."""
@@ -101,9 +101,9 @@ def load_pretrained(
     """Give a network, built from `spec`, the tensors of `read_weights` or `hub_weights`; in place.
 
     Names are the network's own, or torchvision's for MobileNetV2. The first convolution may have three channels, then
-    `scale` says how they were scaled, one of `SCALES`; None takes what `models.zoo.entry` says of the backbone. A
-    classifier of other classes is left out, and the network keeps its fresh one. `name` is what messages call the file.
-    Raises `InputError` naming the tensors that do not fit; the network is then as it was.
+    `scale` says how they were scaled, one of `SCALES`; None takes what `models.networks.zoo.entry` says of the
+    backbone. A classifier of other classes is left out, and the network keeps its fresh one. `name` is what messages
+    call the file. Raises `InputError` naming the tensors that do not fit; the network is then as it was.
     """
     if scale is not None and scale not in SCALES:
         raise InputError(f"unknown scale {scale!r} of the colours; choose from {', '.join(SCALES)}")

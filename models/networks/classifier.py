@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from models.calibration import Calibration
-from models.familiarity import Familiarity
-from models.preprocess import Preprocess
-from models.zoo import classify, features
+from models.networks.familiarity import Familiarity
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import classify, features
 
 
 class ScanClassifier(nn.Module):

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from models.calibration import Calibration
-from models.classifier import ScanClassifier
-from models.preprocess import Preprocess, resize
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess, resize
+from models.networks.zoo import build
 from models.spec import Normalise, Preprocessing
-from models.zoo import build
 from tests.models.synthetic import blob_films, small_spec
 
 FILMS = torch.from_numpy(blob_films(8, size=48).pixels)

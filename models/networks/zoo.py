@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.cnn import CNN, CNNSettings
 from models.errors import InputError
+from models.networks.cnn import CNN, CNNSettings
 from models.spec import ModelSpec, Normalise, Preprocessing
 
 Settings = TypeVar("Settings")
@@ -169,7 +169,8 @@ def entry(name: str) -> Entry:
     return Entry(
         name=name,
         size=known.input_size[-1],
-        # whatever the colours were scaled to, `models.weights` scales the first convolution to grey from -1 to 1
+        # whatever the colours were scaled to, `models.networks.weights` scales the first convolution to grey from -1 to
+        # 1
         normalise="symmetric",
         classifier=classifier if isinstance(classifier, str) else classifier[0],
         mean=tuple(known.mean),

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.classifier import ScanClassifier
-from models.familiarity import AXES, MARGIN, USUAL, Familiarity, fit_familiarity
-from models.preprocess import Preprocess
-from models.zoo import build
+from models.networks.classifier import ScanClassifier
+from models.networks.familiarity import AXES, MARGIN, USUAL, Familiarity, fit_familiarity
+from models.networks.preprocess import Preprocess
+from models.networks.zoo import build
 from tests.models.synthetic import blob_films, small_spec
 
 
