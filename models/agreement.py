@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.calibration import Calibration, called_positive
 from models.engine import EngineBuilder
 from models.inference import Engine, EngineError, Inference
-from models.metrics import Labels, auc
+from models.statistics.calibration import Calibration, called_positive
+from models.statistics.metrics import Labels, auc
 
 FILMS: Final = 1000
 """Validation films compared at most: enough to see 1 % of flips, in seconds for a small model."""

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from models.calibration import Calibration
 from models.errors import BundleError, InputError
 from models.spec import ModelSpec
+from models.statistics.calibration import Calibration
 
 if TYPE_CHECKING:  # scoring by OpenVINO reads bundles without torch, which takes two seconds to import
     from torch import Tensor, nn

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from models.calibration import Calibration
 from models.claim import METHOD_NAMES, claim
 from models.pages.evaluation import aucs_chart, evaluation_charts, losses_chart
 from models.pages.page import plain, render
 from models.spec import ModelSpec
+from models.statistics.calibration import Calibration
 
 _SHOWN_APART: Final = frozenset({"counts", "created", "dataset_fingerprint", "history", "training", "versions"})
 
@@ -23,7 +23,8 @@ class Since:
 
     model_id: str
     ledger: Sequence[Mapping[str, Any]]
-    """Later evaluations, as `models.evaluation` makes them, with `when` and `dataset`; any of these may be absent."""
+    """Later evaluations, as `models.statistics.evaluation` makes them, with `when` and `dataset`; any of these may be
+    absent."""
 
 
 def render_card(
@@ -37,8 +38,8 @@ def render_card(
 ) -> str:
     """HTML of the card, the same for the same values.
 
-    `evaluation` maps a split to an entry of `models/evaluation.py`, of this version or an earlier one; `weights` is the
-    SHA-256 of their file.
+    `evaluation` maps a split to an entry of `models/statistics/evaluation.py`, of this version or an earlier one;
+    `weights` is the SHA-256 of their file.
     """
     entries = [entry for entry in evaluation.values() if "metrics" in entry]
     history = lineage.get("history", [])

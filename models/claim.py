@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from models.calibration import Calibration
 from models.pages.page import interval, plain
 from models.spec import ModelSpec
+from models.statistics.calibration import Calibration
 
 OWNER: Final = "the owner of the films"
 LABELLERS: Final = "whoever labelled the films"
@@ -38,7 +38,7 @@ class Item:
 def claim(
     spec: ModelSpec, calibration: Calibration, entry: Mapping[str, Any] | None, lineage: Mapping[str, Any]
 ) -> list[Item]:
-    """The 44 items. `entry` is how the model did on validation films, as `models.evaluation` makes it."""
+    """The 44 items. `entry` is how the model did on validation films, as `models.statistics.evaluation` makes it."""
     known = {
         **_INTRODUCTION,
         **_of_data(spec, lineage),

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.calibration import called_positive
 from models.explain import method_for, picture, saliency
 from models.films import Films
-from models.metrics import Scores
 from models.networks.classifier import ScanClassifier
 from models.pages.page import data_uri
+from models.statistics.calibration import called_positive
+from models.statistics.metrics import Scores
 
 SIDE: Final = 224
 """Pixels of a picture."""

@@ -17,7 +17,7 @@ Normalise = Literal["film", "unit", "symmetric"]
 
 Method = Literal["temperature", "platt", "isotonic"]
 METHODS: Final = get_args(Method)
-"""How logits become probabilities: `models/calibration.py`."""
+"""How logits become probabilities: `models/statistics/calibration.py`."""
 
 Scalar = int | float | str | bool
 

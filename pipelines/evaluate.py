@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle import Bundle
-from models.calibration import called_positive
 from models.engine import load_engine
-from models.evaluation import evaluation_entry
 from models.films import Films
-from models.metrics import brier, ece
-from models.prior_shift import METHODS, bbse, saerens
 from models.spec import DISCLAIMER
+from models.statistics.calibration import called_positive
+from models.statistics.evaluation import evaluation_entry
+from models.statistics.metrics import brier, ece
+from models.statistics.prior_shift import METHODS, bbse, saerens
 from pipelines.bundles import fetch_bundle, record_evaluation
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
@@ -36,7 +36,7 @@ class EvaluationSummary:
     films: int
     operating_point: str
     metrics: Mapping[str, Any]
-    """As models.metrics.Evaluation.to_json gives them."""
+    """As models.statistics.metrics.Evaluation.to_json gives them."""
     subtypes: Mapping[str, Any]
     prior_shift: Mapping[str, Any] | None
     """Where it was asked for: `training`, `estimated` and `true` share of disease; `brier` and `ece` before, after."""
@@ -65,8 +65,9 @@ def evaluate(
 ) -> EvaluationSummary:
     """Score the films of a split and compare with their labels; `report` names a page to write.
 
-    `prior_shift`, one of `models.prior_shift.METHODS`, estimates the share of disease from the scores alone, and says
-    what probabilities corrected for it would be worth: the entry gets `prior_shift`. Nothing else changes by it.
+    `prior_shift`, one of `models.statistics.prior_shift.METHODS`, estimates the share of disease from the scores alone,
+    and says what probabilities corrected for it would be worth: the entry gets `prior_shift`. Nothing else changes by
+    it.
 
     Raises `InputError` when the data set was not prepared as the model expects its films.
     """

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 
 from models.bundle import save_bundle
-from models.calibration import Calibration
 from models.networks.zoo import build
+from models.statistics.calibration import Calibration
 from pipelines.phantom import encode
 from pipelines.results.query import ask
 from pipelines.storage import Store, open_store

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.bootstrap import Weights, aucs, draws, intervals
-from models.calibration import fit_calibration
 from models.errors import InputError, RayscanError
 from models.films import Films, joined
 from models.machine import choose_device
-from models.metrics import auc
 from models.spec import Preprocessing, Scalar
+from models.statistics.bootstrap import Weights, aucs, draws, intervals
+from models.statistics.calibration import fit_calibration
+from models.statistics.metrics import auc
 from pipelines.errors import StorageError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store

@@ -7,8 +7,8 @@ that nothing of its patient went into, and no figure is of films that something 
 of a grid (Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection").
 
 Two spreads are told, as neither holds the other: over folds, of the recipe's luck with films and starts; and over
-patients (`models/bootstrap.py`), of these K models' luck with the films they are judged on. Folds share their training
-films, so their deviation is lower than that of K recipes on K archives (Bengio & Grandvalet 2004).
+patients (`models/statistics/bootstrap.py`), of these K models' luck with the films they are judged on. Folds share
+their training films, so their deviation is lower than that of K recipes on K archives (Bengio & Grandvalet 2004).
 
 The test split is never read. All films are of one archive: the changed copies are the only hint of another one. Where
 little is trained they cost most of the time: for MobileNetV2 0.35 at 224 px 14 to 20 s a fold, on one core.
@@ -23,14 +23,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.bootstrap import draws, figures, intervals
 from models.errors import InputError
 from models.films import Films, joined
 from models.machine import choose_device
-from models.metrics import auc
 from models.networks.zoo import entry
-from models.robustness import CHANGES, Robustness, robustness
 from models.spec import DISCLAIMER
+from models.statistics.bootstrap import draws, figures, intervals
+from models.statistics.metrics import auc
+from models.statistics.robustness import CHANGES, Robustness, robustness
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.ingest.split import split_patients
 from pipelines.results.pages.crossvalidation import crossvalidation_page

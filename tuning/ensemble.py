@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.comparison import PairedTest, delong_test
-from models.metrics import Interval, Labels, Z, auc
+from models.statistics.comparison import PairedTest, delong_test
+from models.statistics.metrics import Interval, Labels, Z, auc
 from tuning.optimism import both_ways, halves
 
 MOST: Final = 8

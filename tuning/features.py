@@ -36,11 +36,11 @@ from models.allocator import keep_memory
 from models.errors import InputError
 from models.films import Films
 from models.losses import cross_entropy
-from models.metrics import auc
 from models.networks.preprocess import Preprocess
 from models.networks.weights import Loaded, hub_weights, load_pretrained, read_weights, weights_hash
 from models.networks.zoo import build, features, has_features, layer_groups
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.metrics import auc
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.progress import progress
 from pipelines.storage import open_store, read_object

@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.comparison import delong_test
 from models.films import Films
-from models.metrics import auc_interval
+from models.statistics.comparison import delong_test
+from models.statistics.metrics import auc_interval
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.calibration import Calibration
 from models.errors import InputError
 from models.machine import choose_device
-from models.robustness import Robustness
 from models.spec import Scalar
+from models.statistics.calibration import Calibration
+from models.statistics.robustness import Robustness
 from pipelines.bundles import cache_folder
 from pipelines.storage import open_store, read_object
 from tuning.recipe import Recipe

@@ -35,12 +35,12 @@ from models.errors import InputError, RayscanError
 from models.films import Films
 from models.losses import class_weights, cross_entropy, focal, importance
 from models.machine import choose_device
-from models.metrics import auc
 from models.mix import mix
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess, resize_films
 from models.networks.zoo import Majority, build, layer_groups
 from models.spec import ModelSpec
+from models.statistics.metrics import auc
 from tuning.checkpoint import Checkpoint, optimiser_state, restore_network, restore_optimiser, under
 from tuning.objectives import AUC, parse_objective
 from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from models.errors import InputError
 
 if TYPE_CHECKING:  # settings and recipes name objectives, and are read without numpy
-    from models.metrics import Labels, Scores
     from models.spec import ModelSpec
+    from models.statistics.metrics import Labels, Scores
 
 AUC: Final = "auc"
 LATENCY: Final = "latency"
@@ -72,7 +72,7 @@ def parse_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
 
 
 def _auc(labels: "Labels", score: "Scores") -> float:
-    from models.metrics import auc  # noqa: PLC0415 (see above)
+    from models.statistics.metrics import auc  # noqa: PLC0415 (see above)
 
     return auc(labels, score)
 

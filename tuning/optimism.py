@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.bootstrap import aucs
-from models.metrics import Labels, auc
+from models.statistics.bootstrap import aucs
+from models.statistics.metrics import Labels, auc
 
 SPLITS: Final = 200
 LEAST_PATIENTS: Final = 4

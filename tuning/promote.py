@@ -21,20 +21,20 @@ import torch
 from models.agreement import choose_films, measure
 from models.allocator import keep_memory
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration, fit_calibration, operating_points
 from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder
-from models.evaluation import evaluation_entry
 from models.export import export_graph
 from models.films import Films
-from models.fingerprint import fingerprint
 from models.inference import EngineError
 from models.machine import choose_device, this_machine
 from models.networks.classifier import ScanClassifier
 from models.networks.familiarity import Familiarity, fit_familiarity
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build, has_features
-from models.robustness import Copies, robustness, score_copies
 from models.spec import Method, ModelSpec
+from models.statistics.calibration import Calibration, fit_calibration, operating_points
+from models.statistics.evaluation import evaluation_entry
+from models.statistics.fingerprint import fingerprint
+from models.statistics.robustness import Copies, robustness, score_copies
 from pipelines.bundles import fetch_bundle, publish_bundle
 from pipelines.ingest.dataset import DatasetInfo
 from tuning.loop import Fitted

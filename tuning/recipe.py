@@ -4,7 +4,7 @@
     model = "cnn"                a name of models/networks/zoo.py
     size = 224                   side of the network's input; the data set's where it is smaller
     normalise = "film"           as in models/spec.py
-    calibrate = "temperature"    as in models/calibration.py
+    calibrate = "temperature"    as in models/statistics/calibration.py
     learn = "all"                of a network that starts from weights: "all", "head" (a frozen backbone, whose features
                                  are computed once), or so many of its deepest groups of layers
     head_first = false           before all learns, a classifier is fitted to frozen features and put in

@@ -2,7 +2,7 @@
 
 The AUC of the best of many trials is too high by luck alone, and several trials lie within that luck of each other.
 Among them the one that loses least where films are made otherwise is the better bet for another hospital. The loss is
-that of decisions at the threshold a bundle of the trial would have: see `models/robustness.py`.
+that of decisions at the threshold a bundle of the trial would have: see `models/statistics/robustness.py`.
 """
 
 import logging
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.agreement import choose_films
-from models.calibration import DEFAULT_POINT, operating_points
 from models.films import Films
-from models.robustness import robustness, score_copies
+from models.statistics.calibration import DEFAULT_POINT, operating_points
+from models.statistics.robustness import robustness, score_copies
 
 log = logging.getLogger("rayscan")
 

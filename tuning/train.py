@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.calibration import DEFAULT_POINT, Calibration
 from models.films import Films
 from models.losses import cross_entropy
 from models.machine import choose_device
 from models.networks.zoo import build, entry, layer_groups
 from models.spec import ModelSpec, Scalar
+from models.statistics.calibration import DEFAULT_POINT, Calibration
 from pipelines.bundles import cache_folder
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError

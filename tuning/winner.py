@@ -8,13 +8,13 @@ import numpy.typing as npt
 import torch
 
 from models.bundle import Bundle
-from models.calibration import Calibration
 from models.errors import BundleError, RayscanError
 from models.films import Films
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
 from models.spec import ModelSpec
+from models.statistics.calibration import Calibration
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError
 from pipelines.ingest.dataset import DatasetInfo

@@ -5,10 +5,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.calibration import Calibration
 from models.networks.familiarity import Familiarity
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import classify, features
+from models.statistics.calibration import Calibration
 
 
 class ScanClassifier(nn.Module):

@@ -8,11 +8,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from models.curves import HISTOGRAM_BINS
 from models.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, whole_numbers
+from models.statistics.curves import HISTOGRAM_BINS
 
 Entry = Mapping[str, Any]
-"""As `models.evaluation.evaluation_entry` makes it."""
+"""As `models.statistics.evaluation.evaluation_entry` makes it."""
 SIDES = ("without", "with pneumonia")
 
 

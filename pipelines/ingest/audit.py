@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from jinja2 import Environment
 
-from models.metrics import auc
 from models.spec import DISCLAIMER
+from models.statistics.metrics import auc
 from pipelines.contracts import EXCLUDED
 from pipelines.ingest.catalog import read_catalog
 from pipelines.storage import open_store

@@ -1,8 +1,8 @@
 """Drift without labels: whether tonight's films look to the model as its validation films did.
 
-The reference is the bundle's fingerprint (`models/fingerprint.py`). Every part of a run is added to histograms over the
-fingerprint's own edges, so memory is fixed whatever the size of the night, and no second pass over the scores is
-needed. Two figures are taken of each, since each is blind where the other sees:
+The reference is the bundle's fingerprint (`models/statistics/fingerprint.py`). Every part of a run is added to
+histograms over the fingerprint's own edges, so memory is fixed whatever the size of the night, and no second pass over
+the scores is needed. Two figures are taken of each, since each is blind where the other sees:
 
     PSI   population stability index, sum of (q - p) ln(q / p) over the decile bins (Siddiqi 2006, Credit Risk
           Scorecards, ch. 6; there 0.1 asks for a look, 0.25 for action)
@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.fingerprint import QUANTITIES
+from models.statistics.fingerprint import QUANTITIES
 from pipelines.contracts import Status
 
 Level = Literal["too_few", "ok", "warn", "alarm"]
@@ -63,7 +63,7 @@ class DriftFinding:
     site: str | None
     """None: all sites."""
     quantity: str
-    """One of `models.fingerprint.QUANTITIES`, or `reject_share`."""
+    """One of `models.statistics.fingerprint.QUANTITIES`, or `reject_share`."""
     n: int
     """Films compared: scored ones; of `reject_share`, those that were scored, rejected or unreadable."""
     psi: float | None

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.fingerprint import grey_statistics
 from models.gate import check_pixels, check_tags
 from models.spec import Preprocessing
+from models.statistics.fingerprint import grey_statistics
 from pipelines.contracts import Reason
 from pipelines.errors import IncompleteError, ScanError
 from pipelines.ingest.decode import Scan, decode

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from models.bundle import Bundle
-from models.calibration import Calibration, called_positive
 from models.gate import check_distance
+from models.statistics.calibration import Calibration, called_positive
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason, Status

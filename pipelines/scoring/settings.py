@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from models.calibration import Calibration
 from models.errors import InputError
 from models.machine import PRECISIONS, Precision
+from models.statistics.calibration import Calibration
 from pipelines.results.kinds import check_thumbnails
 
 

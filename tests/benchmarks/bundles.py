@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from models.bundle import save_bundle
-from models.calibration import Calibration
 from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.calibration import Calibration
 
 
 def untrained(name: str, folder: Path, *, size: int) -> str:

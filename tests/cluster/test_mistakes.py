@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from cluster.cli import VERBS
-from models.calibration import Calibration
 from models.spec import Preprocessing
+from models.statistics.calibration import Calibration
 from pipelines.contracts import SCORES
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from tests.servers import clean_environment, free_port

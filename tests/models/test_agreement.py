@@ -3,9 +3,9 @@ import numpy.typing as npt
 import pytest
 
 from models.agreement import FILMS, choose_films, compare, measure
-from models.calibration import Calibration
 from models.inference import Inference
 from models.machine import this_machine
+from models.statistics.calibration import Calibration
 from tests.models.synthetic import blob_films, small_spec
 from tests.models.test_engine import builder
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from models.bundle import FILES, MANIFEST, Bundle, _identity, load_bundle, save_bundle
-from models.calibration import Calibration
 from models.card import render_card
 from models.engine import load_engine
 from models.errors import BundleError, InputError, RayscanError
-from models.evaluation import evaluation_entry
 from models.machine import Machine
 from models.networks.classifier import ScanClassifier
 from models.networks.familiarity import fit_familiarity
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
+from models.statistics.calibration import Calibration
+from models.statistics.evaluation import evaluation_entry
 from tests.models.synthetic import blob_films, small_spec
 
 CALIBRATION = Calibration(temperature=1.5, operating_points={"rule_out": 0.2, "balanced": 0.4, "rule_in": 0.6})

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.calibration import Calibration
 from models.card import Since, render_card
 from models.claim import METHOD_NAMES, claim
-from models.evaluation import evaluation_entry
 from models.explain import METHODS
 from models.films import Films
-from models.fingerprint import fingerprint
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
 from models.pages.page import interval
-from models.robustness import robustness, score_copies
 from models.samples import SIDE, SURE, samples
 from models.spec import ModelSpec
+from models.statistics.calibration import Calibration
+from models.statistics.evaluation import evaluation_entry
+from models.statistics.fingerprint import fingerprint
+from models.statistics.robustness import robustness, score_copies
 from tests.models.synthetic import blob_films, counts_bright, small_spec
 from tests.pipelines.results.samples import Page, read_page
 

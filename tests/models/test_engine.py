@@ -11,7 +11,6 @@ import torch
 
 from models.agreement import compare
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration
 from models.engine import ROUNDING, EngineBuilder, fastest, load_engine, offered
 from models.errors import InputError
 from models.export import export_graph
@@ -22,6 +21,7 @@ from models.networks.familiarity import fit_familiarity
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.calibration import Calibration
 from tests.models.synthetic import blob_films, small_spec
 
 HERE = this_machine("cpu")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from models.bundle import FILES, MANIFEST, Bundle, save_bundle
-from models.calibration import Calibration
 from models.networks.zoo import build
+from models.statistics.calibration import Calibration
 from pipelines.bundles import cache_folder, evaluations, fetch_bundle, publish_bundle, record_evaluation
 from pipelines.errors import BundleError
 from pipelines.storage import Store, open_store

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration
 from models.engine import load_engine
-from models.evaluation import evaluation_entry
 from models.films import Films
 from models.networks.zoo import build
 from models.spec import DISCLAIMER, Preprocessing
+from models.statistics.calibration import Calibration
+from models.statistics.evaluation import evaluation_entry
 from pipelines.bundles import evaluations
 from pipelines.errors import InputError
 from pipelines.evaluate import BATCH, compare, evaluate

@@ -17,8 +17,8 @@ from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 from models.errors import InputError
 from models.films import Films, joined
 from models.networks.zoo import build
-from models.robustness import CHANGES
 from models.spec import DISCLAIMER, ModelSpec, Preprocessing
+from models.statistics.robustness import CHANGES
 from pipelines.ingest.dataset import read_dataset_info
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films

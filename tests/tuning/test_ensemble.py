@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.metrics import auc
+from models.statistics.metrics import auc
 from tuning.ensemble import MOST, estimate_gain, greedy, mean, weights
 
 FILMS = 400

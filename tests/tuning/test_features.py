@@ -14,11 +14,11 @@ from sklearn.linear_model import LogisticRegression
 
 from models.errors import InputError
 from models.films import joined
-from models.metrics import auc
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.metrics import auc
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import load_films
 from pipelines.ingest.patients import kermany_patient

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models.films import Films
-from models.metrics import auc
 from models.spec import Preprocessing
+from models.statistics.metrics import auc
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset

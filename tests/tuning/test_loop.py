@@ -10,11 +10,11 @@ import torch
 from models.allocator import keep_memory
 from models.errors import InputError, RayscanError
 from models.films import Films
-from models.metrics import auc
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.metrics import auc
 from tests.models.synthetic import blob_films, small_spec
 from tuning.loop import EpochReport, Fitted, StateDict, TrainSettings, disease_log_odds, fit
 

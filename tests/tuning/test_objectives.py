@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import InputError
-from models.metrics import auc
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.metrics import auc
 from pipelines.ingest.dataset import load_films
 from tests.tuning.films import SIZE, write_dataset
 from tuning.loop import TrainSettings, disease_log_odds, fit

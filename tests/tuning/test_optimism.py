@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.metrics import auc
+from models.statistics.metrics import auc
 from tuning.optimism import estimate, halves
 
 SHIFT = 2.0

@@ -12,8 +12,8 @@ from models.bundle import load_bundle
 from models.engine import load_engine
 from models.films import Films
 from models.machine import this_machine
-from models.metrics import auc
 from models.spec import Preprocessing
+from models.statistics.metrics import auc
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.phantom import film
 from tests.models.synthetic import SIZE, blob_films, small_spec

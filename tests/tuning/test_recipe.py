@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from models.bundle import load_bundle
 from models.engine import load_engine
 from models.errors import InputError
-from models.metrics import auc
 from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.metrics import auc
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset

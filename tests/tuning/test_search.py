@@ -17,8 +17,8 @@ import torch
 from ray.tune.experiment import Trial
 
 from models.errors import InputError
-from models.metrics import auc
 from models.spec import Scalar
+from models.statistics.metrics import auc
 from pipelines.bundles import fetch_bundle
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store

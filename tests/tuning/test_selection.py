@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.films import Films
-from tests.models.test_robustness import by_grain, by_what_is_shown, coded_films
+from tests.models.statistics.test_robustness import by_grain, by_what_is_shown, coded_films
 from tuning.selection import most_robust
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from models.comparison import delong_test, mcnemar
-from models.metrics import Labels, Scores
 from models.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
 from models.pages.evaluation import confusion_chart
+from models.statistics.comparison import delong_test, mcnemar
+from models.statistics.metrics import Labels, Scores
 from pipelines.results.pages.page import render
 
 LINES: Final = (("-", BLUE), ("--", VERMILION), (":", INK), ("-.", "#009E73"), ((0, (5, 1, 1, 1)), "#CC79A7"))
@@ -28,7 +28,7 @@ class Judged:
     name: str
     model_id: str
     entry: Mapping[str, Any]
-    """As `models.evaluation.evaluation_entry` makes it."""
+    """As `models.statistics.evaluation.evaluation_entry` makes it."""
     probability: Scores
     """Calibrated, of disease [N]."""
     called: Any

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from models.curves import roc_curve
-from models.metrics import Labels, Scores
 from models.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
+from models.statistics.curves import roc_curve
+from models.statistics.metrics import Labels, Scores
 from pipelines.results.pages.page import render
 
 CORNER: Final = 0.95

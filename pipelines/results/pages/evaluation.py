@@ -10,8 +10,8 @@ from pipelines.results.pages.page import render
 def evaluation_page(evaluation: Mapping[str, Any], *, model: str, model_id: str, dataset: str) -> str:
     """HTML of one evaluation: figures with intervals, ROC, confusion matrix, probabilities by class, calibration.
 
-    `evaluation` is an entry as `models.evaluation.evaluation_entry` makes it; `model` is the model's name, `dataset`
-    the URI of the dataset.
+    `evaluation` is an entry as `models.statistics.evaluation.evaluation_entry` makes it; `model` is the model's name,
+    `dataset` the URI of the dataset.
     """
     return render(
         "evaluation.html",

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.calibration import Calibration
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess, resize
 from models.networks.zoo import build
 from models.spec import Normalise, Preprocessing
+from models.statistics.calibration import Calibration
 from tests.models.synthetic import blob_films, small_spec
 
 FILMS = torch.from_numpy(blob_films(8, size=48).pixels)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration, operating_points
-from models.evaluation import evaluation_entry
 from models.networks.zoo import build
 from models.spec import DISCLAIMER, ModelSpec, Preprocessing
+from models.statistics.calibration import Calibration, operating_points
+from models.statistics.evaluation import evaluation_entry
 from pipelines import contracts
 from pipelines.storage import Store
 

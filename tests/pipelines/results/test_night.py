@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from models.bundle import Bundle, save_bundle
-from models.calibration import Calibration
 from models.explain import picture, saliency
 from models.networks.zoo import build
 from models.pages.page import data_uri
 from models.spec import ModelSpec
+from models.statistics.calibration import Calibration
 from pipelines.contracts import Reason
 from pipelines.ingest.decode import decode
 from pipelines.phantom import dicom_bytes, encode

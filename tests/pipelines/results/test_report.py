@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from models.calibration import Calibration
 from models.pages.page import duration, interval, share, time
+from models.statistics.calibration import Calibration
 from pipelines.bundles import record_evaluation
 from pipelines.errors import InputError
 from pipelines.results.report import evaluation_page, put_page, write_report

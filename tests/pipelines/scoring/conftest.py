@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models.bundle import save_bundle
-from models.calibration import Calibration
 from models.networks.zoo import build
+from models.statistics.calibration import Calibration
 from pipelines.phantom import broken_files, dicom_bytes, encode
 from pipelines.storage import Store, open_store
 from tests.models.synthetic import small_spec

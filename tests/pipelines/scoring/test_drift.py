@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, ks_2samp, norm
 
-from models.fingerprint import QUANTITIES, reference
+from models.statistics.fingerprint import QUANTITIES, reference
 from pipelines.contracts import SCORES
 from pipelines.scoring import drift
 from pipelines.scoring.drift import (

@@ -17,10 +17,10 @@ import pydicom
 import pytest
 
 from models.bundle import Bundle, load_bundle
-from models.calibration import Calibration
 from models.engine import Engine, load_engine
 from models.inference import Inference
 from models.spec import Preprocessing
+from models.statistics.calibration import Calibration
 from pipelines.contracts import PLAN, SCORES, STATUS_OF_REASON, Reason, Status
 from pipelines.errors import BundleError, IncompleteError
 from pipelines.ingest.decode import Scan, decode

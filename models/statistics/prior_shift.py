@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.calibration import called_positive
 from models.errors import InputError
-from models.metrics import Scores
+from models.statistics.calibration import called_positive
+from models.statistics.metrics import Scores
 
 METHODS: Final = ("saerens", "bbse")
 ITERATIONS: Final = 1000

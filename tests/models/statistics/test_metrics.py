@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, confusion_matrix, roc_auc_score
 
 from models.errors import InputError
-from models.metrics import Z, auc, auc_interval, ece, evaluate, sensitivity_by_group, wilson
+from models.statistics.metrics import Z, auc, auc_interval, ece, evaluate, sensitivity_by_group, wilson
 
 
 def naive_delong(labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> tuple[float, float]:

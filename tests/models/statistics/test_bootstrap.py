@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from models.bootstrap import draws, figures, intervals, predictive_values
 from models.errors import InputError
-from models.metrics import auc, ece
+from models.statistics.bootstrap import draws, figures, intervals, predictive_values
+from models.statistics.metrics import auc, ece
 
 
 @st.composite

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from models.calibration import (
+from models.errors import InputError, RayscanError
+from models.networks.classifier import Calibrate
+from models.statistics.calibration import (
     METHODS,
     TEMPERATURES,
     Calibration,
@@ -17,9 +19,7 @@ from models.calibration import (
     fit_temperature,
     operating_points,
 )
-from models.errors import InputError, RayscanError
-from models.metrics import confusion
-from models.networks.classifier import Calibrate
+from models.statistics.metrics import confusion
 
 
 def nll(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], temperature: float) -> float:

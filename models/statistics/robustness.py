@@ -7,7 +7,7 @@ its own archive loses here first, so the mean over them chooses better between m
 What breaks first is the threshold, not the order of the films. MobileNetV2 0.35 at 128 px, on Kermany validation films
 made taller: AUC 0.994 instead of 0.997, but specificity 0.41 instead of 0.97 at the threshold locked on the films as
 they are. So decisions at a threshold are judged, too, with healthy and diseased films counted alike; and thresholds are
-locked on films as they are and on changed copies of them (`models/calibration.py`).
+locked on films as they are and on changed copies of them (`models/statistics/calibration.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from models.calibration import called_positive
 from models.errors import InputError
-from models.metrics import Labels, Scores, auc
+from models.statistics.calibration import called_positive
+from models.statistics.metrics import Labels, Scores, auc
 
 Film = npt.NDArray[np.uint8]
 

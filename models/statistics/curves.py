@@ -1,7 +1,7 @@
 """The curves of a test as plain JSON, short enough to stand in every bundle and ledger: what pages draw from.
 
 Of many films a curve has as many corners; its thinned copy lies nowhere farther from it than a line is wide
-(`tests/models/test_curves.py`).
+(`tests/models/statistics/test_curves.py`).
 """
 
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.metrics import Labels, Scores, wilson
+from models.statistics.metrics import Labels, Scores, wilson
 
 POINTS: Final = 200
 """Of a curve, at most."""

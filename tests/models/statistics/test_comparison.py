@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.comparison import delong_test, mcnemar
 from models.errors import InputError
+from models.statistics.comparison import delong_test, mcnemar
 
 
 def naive_delong(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

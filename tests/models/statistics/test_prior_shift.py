@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from models.prior_shift import PriorShift, bbse, saerens
+from models.statistics.prior_shift import PriorShift, bbse, saerens
 
 
 def archive(rng: np.random.Generator, films: int, prior: float, calibrated_on: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.bootstrap import draws, figures, intervals, predictive_values
-from models.calibration import Calibration, called_positive
-from models.curves import curves
-from models.metrics import Labels, auc_interval, evaluate, sensitivity_by_group, wilson
+from models.statistics.bootstrap import draws, figures, intervals, predictive_values
+from models.statistics.calibration import Calibration, called_positive
+from models.statistics.curves import curves
+from models.statistics.metrics import Labels, auc_interval, evaluate, sensitivity_by_group, wilson
 
 PREVALENCES: Final = (0.01, 0.05, 0.2, 0.5)
 """Shares of disease for which predictive values are stated: screening, an emergency department, a children's ward."""
@@ -40,7 +40,7 @@ def evaluation_entry(
     "over_patients": {figure: {"value", "low", "high"}} at the default, intervals by drawing patients (films where
     `patients` [N] is None), "predictive_values": [{"prevalence", "ppv", "npv"}] likewise,
     "groups": {kind: {name: {"n", "positives", "auc", "sensitivity", "specificity"}}}, null where there are no films,
-    "curves": what `models.curves` gives}.
+    "curves": what `models.statistics.curves` gives}.
     `labels` [N] are 0 for no disease. Raises `RayscanError` for a probability that is no number, `InputError` unless
     both classes are there.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError
-from models.metrics import Interval, Labels, Scores, Z, auc, delong_components
+from models.statistics.metrics import Interval, Labels, Scores, Z, auc, delong_components
 
 
 @dataclass(frozen=True, kw_only=True)

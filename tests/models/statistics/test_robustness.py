@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from models.errors import InputError
-from models.robustness import CHANGES, perturbed, robustness, score_copies
+from models.statistics.robustness import CHANGES, perturbed, robustness, score_copies
 
 
 def films(count: int, seed: int = 0) -> np.ndarray:

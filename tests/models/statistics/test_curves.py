@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.curves import (
+from models.statistics.curves import (
     NEAR,
     POINTS,
     Curve,
@@ -19,7 +19,7 @@ from models.curves import (
     roc_curve,
     thinned,
 )
-from models.metrics import auc, wilson
+from models.statistics.metrics import auc, wilson
 
 Films = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 

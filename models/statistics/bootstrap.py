@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError
-from models.metrics import ECE_BINS, Interval, Labels, Scores
+from models.statistics.metrics import ECE_BINS, Interval, Labels, Scores
 
 DRAWS: Final = 1000
 SURE: Final = 1e-7

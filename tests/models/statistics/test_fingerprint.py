@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.fingerprint import BINS, QUANTITIES, fingerprint, grey_statistics, reference
+from models.statistics.fingerprint import BINS, QUANTITIES, fingerprint, grey_statistics, reference
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20))))

@@ -8,7 +8,7 @@ Three maps, each keeping the order of the films, so that AUC stays:
     platt         and an offset of the log-odds of disease (Platt 1999): for a model trained on weighted classes
     isotonic      and a rising line through the shares of disease seen at each level (Zadrozny & Elkan 2002)
 
-None can mend a prevalence other than that of the validation films: `models/prior_shift.py` estimates one.
+None can mend a prevalence other than that of the validation films: `models/statistics/prior_shift.py` estimates one.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError, RayscanError
-from models.metrics import Labels, Scores
 from models.spec import METHODS, Method
+from models.statistics.metrics import Labels, Scores
 
 DEFAULT_POINT: Final = "balanced"
 SENSITIVITY: Final = 0.98
@@ -216,10 +216,10 @@ def operating_points(
     sensitivity + specificity (Youden 1950) in the mean of films and copies, the lowest of equals; `rule_in`: the lowest
     with specificity of at least 0.98 on both.
 
-    With `copies` (labels [M] and probabilities [M] of `models.robustness.Copies`) a threshold is no longer the best for
-    films made just as these are, and keeps more of its worth where they are made otherwise. MobileNetV2 1.0 at 128 px
-    on Kermany validation films: balanced accuracy 0.972 instead of 0.977 on the films as they are, and 0.938 instead of
-    0.902 on copies of two changes at once, of which the threshold knew none.
+    With `copies` (labels [M] and probabilities [M] of `models.statistics.robustness.Copies`) a threshold is no longer
+    the best for films made just as these are, and keeps more of its worth where they are made otherwise. MobileNetV2
+    1.0 at 128 px on Kermany validation films: balanced accuracy 0.972 instead of 0.977 on the films as they are, and
+    0.938 instead of 0.902 on copies of two changes at once, of which the threshold knew none.
 
     Each lies halfway between two neighbouring probabilities, so that another engine's rounding does not move films
     across it, and is a float32, so that comparing in float32 and in float64 decides the same.
