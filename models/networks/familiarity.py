@@ -11,7 +11,7 @@ A film beyond `limit` is of another kind than the films the model learned from, 
 It is set wide, for a film refused is a film nobody triages, and another scanner's films lie up to 2.5 times as far as
 the farthest training films (seen with phantoms of another shape and an mlp; 1.4 with cnns). Beyond it lay none of 2,579
 Kermany films of other patients than the network's (cnn at 64 and 96 pixels, 332 and 2,653 training films) and none of
-three adult chests, but all pictures of noise. Chests that lie wrong are for `models/gate.py` to tell.
+three adult chests, but all pictures of noise. Chests that lie wrong are for `models/gate/checks.py` to tell.
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from models.gate import ScanTags
+from models.gate.checks import ScanTags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError

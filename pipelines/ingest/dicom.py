@@ -26,7 +26,7 @@ from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 
-from models.gate import ScanTags
+from models.gate.checks import ScanTags
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
 from pipelines.ingest.lossless import decode_lossless

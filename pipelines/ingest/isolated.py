@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from models.gate import ScanTags
+from models.gate.checks import ScanTags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError

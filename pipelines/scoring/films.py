@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.gate import check_pixels, check_tags
+from models.gate.checks import check_pixels, check_tags
 from models.spec import Preprocessing
 from models.statistics.fingerprint import grey_statistics
 from pipelines.contracts import Reason

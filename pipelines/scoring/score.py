@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from models.bundle import Bundle
-from models.gate import check_distance
+from models.gate.checks import check_distance
 from models.statistics.calibration import Calibration, called_positive
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from models.gate import ScanTags, check_pixels, check_tags
+from models.gate.checks import ScanTags, check_pixels, check_tags
 from pipelines.errors import InputError
 from pipelines.ingest.patients import kermany_patient, kermany_subtype
 from pipelines.phantom import (

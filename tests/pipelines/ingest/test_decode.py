@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless
 
-from models.gate import check_pixels
+from models.gate.checks import check_pixels
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError

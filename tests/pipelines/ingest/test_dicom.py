@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit
 
-from models.gate import ScanTags, check_tags
+from models.gate.checks import ScanTags, check_tags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError

@@ -1,8 +1,9 @@
-"""The numbers of `models/orientation.py`: each array as bytes in base64, with what a step of a byte stands for.
+"""The numbers of `models/gate/orientation.py`: each array as bytes in base64, with what a step of a byte stands for.
 
 Fitted with `fit_templates` to 2,653 films of half of Kermany's patients (Kermany, Zhang & Goldbaum, "Labeled Optical
 Coherence Tomography (OCT) and Chest X-Ray Images for Classification", Mendeley Data, CC BY 4.0) and 300 phantom films.
-`tests/models/test_gate.py` fits them again from the same films, and measures the gate on those of the other half.
+`tests/models/gate/test_checks.py` fits them again from the same films, and measures the gate on those of the other
+half.
 """
 
 from typing import Final

@@ -2,10 +2,11 @@
 
 A film whose header says nothing passes: archives of plain JPEG have no header, and a missing tag is no evidence.
 A header that says something else than a frontal chest film is believed: a probability for a hip is worse than none.
-The pixels are judged by `models/orientation.py`, and a film is rejected only when they are clear.
+The pixels are judged by `models/gate/orientation.py`, and a film is rejected only when they are clear.
 
 Measured on Kermany's films at 224 x 224, of patients the templates were not fitted to (2,579 films), each also turned,
-negated and cut, and on real DICOM files (`RAYSCAN_REAL_DATA=... pytest tests/models/test_gate.py` measures again):
+negated and cut, and on real DICOM files (`RAYSCAN_REAL_DATA=... pytest tests/models/gate/test_checks.py` measures
+again):
 
     films                                     rejected   by a reason they deserve
     as they are                                  0.1 %
@@ -31,8 +32,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.orientation import Templates, from_text, look
-from models.orientation_templates import TOLD
+from models.gate.orientation import Templates, from_text, look
+from models.gate.orientation_templates import TOLD
 
 MODALITIES: Final = frozenset({"CR", "DX", "DR", "RG", "OT"})
 """DICOM PS3.3 C.7.3.1.1.1: computed and digital radiography, radiographic film; OT is what film digitisers write."""

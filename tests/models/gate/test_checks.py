@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.errors import InputError
-from models.gate import JUDGED, ScanTags, check_distance, check_pixels, check_tags
-from models.orientation import fit_templates, from_text, look, thumbnail, to_text
-from models.orientation_templates import TOLD
+from models.gate.checks import JUDGED, ScanTags, check_distance, check_pixels, check_tags
+from models.gate.orientation import fit_templates, from_text, look, thumbnail, to_text
+from models.gate.orientation_templates import TOLD
 from models.spec import Preprocessing
 from pipelines.ingest.decode import decode
 from tests.models.chest_films import Film, kermany, phantoms
@@ -202,7 +202,7 @@ LEAST = {
     "left half": (0.98, 0.98), "right half": (0.96, 0.95), "upper half": (0.5, 0.5), "a quarter": (0.9, 0.9),
     "half missing": (0.96, 0.95),
 }  # fmt: skip
-"""Share rejected, and by a deserved reason; models/gate.py has the figures."""
+"""Share rejected, and by a deserved reason; models/gate/checks.py has the figures."""
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -7,7 +7,7 @@ regression (`fit_templates`). How far a thumbnail lies off the few axes along wh
 chest at all (the distance from feature space of Moghaddam & Pentland 1997, sec. 3.1).
 
 The alternative refused, a small network, would be a second model to train, to ship and to answer for. The numbers in
-`models/orientation_templates.py` are sums over thousands of films; no film can be had back from them.
+`models/gate/orientation_templates.py` are sums over thousands of films; no film can be had back from them.
 """
 
 import base64

@@ -1,0 +1,1 @@
+"""What is scored at all: a frontal chest film, upright, of enough contrast."""
