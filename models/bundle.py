@@ -123,7 +123,7 @@ def save_bundle(
 ) -> Bundle:
     """Write a bundle into a folder, made when absent. `evaluation` and `lineage` hold plain JSON values.
 
-    `graph` are the XML and weights that `models.export.export_graph` gives.
+    `graph` are the XML and weights that `models.engines.export.export_graph` gives.
     Raises `InputError` when a bundle is there already: bundles do not change.
     """
     import safetensors.torch  # noqa: PLC0415 (see above)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle import Bundle
-from models.engine import load_engine
+from models.engines.choice import load_engine
 from models.films import Films
 from models.spec import DISCLAIMER
 from models.statistics.calibration import called_positive

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.engines.machine import choose_device
 from models.errors import InputError, RayscanError
 from models.films import Films, joined
-from models.machine import choose_device
 from models.spec import Preprocessing, Scalar
 from models.statistics.bootstrap import Weights, aucs, draws, intervals
 from models.statistics.calibration import fit_calibration

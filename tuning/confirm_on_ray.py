@@ -10,7 +10,7 @@ from functools import partial
 import ray
 import torch
 
-from models.allocator import keep_memory
+from models.engines.allocator import keep_memory
 from tuning.confirm import Dealt, FoldJob, HeldOut, Run, held_out
 
 

@@ -23,9 +23,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from models.engines.machine import choose_device
 from models.errors import InputError
 from models.films import Films, joined
-from models.machine import choose_device
 from models.networks.zoo import entry
 from models.spec import DISCLAIMER
 from models.statistics.bootstrap import draws, figures, intervals

@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from models.allocator import keep_memory
+from models.engines.allocator import keep_memory
 from models.errors import InputError
 from models.films import Films
 from models.losses import cross_entropy

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.engines.machine import choose_device
 from models.errors import InputError
-from models.machine import choose_device
 from models.spec import Scalar
 from models.statistics.calibration import Calibration
 from models.statistics.robustness import Robustness

@@ -29,12 +29,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.allocator import keep_memory
 from models.augment import Augment
+from models.engines.allocator import keep_memory
+from models.engines.machine import choose_device
 from models.errors import InputError, RayscanError
 from models.films import Films
 from models.losses import class_weights, cross_entropy, focal, importance
-from models.machine import choose_device
 from models.mix import mix
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess, resize_films

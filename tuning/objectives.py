@@ -112,10 +112,10 @@ def latency_ms(spec: "ModelSpec", *, device: str, threads: int) -> float:
     """
     import numpy as np  # noqa: PLC0415 (see above)
 
-    from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder, probe_films  # noqa: PLC0415
-    from models.export import export_graph  # noqa: PLC0415
-    from models.inference import EngineError  # noqa: PLC0415
-    from models.machine import this_machine  # noqa: PLC0415
+    from models.engines.choice import CPU_BATCH, GPU_BATCH, EngineBuilder, probe_films  # noqa: PLC0415
+    from models.engines.engine import EngineError  # noqa: PLC0415
+    from models.engines.export import export_graph  # noqa: PLC0415
+    from models.engines.machine import this_machine  # noqa: PLC0415
     from models.networks.classifier import ScanClassifier  # noqa: PLC0415 (torch, which a settings file does without)
     from models.networks.preprocess import Preprocess  # noqa: PLC0415
     from models.networks.zoo import build  # noqa: PLC0415

@@ -24,7 +24,7 @@ import torch
 from optuna.samplers import TPESampler
 from optuna.trial import FixedTrial, TrialState
 
-from models.allocator import keep_memory
+from models.engines.allocator import keep_memory
 from models.errors import InputError
 from models.films import Films
 from models.spec import Preprocessing, Scalar

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.agreement import choose_films, measure
-from models.allocator import keep_memory
 from models.bundle import Bundle, save_bundle
-from models.engine import CPU_BATCH, GPU_BATCH, EngineBuilder
-from models.export import export_graph
+from models.engines.agreement import choose_films, measure
+from models.engines.allocator import keep_memory
+from models.engines.choice import CPU_BATCH, GPU_BATCH, EngineBuilder
+from models.engines.engine import EngineError
+from models.engines.export import export_graph
+from models.engines.machine import choose_device, this_machine
 from models.films import Films
-from models.inference import EngineError
-from models.machine import choose_device, this_machine
 from models.networks.classifier import ScanClassifier
 from models.networks.familiarity import Familiarity, fit_familiarity
 from models.networks.preprocess import Preprocess

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.engines.machine import choose_device
 from models.films import Films
 from models.losses import cross_entropy
-from models.machine import choose_device
 from models.networks.zoo import build, entry, layer_groups
 from models.spec import ModelSpec, Scalar
 from models.statistics.calibration import DEFAULT_POINT, Calibration

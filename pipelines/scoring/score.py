@@ -35,8 +35,8 @@ from pipelines.storage import Store
 from pipelines.tally import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from models.engine import Engine
-    from models.machine import Precision
+    from models.engines.choice import Engine
+    from models.engines.machine import Precision
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class _Writing:
     """The half of the work that needs the model."""
 
     def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None") -> None:
-        from models.engine import CPU_BATCH, GPU_BATCH, load_engine  # noqa: PLC0415 (not in the driver)
+        from models.engines.choice import CPU_BATCH, GPU_BATCH, load_engine  # noqa: PLC0415 (not in the driver)
 
         self.store = Store(scores)
         self.plan = plan

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from models.engines.machine import PRECISIONS, Precision
 from models.errors import InputError
-from models.machine import PRECISIONS, Precision
 from models.statistics.calibration import Calibration
 from pipelines.results.kinds import check_thumbnails
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.allocator import keep_memory
 from models.augment import Augment, Augmentation
+from models.engines.allocator import keep_memory
 from models.losses import cross_entropy
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess

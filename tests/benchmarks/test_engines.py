@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from models.allocator import keep_memory
-from models.engine import EngineBuilder, probe_films
-from models.export import export_graph
-from models.machine import cpu_flags, this_machine
+from models.engines.allocator import keep_memory
+from models.engines.choice import EngineBuilder, probe_films
+from models.engines.export import export_graph
+from models.engines.machine import cpu_flags, this_machine
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build

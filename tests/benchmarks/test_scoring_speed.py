@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.bundle import Bundle
-from models.openvino_engine import import_openvino
+from models.engines.openvino_engine import import_openvino
 from models.spec import ModelSpec, Preprocessing
 from pipelines.ingest.dataset import DatasetInfo
 from tests.benchmarks.films import Originals, link, originals
@@ -33,7 +33,7 @@ FILMS = int(os.environ.get("RAYSCAN_BENCH_FILMS", "9000"))
 GUIDE_FILMS = min(FILMS, 1500)
 """The guide's recipe is slow: the rest of the films is added to its time at its steady rate."""
 TUNED_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "268435456"}
-"""For the loader, as models.allocator does for rayscan; worth a quarter of its inference."""
+"""For the loader, as models.engines.allocator does for rayscan; worth a quarter of its inference."""
 ROUNDS = int(os.environ.get("RAYSCAN_BENCH_ROUNDS", "3" if FILMS >= 9000 else "1"))
 """The floor and rayscan take turns; figures are medians."""
 SIZE = 224

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.engine import load_engine
+from models.engines.choice import load_engine
 from pipelines.bundles import fetch_bundle
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from pipelines.ingest.dataset import load_films

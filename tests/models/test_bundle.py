@@ -9,9 +9,9 @@ import torch
 
 from models.bundle import FILES, MANIFEST, Bundle, _identity, load_bundle, save_bundle
 from models.card import render_card
-from models.engine import load_engine
+from models.engines.choice import load_engine
+from models.engines.machine import Machine
 from models.errors import BundleError, InputError, RayscanError
-from models.machine import Machine
 from models.networks.classifier import ScanClassifier
 from models.networks.familiarity import fit_familiarity
 from models.networks.preprocess import Preprocess

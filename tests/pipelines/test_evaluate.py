@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.bundle import Bundle, save_bundle
-from models.engine import load_engine
+from models.engines.choice import load_engine
 from models.films import Films
 from models.networks.zoo import build
 from models.spec import DISCLAIMER, Preprocessing

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.allocator import keep_memory
+from models.engines.allocator import keep_memory
 from models.errors import InputError, RayscanError
 from models.films import Films
 from models.networks.classifier import ScanClassifier

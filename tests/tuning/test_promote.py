@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from models.bundle import load_bundle
-from models.engine import load_engine
+from models.engines.choice import load_engine
+from models.engines.machine import this_machine
 from models.films import Films
-from models.machine import this_machine
 from models.spec import Preprocessing
 from models.statistics.metrics import auc
 from pipelines.ingest.dataset import DatasetInfo

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bundle import load_bundle
-from models.engine import load_engine
+from models.engines.choice import load_engine
 from models.errors import InputError
 from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec, Preprocessing

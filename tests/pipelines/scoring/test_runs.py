@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from models.engine import load_engine
+from models.engines.choice import load_engine
 from pipelines import progress
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError, InputError, NotFoundError

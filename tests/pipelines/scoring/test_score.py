@@ -17,8 +17,8 @@ import pydicom
 import pytest
 
 from models.bundle import Bundle, load_bundle
-from models.engine import Engine, load_engine
-from models.inference import Inference
+from models.engines.choice import Engine, load_engine
+from models.engines.engine import Inference
 from models.spec import Preprocessing
 from models.statistics.calibration import Calibration
 from pipelines.contracts import PLAN, SCORES, STATUS_OF_REASON, Reason, Status

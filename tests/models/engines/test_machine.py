@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from models.engines.machine import NATIVE_FLAGS, Machine, choose_device, cpu_flags, this_machine
 from models.errors import InputError
-from models.machine import NATIVE_FLAGS, Machine, choose_device, cpu_flags, this_machine
 
 
 def test_bfloat16_is_native_where_the_cpu_says_so(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_bfloat16_is_native_where_the_cpu_says_so(tmp_path: Path) -> None:
 
 
 def test_openvino_sees_the_same_as_cpuinfo() -> None:
-    from models.openvino_engine import import_openvino
+    from models.engines.openvino_engine import import_openvino
 
     capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert this_machine("cpu").native_bf16 == ("BF16" in capabilities)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from models.inference import EngineError
+from models.engines.engine import EngineError
+from models.engines.openvino_engine import import_openvino
 from models.networks.classifier import InferenceGraph, ScanClassifier
-from models.openvino_engine import import_openvino
 
 
 def export_graph(classifier: ScanClassifier) -> tuple[bytes, bytes]:

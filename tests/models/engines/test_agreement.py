@@ -2,12 +2,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.agreement import FILMS, choose_films, compare, measure
-from models.inference import Inference
-from models.machine import this_machine
+from models.engines.agreement import FILMS, choose_films, compare, measure
+from models.engines.engine import Inference
+from models.engines.machine import this_machine
 from models.statistics.calibration import Calibration
+from tests.models.engines.test_choice import builder
 from tests.models.synthetic import blob_films, small_spec
-from tests.models.test_engine import builder
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(1000) % 2

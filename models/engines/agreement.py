@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.engine import EngineBuilder
-from models.inference import Engine, EngineError, Inference
+from models.engines.choice import EngineBuilder
+from models.engines.engine import Engine, EngineError, Inference
 from models.statistics.calibration import Calibration, called_positive
 from models.statistics.metrics import Labels, auc
 

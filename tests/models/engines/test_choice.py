@@ -9,13 +9,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from models.agreement import compare
 from models.bundle import Bundle, save_bundle
-from models.engine import ROUNDING, EngineBuilder, fastest, load_engine, offered
+from models.engines.agreement import compare
+from models.engines.choice import ROUNDING, EngineBuilder, fastest, load_engine, offered
+from models.engines.engine import Engine
+from models.engines.export import export_graph
+from models.engines.machine import EngineKind, Machine, this_machine
 from models.errors import InputError
-from models.export import export_graph
-from models.inference import Engine
-from models.machine import EngineKind, Machine, this_machine
 from models.networks.classifier import ScanClassifier
 from models.networks.familiarity import fit_familiarity
 from models.networks.preprocess import Preprocess

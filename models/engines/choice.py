@@ -2,7 +2,7 @@
 
 A faster engine may round otherwise, and bfloat16 does: probabilities move, films near an operating point change sides.
 So an engine is offered only where promotion compared it with eager torch in float32 on the validation films and found
-it close enough (`models/agreement.py`); in bfloat16 only in the very version that was compared.
+it close enough (`models/engines/agreement.py`); in bfloat16 only in the very version that was compared.
 """
 
 import copy
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.allocator import keep_memory
 from models.bundle import Bundle
+from models.engines.allocator import keep_memory
+from models.engines.engine import Engine, EngineError, Inference
+from models.engines.machine import PRECISIONS, EngineKind, Machine, Precision, choose_device, this_machine
+from models.engines.openvino_engine import OpenVINOEngine, read_graph
 from models.errors import InputError
-from models.inference import Engine, EngineError, Inference
-from models.machine import PRECISIONS, EngineKind, Machine, Precision, choose_device, this_machine
-from models.openvino_engine import OpenVINOEngine, read_graph
 
 if TYPE_CHECKING:
     from models.networks.classifier import ScanClassifier
@@ -109,7 +109,7 @@ class EngineBuilder:
     def build(self, kind: EngineKind) -> Engine:
         """One engine. Raises `EngineError` where it cannot run this network."""
         if kind.engine != "openvino":
-            from models.torch_engine import TorchEngine  # noqa: PLC0415 (two seconds that OpenVINO does without)
+            from models.engines.torch_engine import TorchEngine  # noqa: PLC0415 (two seconds that OpenVINO does without)
 
             classifier = copy.deepcopy(self._classifier())
             return TorchEngine(classifier, kind, self.machine.device, classes=self._classes, batch=self.batch)

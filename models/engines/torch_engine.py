@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.inference import EngineError, Inference, check_films, joined, padded_batches
-from models.machine import EngineKind
+from models.engines.engine import EngineError, Inference, check_films, joined, padded_batches
+from models.engines.machine import EngineKind
 from models.networks.classifier import InferenceGraph, ScanClassifier
 from models.networks.preprocess import resize_films
 

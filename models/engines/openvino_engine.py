@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.inference import EngineError, Inference, check_films, joined, padded_batches
-from models.machine import EngineKind
+from models.engines.engine import EngineError, Inference, check_films, joined, padded_batches
+from models.engines.machine import EngineKind
 
 if TYPE_CHECKING:
     import openvino
@@ -70,7 +70,7 @@ def import_openvino() -> Any:
 
 
 def read_graph(xml: bytes, weights: bytes) -> "openvino.Model":
-    """The graph that `models.export.export_graph` wrote."""
+    """The graph that `models.engines.export.export_graph` wrote."""
     return import_openvino().Core().read_model(xml, weights)
 
 

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from models.bundle import GRAPH
-from models.engine import load_engine
+from models.engines.choice import load_engine
+from models.engines.engine import EngineError
+from models.engines.export import export_graph
 from models.errors import BundleError
-from models.export import export_graph
-from models.inference import EngineError
 from models.spec import ModelSpec, Preprocessing
-from tests.models.synthetic import small_spec
-from tests.models.test_engine import (
+from tests.models.engines.test_choice import (
     FILMS,
     HERE,
     OPENVINO_FP32,
@@ -26,6 +25,7 @@ from tests.models.test_engine import (
     classifier,
     entry,
 )
+from tests.models.synthetic import small_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def test_scoring_by_openvino_imports_no_torch_and_reports_to_nobody(tmp_path: Pa
     made = bundle(tmp_path / "bundle", spec=small_spec("mlp"))
     code = (
         "import sys; from dataclasses import replace; from pathlib import Path; import numpy as np\n"
-        "from models.bundle import load_bundle; from models.engine import load_engine\n"
+        "from models.bundle import load_bundle; from models.engines.choice import load_engine\n"
         f"bundle = load_bundle(Path({str(made.folder)!r}))\n"
         f"bundle = replace(bundle, evaluation={agreements(openvino_fp32_cpu=entry())!r})\n"
         "engine = load_engine(bundle, device='cpu', threads=1)\n"

@@ -1,0 +1,1 @@
+"""What runs a model, on CPU and GPU, and how the fastest one that is right is chosen."""
