@@ -44,7 +44,7 @@ def _die(data):
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "pipelines.ingest.decode":
+        if name != "pipelines.decoding.decode":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

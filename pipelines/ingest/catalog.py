@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import CATALOG
+from pipelines.decoding.decode import read_header
+from pipelines.decoding.fetch import fetch
 from pipelines.errors import InputError, ScanError
 from pipelines.ingest.catalog_info import MANIFEST, CatalogSettings, catalog_parts, is_catalog
-from pipelines.ingest.decode import read_header
-from pipelines.ingest.fetch import fetch
 from pipelines.ingest.labels import Label, label_from_path, labels_from_csv
 from pipelines.ingest.listing import Listing, Row
 from pipelines.ingest.patients import PatientKeys

@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 
 from models.spec import Decode, Preprocessing
 from pipelines.contracts import LABELS, SPLITS, Reason, dataset_schema
+from pipelines.decoding.decode import Scan, decode
+from pipelines.decoding.fetch import fetch
 from pipelines.errors import InputError, ScanError, StorageError
 from pipelines.ingest.catalog import read_catalog
 from pipelines.ingest.catalog_info import no_labels
 from pipelines.ingest.dataset import MANIFEST, read_dataset_info
-from pipelines.ingest.decode import Scan, decode
-from pipelines.ingest.fetch import fetch
 from pipelines.progress import progress
 from pipelines.shards import Stage, cluster_size, run_shards
 from pipelines.storage import Store, open_store

@@ -20,10 +20,10 @@ from models.gate.checks import check_pixels, check_tags
 from models.spec import Preprocessing
 from models.statistics.fingerprint import grey_statistics
 from pipelines.contracts import Reason
+from pipelines.decoding.decode import Scan, decode
+from pipelines.decoding.fetch import fetch
+from pipelines.decoding.isolated import IsolatedDecoder
 from pipelines.errors import IncompleteError, ScanError
-from pipelines.ingest.decode import Scan, decode
-from pipelines.ingest.fetch import fetch
-from pipelines.ingest.isolated import IsolatedDecoder
 
 AHEAD: Final = 48
 """Films read ahead of the inference, at least; bounds an actor's memory."""

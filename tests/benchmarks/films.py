@@ -9,7 +9,7 @@ import numpy as np
 
 from models.films import Films
 from models.spec import Preprocessing
-from pipelines.ingest.decode import decode
+from pipelines.decoding.decode import decode
 from pipelines.phantom import write_archive
 from pipelines.storage import open_store
 

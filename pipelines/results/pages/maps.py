@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 from models.claim import METHOD_NAMES
 from models.pages.page import data_uri
 from pipelines.bundles import fetch_bundle
+from pipelines.decoding.decode import decode
+from pipelines.decoding.fetch import fetch
 from pipelines.errors import InputError, RayscanError, ScanError
-from pipelines.ingest.decode import decode
-from pipelines.ingest.fetch import fetch
 from pipelines.results.pages.worklist import SIDE, Film
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import duckdb
 from models.pages.page import data_uri
 from models.spec import Preprocessing
 from pipelines.contracts import LABELS
+from pipelines.decoding.decode import decode
+from pipelines.decoding.fetch import fetch
 from pipelines.errors import ScanError
-from pipelines.ingest.decode import decode
-from pipelines.ingest.fetch import fetch
 from pipelines.results.kinds import check_thumbnails
 
 __all__ = ["Film", "check_thumbnails", "with_thumbnails", "worklist"]

@@ -14,7 +14,7 @@ from models.gate.checks import JUDGED, ScanTags, check_distance, check_pixels, c
 from models.gate.orientation import fit_templates, from_text, look, thumbnail, to_text
 from models.gate.orientation_templates import TOLD
 from models.spec import Preprocessing
-from pipelines.ingest.decode import decode
+from pipelines.decoding.decode import decode
 from tests.models.chest_films import Film, kermany, phantoms
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.ingest import prepare
 from pipelines.shards import Stage
-from tests.pipelines.ingest.films import encode, ramp, write
+from tests.pipelines.decoding.films import encode, ramp, write
 
 
 def _jpeg(number: int, quality: int = 90) -> bytes:

@@ -13,7 +13,7 @@ from pipelines.contracts import CATALOG, LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.audit import Audit, audit, render_audit
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
-from tests.pipelines.ingest.films import encode, ramp, write
+from tests.pipelines.decoding.films import encode, ramp, write
 
 
 def examine(archive: Path, **settings: object) -> Audit:

@@ -15,7 +15,7 @@ from pipelines.ingest import listing
 from pipelines.ingest.catalog import CatalogSettings, build_catalog, is_catalog, read_catalog
 from pipelines.ingest.patients import SECRET_VARIABLE
 from pipelines.storage import open_store
-from tests.pipelines.ingest.films import SECRETS, dicom, encode, ramp, write
+from tests.pipelines.decoding.films import SECRETS, dicom, encode, ramp, write
 from tests.servers import S3Server
 
 FILM = ramp()

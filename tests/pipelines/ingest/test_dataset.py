@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import LABELS, SPLITS
+from pipelines.decoding.decode import decode
 from pipelines.errors import InputError
 from pipelines.ingest import prepare as room
 from pipelines.ingest.catalog import read_catalog
 from pipelines.ingest.dataset import load_films, read_dataset_info
-from pipelines.ingest.decode import decode
 from pipelines.ingest.prepare import PrepareSettings, prepare
-from tests.pipelines.ingest.films import catalogue, write
+from tests.pipelines.decoding.films import catalogue, write
 
 SMALL = PrepareSettings(size=32)
 

@@ -10,7 +10,7 @@ from pipelines.errors import InputError
 from pipelines.ingest import listing
 from pipelines.ingest.listing import Listing, list_archive
 from pipelines.storage import open_store
-from tests.pipelines.ingest.films import write
+from tests.pipelines.decoding.films import write
 from tests.servers import S3Server
 
 SCANS = {

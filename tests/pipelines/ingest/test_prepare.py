@@ -10,13 +10,13 @@ import pytest
 
 from models.spec import Preprocessing
 from pipelines.contracts import dataset_schema
+from pipelines.decoding.decode import decode
 from pipelines.errors import InputError
 from pipelines.ingest import prepare as room
 from pipelines.ingest.catalog import CatalogSettings, build_catalog, read_catalog
 from pipelines.ingest.dataset import load_films, read_dataset_info
-from pipelines.ingest.decode import decode
 from pipelines.ingest.prepare import DatasetSummary, PrepareSettings, prepare
-from tests.pipelines.ingest.films import catalogue, write
+from tests.pipelines.decoding.films import catalogue, write
 from tests.servers import S3Server
 
 SMALL = PrepareSettings(size=32)

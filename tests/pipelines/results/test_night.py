@@ -17,7 +17,7 @@ from models.pages.page import data_uri
 from models.spec import ModelSpec
 from models.statistics.calibration import Calibration
 from pipelines.contracts import Reason
-from pipelines.ingest.decode import decode
+from pipelines.decoding.decode import decode
 from pipelines.phantom import dicom_bytes, encode
 from pipelines.results.pages import maps, night, todo, worklist
 from pipelines.results.pages.history import Night, courses

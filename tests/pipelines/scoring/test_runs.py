@@ -11,8 +11,8 @@ import pytest
 from models.engines.choice import load_engine
 from pipelines import progress
 from pipelines.bundles import fetch_bundle
+from pipelines.decoding.decode import decode
 from pipelines.errors import IncompleteError, InputError, NotFoundError
-from pipelines.ingest.decode import decode
 from pipelines.results.query import ask
 from pipelines.scoring import runs
 from pipelines.scoring.drift import DriftTally

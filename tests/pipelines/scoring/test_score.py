@@ -22,8 +22,8 @@ from models.engines.engine import Inference
 from models.spec import Preprocessing
 from models.statistics.calibration import Calibration
 from pipelines.contracts import PLAN, SCORES, STATUS_OF_REASON, Reason, Status
+from pipelines.decoding.decode import Scan, decode
 from pipelines.errors import BundleError, IncompleteError
-from pipelines.ingest.decode import Scan, decode
 from pipelines.ingest.listing import list_archive
 from pipelines.phantom import broken_files, dicom_bytes, encode
 from pipelines.phantom import film as draw_film

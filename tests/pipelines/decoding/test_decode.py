@@ -17,10 +17,10 @@ from pydicom.uid import JPEG2000Lossless
 from models.gate.checks import check_pixels
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
+from pipelines.decoding.decode import decode, read_header, sniff
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest.decode import decode, read_header, sniff
 from pipelines.phantom import broken_files
-from tests.pipelines.ingest.films import SECRETS, compressed, dataset, dicom, encode, ramp
+from tests.pipelines.decoding.films import SECRETS, compressed, dataset, dicom, encode, ramp
 
 FILM = ramp()
 SMALL = Preprocessing(size=32)

@@ -21,9 +21,9 @@ from PIL.PngImagePlugin import PngImageFile
 from models.gate.checks import ScanTags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
+from pipelines.decoding import dicom
+from pipelines.decoding.dicom import MALFORMED, MAX_PIXELS, Header, silence
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest import dicom
-from pipelines.ingest.dicom import MALFORMED, MAX_PIXELS, Header, silence
 
 _JPEG: Final = b"\xff\xd8\xff"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"

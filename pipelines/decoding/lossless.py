@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.contracts import Reason
+from pipelines.decoding.child import DecoderChildren, serve
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest.child import DecoderChildren, serve
 
 DEADLINE: Final = 60.0
 """Seconds for one film; a large one takes one."""
@@ -23,7 +23,7 @@ MEMORY: Final = 8 << 30
 
 Stored = npt.NDArray[np.integer[Any]]
 
-_children = DecoderChildren("pipelines.ingest.lossless", deadline=DEADLINE, memory=MEMORY)
+_children = DecoderChildren("pipelines.decoding.lossless", deadline=DEADLINE, memory=MEMORY)
 
 
 def decode_lossless(data: bytes) -> Stored:
@@ -40,7 +40,7 @@ def decode_lossless(data: bytes) -> Stored:
 
 def _answer(data: bytes, _: Sequence[str]) -> bytes:
     """The child: the stored values, or nothing where they cannot be had."""
-    from pipelines.ingest.dicom import MALFORMED, decode_frame, parse  # noqa: PLC0415 (they import this module)
+    from pipelines.decoding.dicom import MALFORMED, decode_frame, parse  # noqa: PLC0415 (they import this module)
 
     try:
         pixels = decode_frame(parse(data, pixels=True), "gdcm")

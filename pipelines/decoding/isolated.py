@@ -11,10 +11,10 @@ import numpy as np
 from models.gate.checks import ScanTags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
+from pipelines.decoding.child import DecoderChildren, serve
+from pipelines.decoding.decode import Scan, decode
+from pipelines.decoding.dicom import Header
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest.child import DecoderChildren, serve
-from pipelines.ingest.decode import Scan, decode
-from pipelines.ingest.dicom import Header
 
 DEADLINE: Final = 60.0
 """Seconds for one film."""
@@ -28,7 +28,7 @@ class IsolatedDecoder:
     def __init__(self, preprocessing: Preprocessing, *, deadline: float = DEADLINE, memory: int = MEMORY) -> None:
         self._side = preprocessing.film_size
         self._children = DecoderChildren(
-            "pipelines.ingest.isolated", json.dumps(asdict(preprocessing)), deadline=deadline, memory=memory
+            "pipelines.decoding.isolated", json.dumps(asdict(preprocessing)), deadline=deadline, memory=memory
         )
 
     def __call__(self, data: bytes) -> Scan:

@@ -20,11 +20,11 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, J
 from models.gate.checks import ScanTags, check_tags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
+from pipelines.decoding.decode import decode, read_header, sniff
+from pipelines.decoding.dicom import read_grey
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest.decode import decode, read_header, sniff
-from pipelines.ingest.dicom import read_grey
 from pipelines.phantom import dicom_bytes
-from tests.pipelines.ingest.films import SECRETS, compressed, dataset, dicom, encode, ramp, saved
+from tests.pipelines.decoding.films import SECRETS, compressed, dataset, dicom, encode, ramp, saved
 
 FILM = ramp()
 TWELVE = FILM.astype(np.uint16) * 16

@@ -12,12 +12,12 @@ import pytest
 
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
+from pipelines.decoding import lossless
+from pipelines.decoding.decode import decode
+from pipelines.decoding.dicom import read_grey
+from pipelines.decoding.isolated import IsolatedDecoder
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest import lossless
-from pipelines.ingest.decode import decode
-from pipelines.ingest.dicom import read_grey
-from pipelines.ingest.isolated import IsolatedDecoder
-from tests.pipelines.ingest.films import dicom, ramp
+from tests.pipelines.decoding.films import dicom, ramp
 
 FILM = ramp()
 Compress = Callable[[bytes, str], bytes]

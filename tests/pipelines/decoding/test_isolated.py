@@ -12,9 +12,9 @@ import pytest
 
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
+from pipelines.decoding.decode import decode
+from pipelines.decoding.isolated import IsolatedDecoder
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest.decode import decode
-from pipelines.ingest.isolated import IsolatedDecoder
 from pipelines.phantom import broken_files, dicom_bytes, encode
 from tests.deadly import DEADLY, deadly_environment
 
@@ -74,14 +74,14 @@ def test_a_deadly_film_is_named_and_the_next_is_fine(
     assert caught.value.reason is reason
     assert isolated(encode(FILM, "png")).pixels.shape == (64, 64)
     isolated.close()
-    assert not [child for child in psutil.Process().children() if "pipelines.ingest.isolated" in child.cmdline()]
+    assert not [child for child in psutil.Process().children() if "pipelines.decoding.isolated" in child.cmdline()]
 
 
 def test_a_hanging_child_outlives_its_parent_by_a_deadline_at_most(tmp_path: Path) -> None:
     folder = deadly_environment(tmp_path)
     script = (
         "from models.spec import Preprocessing\n"
-        "from pipelines.ingest.isolated import IsolatedDecoder\n"
+        "from pipelines.decoding.isolated import IsolatedDecoder\n"
         "from tests.deadly import DEADLY\n"
         "import os, threading\n"
         "decoder = IsolatedDecoder(Preprocessing(size=64), deadline=3, memory=3 << 30)\n"

@@ -28,9 +28,9 @@ from pydicom.pixels.decoders.base import get_decoder
 
 from models.gate.checks import ScanTags
 from pipelines.contracts import Reason
+from pipelines.decoding.lossless import decode_lossless
+from pipelines.decoding.windowing import Stored, shown
 from pipelines.errors import UnreadableScanError
-from pipelines.ingest.lossless import decode_lossless
-from pipelines.ingest.windowing import Stored, shown
 
 MAX_PIXELS: Final = 100_000_000
 """Larger images are refused before they are decoded: no film has them, a decompression bomb does."""
