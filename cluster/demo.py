@@ -29,11 +29,11 @@ from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from pipelines.ingest.prepare import PrepareSettings, prepare
 from pipelines.phantom import FOREIGN_SCANNER, HOME_SCANNER, Scanner, draw_patient, render, write_archive
 from pipelines.results.pages.demo import DemoFigures, demo_page, drift_in_words
-from pipelines.results.query import ask
 from pipelines.results.report import put_page, write_report
-from pipelines.scoring.record import RunRecord
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.storage import open_store
+from pipelines.table.query import ask
+from pipelines.table.record import RunRecord
 from tuning.search import search
 from tuning.search_settings import SearchSettings
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge
 
-    from pipelines.scoring.drift import DriftFinding
+    from pipelines.table.drift import DriftFinding
 
 DRIFT_SITES: Final = 50
 """Sites with drift gauges of their own, those with most films; each tag value is a time series for ever."""

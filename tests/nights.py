@@ -17,8 +17,8 @@ from models.bundle import save_bundle
 from models.networks.zoo import build
 from models.statistics.calibration import Calibration
 from pipelines.phantom import encode
-from pipelines.results.query import ask
 from pipelines.storage import Store, open_store
+from pipelines.table.query import ask
 from tests.models.synthetic import small_spec
 from tests.servers import clean_environment
 

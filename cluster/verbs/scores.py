@@ -102,7 +102,7 @@ def compact(
     """Merge the small parts of finished runs, per model and month; no row is ever shown twice or lost."""
     patience = seconds(wait) if wait else 0.0
     preflight.check_scores(scores, model)
-    from pipelines.scoring.compact import compact as run_compact
+    from pipelines.table.compact import compact as run_compact
 
     months = run_compact(scores, model=model, wait=patience)
     nothing = "nothing to compact: no month has several small parts of finished runs"
@@ -121,7 +121,7 @@ def query(
     """Ask the scores in SQL."""
     preflight.check_runs(scores)
     from cluster.answers import print_answer
-    from pipelines.results.query import ask
+    from pipelines.table.query import ask
 
     print_answer(ask(scores, sql), "json" if json else format.value)
 

@@ -6,12 +6,12 @@ The pages themselves stand in `pipelines/results/pages/`, one module each.
 from models.bundle import WEIGHTS
 from models.card import Since, render_card
 from pipelines.bundles import evaluations, fetch_bundle
-from pipelines.results.kinds import compared_models, page_place, reported_kind
 from pipelines.results.pages.agreement import agreement_page
 from pipelines.results.pages.evaluation import evaluation_page
 from pipelines.results.pages.night import night_page
 from pipelines.results.pages.study import study_page
 from pipelines.storage import open_store
+from pipelines.table.kinds import compared_models, page_place, reported_kind
 
 __all__ = ["agreement_page", "evaluation_page", "put_page", "write_report"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import duckdb
 
-from pipelines.results.views import run_records
 from pipelines.scoring.plan import unfinished_plans
 from pipelines.scoring.stale import STALE, Listing, with_stale
 from pipelines.storage import Store
+from pipelines.table.views import run_records
 
 RUNS_LOOKED_AT = 5
 

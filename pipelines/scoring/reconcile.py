@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import Status
 from pipelines.errors import IncompleteError
-from pipelines.scoring.drift import DriftTally
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.sink import part_name, written_shards
 from pipelines.storage import Store
+from pipelines.table.drift import DriftTally
 
 READ_THREADS = 8
 _COLUMNS = ["scan_id", "status", "reason", "site", "probability", "grey_mean", "grey_spread", "ood_score"]

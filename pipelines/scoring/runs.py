@@ -25,18 +25,18 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import AccessError, IncompleteError, NotFoundError, RayscanError, StorageError
 from pipelines.progress import progress
 from pipelines.scoring.attempts import forget_attempts, lost_workers
-from pipelines.scoring.drift import DriftTally, worst_level
 from pipelines.scoring.layout import Layout, choose_layout
-from pipelines.scoring.lease import Lease, held_lease
 from pipelines.scoring.plan import Plan, forget_plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.reconcile import reconcile
-from pipelines.scoring.record import RunRecord, earlier_records, write_record
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
 from pipelines.scoring.settings import ScoreSettings, operating_point
 from pipelines.scoring.sink import written_shards
 from pipelines.shards import Stage, cluster_size, run_shards
 from pipelines.storage import Store, open_store
+from pipelines.table.drift import DriftTally, worst_level
+from pipelines.table.lease import Lease, held_lease
+from pipelines.table.record import RunRecord, earlier_records, write_record
 from pipelines.tally import Reporter, counting
 
 __all__ = ["OpenSession", "ScoreSettings", "preview", "score"]

@@ -19,9 +19,9 @@ from pipelines.errors import InputError, RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
 from pipelines.ingest.catalog_info import no_scans
 from pipelines.ingest.listing import list_archive
-from pipelines.results.parts import PartVanishedError, list_scores, local_parts, spoilt_part
-from pipelines.results.query import create_scores_view
 from pipelines.storage import Store, open_store
+from pipelines.table.parts import PartVanishedError, list_scores, local_parts, spoilt_part
+from pipelines.table.query import create_scores_view
 
 MEMORY = "768MiB"
 """What DuckDB may hold before it spills; the process needs as much again at most for what flows through it."""

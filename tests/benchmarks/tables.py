@@ -10,8 +10,8 @@ import duckdb
 import pyarrow.parquet as pq
 
 from pipelines.contracts import SCORES
-from pipelines.results.parts import REPLACES
 from pipelines.storage import open_store
+from pipelines.table.parts import REPLACES
 
 MODEL = "aaaa000011112222"
 RUN = "20260101T020000Z-abc123"

@@ -15,7 +15,7 @@ SECONDS = 2
 
 ASK = """
 import json, resource, sys, time
-from pipelines.results.query import ask, read_scores
+from pipelines.table.query import ask, read_scores
 uri, sql = sys.argv[1:]
 started = time.perf_counter()
 first = ask(uri, sql).to_pylist()

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from cluster import answers, jobs
 from cluster.cli import app
-from pipelines.scoring import compact
+from pipelines.table import compact
 
 
 def said(*args: str) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.results.query import ask
+from pipelines.table.query import ask
 from tests.nights import make_night
 
 FILMS = 240

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.results.query import ask
+from pipelines.table.query import ask
 from tests.deadly import DEADLY, deadly_environment
 from tests.nights import make_night
 

@@ -9,8 +9,8 @@ from pipelines.bundles import fetch_bundle
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from pipelines.ingest.dataset import load_films
 from pipelines.ingest.prepare import PrepareSettings, prepare
-from pipelines.results.query import ask
 from pipelines.scoring.runs import ScoreSettings, score
+from pipelines.table.query import ask
 from tuning.loop import TrainSettings
 from tuning.recipe import Recipe
 from tuning.train import train

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines import telemetry
-from pipelines.scoring.drift import DriftFinding, Level
+from pipelines.table.drift import DriftFinding, Level
 from tests.servers import clean_environment
 
 EXPORT_SECONDS = 60

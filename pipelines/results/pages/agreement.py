@@ -18,9 +18,9 @@ from models.pages.charts import BLUE, GREY, VERMILION, chart
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.results.pages.page import render
-from pipelines.results.query import read_scores
-from pipelines.results.views import NEWEST
 from pipelines.storage import open_store
+from pipelines.table.query import read_scores
+from pipelines.table.views import NEWEST
 
 BINS: Final = 40
 SITES_SHOWN: Final = 20

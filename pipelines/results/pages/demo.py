@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from models.pages.page import DASH
 from pipelines.results.pages.drift import LEVEL_NAMES, names, read_findings
 from pipelines.results.pages.page import render
-from pipelines.scoring.drift import Level, worst_level
-from pipelines.scoring.record import RunRecord
+from pipelines.table.drift import Level, worst_level
+from pipelines.table.record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)

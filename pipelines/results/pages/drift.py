@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipelines.scoring.drift import LEVELS, REJECT_SHARE, DriftFinding, Level, worst_level
+from pipelines.table.drift import LEVELS, REJECT_SHARE, DriftFinding, Level, worst_level
 
 SITES_SHOWN: Final = 20
 

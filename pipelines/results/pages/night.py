@@ -24,11 +24,11 @@ from pipelines.results.pages.maps import MOST, with_maps
 from pipelines.results.pages.page import render
 from pipelines.results.pages.todo import Facts, advice, tasks
 from pipelines.results.pages.worklist import LENGTH, Film, check_thumbnails, with_thumbnails, worklist
-from pipelines.results.query import read_scores
-from pipelines.results.views import NEWEST
-from pipelines.scoring.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
-from pipelines.scoring.record import NIGHTS
 from pipelines.storage import Store, open_store
+from pipelines.table.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
+from pipelines.table.query import read_scores
+from pipelines.table.record import NIGHTS
+from pipelines.table.views import NEWEST
 
 BINS: Final = 40
 RUNS_SHOWN: Final = 30

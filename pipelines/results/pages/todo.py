@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from pipelines.contracts import STATUS_OF_REASON, Reason, Status
 from pipelines.results.pages.drift import describe, names
-from pipelines.scoring.drift import DriftFinding
+from pipelines.table.drift import DriftFinding
 
 SITES_NAMED: Final = 5
 """Sites whose drift is a task of its own; the table has the rest."""

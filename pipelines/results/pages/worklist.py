@@ -18,7 +18,7 @@ from pipelines.contracts import LABELS
 from pipelines.decoding.decode import decode
 from pipelines.decoding.fetch import fetch
 from pipelines.errors import ScanError
-from pipelines.results.kinds import check_thumbnails
+from pipelines.table.kinds import check_thumbnails
 
 __all__ = ["Film", "check_thumbnails", "with_thumbnails", "worklist"]
 

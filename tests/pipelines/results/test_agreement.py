@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from pipelines.contracts import scan_id
 from pipelines.errors import InputError
 from pipelines.results.pages import agreement
-from pipelines.results.query import open_scores
 from pipelines.results.report import write_report
 from pipelines.storage import Store, open_store
+from pipelines.table.query import open_scores
 from tests.pipelines.results.samples import HOSTILE, MODEL_ID, Outcome, Page, read_page, write_run
 
 OTHER = "ffeeddccbbaa9988"

@@ -21,10 +21,10 @@ from pipelines.decoding.decode import decode
 from pipelines.phantom import dicom_bytes, encode
 from pipelines.results.pages import maps, night, todo, worklist
 from pipelines.results.pages.history import Night, courses
-from pipelines.results.query import open_scores, read_scores
 from pipelines.results.report import write_report
-from pipelines.scoring.drift import DriftFinding, Level
 from pipelines.storage import Store, open_store
+from pipelines.table.drift import DriftFinding, Level
+from pipelines.table.query import open_scores, read_scores
 from tests.models.synthetic import blob_films, small_spec
 from tests.pipelines.results.samples import HOSTILE, MODEL_ID, Outcome, Page, read_page, write_run
 from tests.servers import S3Server

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from pipelines.contracts import PLAN, SCORES
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.listing import list_archive
-from pipelines.results.parts import list_scores
 from pipelines.scoring import plan as planning
 from pipelines.scoring import stale
-from pipelines.scoring.compact import compact
 from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.sink import write_part
 from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table.compact import compact
+from pipelines.table.parts import list_scores
 
 MODEL = "1234567890123456"  # reads as a number where nobody says it is text
 

@@ -13,15 +13,15 @@ from pipelines import progress
 from pipelines.bundles import fetch_bundle
 from pipelines.decoding.decode import decode
 from pipelines.errors import IncompleteError, InputError, NotFoundError
-from pipelines.results.query import ask
 from pipelines.scoring import runs
-from pipelines.scoring.drift import DriftTally
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.reconcile import reconcile
-from pipelines.scoring.record import RunRecord
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.scoring.sink import part_name, write_part, written_shards
 from pipelines.storage import Store, open_store
+from pipelines.table.drift import DriftTally
+from pipelines.table.query import ask
+from pipelines.table.record import RunRecord
 from tests.pipelines.results.samples import read_page
 from tests.pipelines.scoring.conftest import BAD, GOOD
 from tests.servers import S3Server

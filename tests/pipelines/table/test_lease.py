@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import IncompleteError
-from pipelines.scoring import lease
-from pipelines.scoring.lease import held_lease
 from pipelines.storage import Store, open_store
+from pipelines.table import lease
+from pipelines.table.lease import held_lease
 from tests.servers import S3Server, clean_environment
 
 FOLDER = "leases/model=m"
@@ -88,7 +88,7 @@ def test_models_do_not_wait_for_each_other(store: Store) -> None:
 @pytest.mark.usefixtures("brisk")
 def test_a_dead_process_of_this_machine_holds_nothing(store: Store) -> None:
     process = subprocess.run(
-        [sys.executable, "-c", "from pipelines.scoring.lease import _process; print(_process())"],
+        [sys.executable, "-c", "from pipelines.table.lease import _process; print(_process())"],
         capture_output=True,
         text=True,
         check=True,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.scoring.record import RunRecord
+from pipelines.table.record import RunRecord
 
 
 def record(**values: Any) -> RunRecord:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError
-from pipelines.results.parts import REPLACES, PartVanishedError, is_compacted, list_scores, live_parts, local_parts
-from pipelines.results.query import ask, read_scores
-from pipelines.scoring import compact as compaction
-from pipelines.scoring.compact import compact, compact_store
 from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table import compact as compaction
+from pipelines.table.compact import compact, compact_store
+from pipelines.table.parts import REPLACES, PartVanishedError, is_compacted, list_scores, live_parts, local_parts
+from pipelines.table.query import ask, read_scores
 
 MODEL = "12e4567890123456"
 OTHER = "fedcba9876543210"

@@ -2,7 +2,7 @@
 
 One commit is one create-only put of `compact-<generation>.parquet` into the folder of its model's month. It holds the
 rows of whole parts of finished runs, ordered by uri, and names those parts in its footer, with all that they named.
-From that put on the named parts are no part of the table (`pipelines/results/parts.py`), so a row is never there twice
+From that put on the named parts are no part of the table (`pipelines/table/parts.py`), so a row is never there twice
 and never missing: not before the put, not after it, not while the named parts are deleted or written again.
 
 The generation is one more than the highest that stands there, so two compactions of the same state try the same name
@@ -30,8 +30,10 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError, NotFoundError, StorageError
-from pipelines.results.kinds import check_models, require_any
-from pipelines.results.parts import (
+from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table.kinds import check_models, require_any
+from pipelines.table.lease import held_lease
+from pipelines.table.parts import (
     FETCH_THREADS,
     REPLACES,
     CompactedPart,
@@ -44,9 +46,7 @@ from pipelines.results.parts import (
     replaced,
     spoilt_part,
 )
-from pipelines.results.query import create_scores_view
-from pipelines.scoring.lease import held_lease
-from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table.query import create_scores_view
 
 ROWS = 1_000_000
 """Most rows of a compacted part made of several."""

@@ -15,8 +15,8 @@ from scipy.stats import chi2, ks_2samp, norm
 
 from models.statistics.fingerprint import QUANTITIES, reference
 from pipelines.contracts import SCORES
-from pipelines.scoring import drift
-from pipelines.scoring.drift import (
+from pipelines.table import drift
+from pipelines.table.drift import (
     LEVELS,
     MIN_FILMS,
     OTHER_SITES,

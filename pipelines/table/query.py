@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError
-from pipelines.results.kinds import is_scores, no_run
-from pipelines.results.parts import (
+from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table.kinds import is_scores, no_run
+from pipelines.table.parts import (
     PartVanishedError,
     fetch_parts,
     is_part,
@@ -40,8 +41,7 @@ from pipelines.results.parts import (
     mirror_folder,
     spoilt_part,
 )
-from pipelines.results.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
-from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
 
 __all__ = ["ask", "create_scores_view", "is_part", "is_scores", "local_parts", "open_scores", "read_scores"]
 

@@ -6,7 +6,7 @@
 A compacted part names in its Parquet footer every part whose rows it holds, those it took in at second hand too. What a
 live compacted part names is not part of the table, whether it still lies there, is deleted by now, or is written once
 more by a process that outlived its driver. A compacted part is live unless one of a higher generation names it; what a
-dead one names does not count. `pipelines/scoring/compact.py` keeps these promises, this module reads by them.
+dead one names does not count. `pipelines/table/compact.py` keeps these promises, this module reads by them.
 
 Remote parts never change once written, so they are mirrored into the local cache (readable by its owner only) and
 DuckDB reads the files: the second question fetches only what is new.

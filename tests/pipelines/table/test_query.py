@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason
 from pipelines.errors import InputError
-from pipelines.results import query
-from pipelines.results.query import ask
-from pipelines.scoring.compact import compact
 from pipelines.storage import Store, open_store
+from pipelines.table import query
+from pipelines.table.compact import compact
+from pipelines.table.query import ask
 from tests.servers import S3Server
 
 MODEL = "12e4567890123456"  # reads as a number where nobody says it is text
