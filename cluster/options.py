@@ -197,7 +197,7 @@ def chosen_recipe(
 ) -> "Recipe":
     """The recipe that is named, or that of a model alone, with what the flags of `train` set in place of its own.
 
-    `training` are fields of `tuning.train_settings.TrainSettings`. Raises `InputError` where neither is named.
+    `training` are fields of `tuning.training.settings.TrainSettings`. Raises `InputError` where neither is named.
     """
     from dataclasses import replace
 

@@ -36,11 +36,11 @@ from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
 from tuning.crossvalidate import deal, follow, spread
 from tuning.fold_count import FOLDS
-from tuning.head_settings import HeadSettings
 from tuning.promote import calibrated, scorer
 from tuning.recipe import Recipe
 from tuning.space import to_plan
 from tuning.study import TrialRecord, brief, read_study
+from tuning.training.head_settings import HeadSettings
 
 log = logging.getLogger("rayscan")
 

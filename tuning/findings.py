@@ -28,12 +28,12 @@ from pipelines.storage import Store
 from tuning.confirm import Confirmed, recipe_of
 from tuning.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
 from tuning.importance import Importance, importance
-from tuning.loop import disease_log_odds
 from tuning.optimism import LEAST_PATIENTS, Optimism, estimate
 from tuning.recipe import to_toml
 from tuning.selection import TOP
 from tuning.selects import Select
 from tuning.study import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
+from tuning.training.loop import disease_log_odds
 from tuning.winner import logits_of
 
 log = logging.getLogger("rayscan")

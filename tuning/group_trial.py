@@ -19,11 +19,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from models.errors import RayscanError
 from pipelines.errors import StorageError
-from tuning.loop import fit
-from tuning.objectives import LATENCY, latency_ms
 from tuning.study import brief, load_checkpoint
+from tuning.training.loop import fit
+from tuning.training.objectives import LATENCY, latency_ms
+from tuning.training.workers import Workers
 from tuning.trial import Progress, TrialJob, own_id, plan_of, start_of
-from tuning.workers import Workers
 
 DRIVER: Final = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 """Where the trial itself runs, which only waits for its workers: on the head, which no spot market takes away. The

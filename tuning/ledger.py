@@ -20,7 +20,6 @@ from pipelines import telemetry
 from pipelines.storage import Store
 from tuning.board import Running, Standing, in_words
 from tuning.mirror import Mirror
-from tuning.objectives import LATENCY
 from tuning.space import BASELINE, PROBE
 from tuning.study import (
     StartedTrial,
@@ -33,6 +32,7 @@ from tuning.study import (
     remove_checkpoint,
     write_trials,
 )
+from tuning.training.objectives import LATENCY
 from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, own_id, parameters_of
 
 log = logging.getLogger("rayscan")

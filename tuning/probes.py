@@ -1,8 +1,9 @@
 """The cheapest rung of a search: heads on frozen features, hundreds a minute, to find what is worth fine-tuning.
 
 For every backbone that starts from weights, and every resolution and normalisation the space has for it, the features
-of the films are computed once (`tuning/features.py`). Optuna then picks heads on them: which features, and the table
-`[probe]` of the space. Ray tasks fit `BATCH` of them at a time, because a task for each would cost more than it saves.
+of the films are computed once (`tuning/training/features.py`). Optuna then picks heads on them: which features, and the
+table `[probe]` of the space. Ray tasks fit `BATCH` of them at a time, because a task for each would cost more than it
+saves.
 
 A probe is a row of `trials.parquet` with the parameter `probe`, and no trial of the search: it leaves no model and is
 not on the leaderboard. What it tells goes on: the best of each kind of features is enqueued as a trial with
@@ -32,11 +33,11 @@ from pipelines.bundles import cache_folder
 from pipelines.progress import progress
 from pipelines.storage import Store
 from tuning.domain import Suggest
-from tuning.features import Features, fit_head
-from tuning.head_settings import HeadSettings
 from tuning.space import PROBE, PROBES, SearchSpace, TrialPlan, to_plan
-from tuning.start import frozen_features, seeded_network
 from tuning.study import TrialRecord, write_trials
+from tuning.training.features import Features, fit_head
+from tuning.training.head_settings import HeadSettings
+from tuning.training.start import frozen_features, seeded_network
 
 BATCH: Final = 16
 """Heads of one Ray task: 4 to 8 s, so that the sampler, which learns of them together, is not far behind."""

@@ -15,8 +15,8 @@
                                  weights would make another recipe of it
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
     [parameters]                 of the architecture
-    [training]                   of tuning/train_settings.py
-    [head]                       l2 and steps of tuning/features.py, for learn = "head" and for head_first
+    [training]                   of tuning/training/settings.py
+    [head]                       l2 and steps of tuning/training/features.py, for learn = "head" and for head_first
     [grid]                       parameters with a list of values each, those of [head] too: every combination is
                                  trained, one is kept
 
@@ -33,11 +33,11 @@ from typing import Any, Final, Literal
 from models.errors import InputError
 from models.spec import METHODS, Method, ModelSpec, Normalise, Scalar
 from pipelines.ingest.dataset_info import DatasetInfo
-from tuning.head_settings import HeadSettings
 from tuning.selects import SELECTS, Select
 from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml
 from tuning.toml_text import toml_lines
-from tuning.train_settings import TrainSettings
+from tuning.training.head_settings import HeadSettings
+from tuning.training.settings import TrainSettings
 
 HEAD: Final = ("l2", "steps")
 """What a recipe says of a head. A hidden layer is out: the network's own classifier has no room for it."""

@@ -23,7 +23,6 @@ from pipelines.storage import Store
 from tuning.board import picture
 from tuning.ledger import Converged, Ledger, has_converged
 from tuning.mirror import Mirror
-from tuning.objectives import parse_objectives
 from tuning.scheduler import FamilyScheduler, Past
 from tuning.search_settings import SearchSettings
 from tuning.space import BASELINE, FINAL, PROBE, SearchSpace
@@ -36,6 +35,7 @@ from tuning.study import (
     without_probes,
 )
 from tuning.suggestions import suggestions
+from tuning.training.objectives import parse_objectives
 from tuning.trial import OBJECTIVE, TIME
 
 log = logging.getLogger("rayscan")

@@ -26,7 +26,6 @@ from tuning.findings import add_confirmed, conclude
 from tuning.group_trial import DRIVER, Group, run_group_trial
 from tuning.known_trials import best_of, final_trials
 from tuning.mirror import Mirror
-from tuning.objectives import LATENCY, parse_objectives
 from tuning.probes import best_probes, run_probes
 from tuning.rounds import run_round
 from tuning.search_settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
@@ -44,6 +43,7 @@ from tuning.study import (
     study_front,
     without_probes,
 )
+from tuning.training.objectives import LATENCY, parse_objectives
 from tuning.trial import TrialJob, run_trial
 from tuning.winner import promote_best
 

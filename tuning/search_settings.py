@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from models.errors import InputError
-from tuning.objectives import AUC, parse_objectives
 from tuning.selects import SELECTS, Select
+from tuning.training.objectives import AUC, parse_objectives
 
 TRIALS: Final = 20
 """Of a search without a time budget, where nobody says how many."""
@@ -45,8 +45,8 @@ class SearchSettings:
     weights: str | None = None
     """Pretrained weights that backbones start from, in place of the space's: file, URI or `imagenet`."""
     objectives: tuple[str, ...] = (AUC,)
-    """What to look for (`tuning/objectives.py`): one of the validation films, and `latency` beside it. With both, the
-    trial that becomes the model is the one of the Pareto front that is best on the films."""
+    """What to look for (`tuning/training/objectives.py`): one of the validation films, and `latency` beside it. With
+    both, the trial that becomes the model is the one of the Pareto front that is best on the films."""
     probes: int = 0
     """Heads on frozen features to try before the trials; the best are the first to be fine-tuned (`tuning/probes.py`).
     They take `PROBE_SHARE` of the time budget at most."""

@@ -5,7 +5,7 @@ from pipelines.ingest.dataset_info import DatasetInfo, read_dataset_info
 from tuning.search_settings import SearchSettings
 from tuning.space import SearchSpace, leaves
 from tuning.space_file import DEFAULT, GRID, space_for
-from tuning.start import seeded_network
+from tuning.training.start import seeded_network
 
 
 def searched_space(dataset: str, settings: SearchSettings) -> SearchSpace:

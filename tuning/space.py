@@ -18,9 +18,9 @@ from models.networks.cnn import CNNSettings
 from models.networks.zoo import BackboneSettings, MajoritySettings, MLPSettings
 from models.spec import ModelSpec, Preprocessing, Scalar
 from tuning.domain import Domain, Suggest
-from tuning.head_settings import HeadSettings
 from tuning.toml_files import NO_WEIGHTS
-from tuning.train_settings import TrainSettings
+from tuning.training.head_settings import HeadSettings
+from tuning.training.settings import TrainSettings
 
 BASELINE: Final = "baseline"
 """User attribute of an Optuna trial, and parameter of a study's row: this trial is the named baseline."""
@@ -146,7 +146,7 @@ class SearchSpace:
 
         A family that may start from weights does so, from the first that are named, and on the largest films, as the
         weights come from large ones. Before that trial comes a cheaper one: as many layers frozen as may be and no film
-        changed, so that those layers run once (`tuning/stem.py`).
+        changed, so that those layers run once (`tuning/training/stem.py`).
         """
         found = []
         for family in self.families:

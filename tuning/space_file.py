@@ -16,7 +16,7 @@
     frozen_groups = [0, 2]                              whatever is otherwise for them
     [probe]                                             heads on frozen features: l2, hidden, steps
 
-Names are those of tuning/train_settings.py, models/networks/cnn.py and models/networks/zoo.py, beside `resolution`
+Names are those of tuning/training/settings.py, models/networks/cnn.py and models/networks/zoo.py, beside `resolution`
 (side of the network's input in pixels) and `normalise`. What no table names keeps its default.
 """
 
@@ -33,7 +33,6 @@ from models.networks.cnn import smallest_film
 from models.networks.zoo import build, check_parameters, entry, layer_groups
 from models.spec import ModelSpec, Preprocessing, Scalar
 from tuning.domain import Domain
-from tuning.head_settings import HeadSettings
 from tuning.space import (
     BACKBONE,
     EVERY,
@@ -48,7 +47,8 @@ from tuning.space import (
 )
 from tuning.toml_files import absolute, folder_of, names, read_toml
 from tuning.toml_text import toml_lines
-from tuning.train_settings import TrainSettings
+from tuning.training.head_settings import HeadSettings
+from tuning.training.settings import TrainSettings
 
 DEFAULT: Final = "default"
 GRID: Final = "grid"

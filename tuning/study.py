@@ -36,12 +36,12 @@ from models.spec import Scalar
 from pipelines import contracts
 from pipelines.errors import NotFoundError
 from pipelines.storage import Store
-from tuning.checkpoint import Checkpoint
-from tuning.loop import StateDict
-from tuning.objectives import pareto_front, parse_objectives
 from tuning.space import PROBE
 from tuning.space_file import differences
 from tuning.study_info import STUDY, StudyInfo, check_goes_on, in_use, read_study, require_free
+from tuning.training.checkpoint import Checkpoint
+from tuning.training.loop import StateDict
+from tuning.training.objectives import pareto_front, parse_objectives
 
 __all__ = [
     "BEST",

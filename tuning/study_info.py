@@ -8,7 +8,7 @@ from typing import Any, Final
 from models.errors import InputError
 from pipelines.errors import NotFoundError
 from pipelines.storage import Store
-from tuning.objectives import AUC, parse_objectives
+from tuning.training.objectives import AUC, parse_objectives
 
 STUDY: Final = "study.json"
 

@@ -11,7 +11,6 @@ import torch
 
 from models.engines.machine import choose_device
 from models.films import Films
-from models.losses import cross_entropy
 from models.networks.zoo import build, entry, layer_groups
 from models.spec import ModelSpec, Scalar
 from models.statistics.calibration import DEFAULT_POINT, Calibration
@@ -20,12 +19,13 @@ from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
-from tuning.head_settings import HeadSettings
-from tuning.loop import EpochReport, Fitted, fit
 from tuning.promote import calibrated, promote, scorer
 from tuning.recipe import Recipe, require_weights, spec_of
 from tuning.selection import TOP, Score, most_robust
-from tuning.start import fit_installed_head, pretrained_start, seeded_network
+from tuning.training.head_settings import HeadSettings
+from tuning.training.loop import EpochReport, Fitted, fit
+from tuning.training.losses import cross_entropy
+from tuning.training.start import fit_installed_head, pretrained_start, seeded_network
 
 log = logging.getLogger("rayscan")
 

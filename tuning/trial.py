@@ -23,12 +23,12 @@ from models.films import Films
 from models.spec import ModelSpec, Preprocessing, Scalar
 from pipelines.errors import StorageError
 from pipelines.storage import Store
-from tuning.checkpoint import Checkpoint
-from tuning.loop import EpochReport, EpochState, TrainSettings, fit
-from tuning.objectives import AUC, LATENCY, latency_ms
 from tuning.space import TrialPlan, to_plan
-from tuning.start import pretrained_start
 from tuning.study import brief, load_checkpoint, save_checkpoint, save_logits, save_weights
+from tuning.training.checkpoint import Checkpoint
+from tuning.training.loop import EpochReport, EpochState, TrainSettings, fit
+from tuning.training.objectives import AUC, LATENCY, latency_ms
+from tuning.training.start import pretrained_start
 
 METRIC = "auc"
 """Validation AUC of the trial's best epoch so far."""

@@ -19,7 +19,6 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
-from tuning.loop import EVALUATION_BATCH, EpochReport, Fitted, TrainSettings
 from tuning.optimism import Optimism
 from tuning.promote import promote
 from tuning.selection import TOP, Score, most_robust
@@ -32,6 +31,7 @@ from tuning.study import (
     leaderboard,
     load_weights,
 )
+from tuning.training.loop import EVALUATION_BATCH, EpochReport, Fitted, TrainSettings
 
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Films uint8 [N, H, W] -> uncalibrated logits [N, C]."""

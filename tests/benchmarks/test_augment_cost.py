@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from models.augment import Augment, Augmentation
 from models.engines.allocator import keep_memory
-from models.losses import cross_entropy
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec, Preprocessing
-from tuning.optimiser import make_optimiser
-from tuning.train_settings import TrainSettings
+from tuning.training.augment.batch import Augment, Augmentation
+from tuning.training.losses import cross_entropy
+from tuning.training.optimiser import make_optimiser
+from tuning.training.settings import TrainSettings
 
 BATCH, SIZE, STEPS = 64, 224, 8
 RECIPES = {

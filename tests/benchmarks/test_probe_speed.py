@@ -21,9 +21,9 @@ from pipelines.storage import open_store
 from tests.benchmarks.measured import machine, record
 from tuning import probes
 from tuning.domain import Domain
-from tuning.features import Features
 from tuning.space import SearchSpace
 from tuning.space_file import read_space
+from tuning.training.features import Features
 
 PROBES, WIDTH = 1000, 1280
 

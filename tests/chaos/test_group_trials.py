@@ -12,12 +12,12 @@ from models.spec import Scalar
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
-from tuning.loop import fit
 from tuning.search import search
 from tuning.search_settings import SearchSettings
 from tuning.space import SearchSpace, Suggest
 from tuning.space_file import space_for
 from tuning.study import load_weights, read_trials
+from tuning.training.loop import fit
 from tuning.trial import TrialJob, to_train
 
 pytestmark = pytest.mark.chaos

@@ -11,9 +11,9 @@ from pipelines.ingest.dataset import load_films
 from pipelines.ingest.prepare import PrepareSettings, prepare
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.table.query import ask
-from tuning.loop import TrainSettings
 from tuning.recipe import Recipe
 from tuning.train import train
+from tuning.training.loop import TrainSettings
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -27,7 +27,7 @@ from tests.pipelines.results.samples import HOSTILE, read_page
 from tuning.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
 from tuning.folds import Fold, KeptFolds
 from tuning.recipe import Recipe
-from tuning.train_settings import TrainSettings
+from tuning.training.settings import TrainSettings
 
 QUICK = TrainSettings(epochs=1, batch_size=16, augment=0.0, threads=1)
 CNN = {"depth": 2, "width": 4}

@@ -14,11 +14,11 @@ from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.test_study import record
 from tuning.known_trials import final_trials
-from tuning.objectives import LATENCY
 from tuning.search_settings import SearchSettings
 from tuning.space import BASELINE, FINAL
 from tuning.space_file import space_for
 from tuning.suggestions import suggestions
+from tuning.training.objectives import LATENCY
 from tuning.trial import OBJECTIVE, TrialJob, plan_of, start_of
 
 POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}

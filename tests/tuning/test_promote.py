@@ -18,8 +18,8 @@ from pipelines.ingest.dataset import DatasetInfo
 from pipelines.phantom import film
 from tests.models.synthetic import SIZE, blob_films, small_spec
 from tests.servers import S3Server
-from tuning.loop import TrainSettings, fit
 from tuning.promote import promote
+from tuning.training.loop import TrainSettings, fit
 
 TRAIN, VAL = blob_films(160), blob_films(80, seed=1)
 INFO = DatasetInfo(size=SIZE, preprocessing=Preprocessing(size=SIZE), fingerprint="blobs", counts={}, parts={})

@@ -19,10 +19,10 @@ from models.statistics.metrics import auc
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
-from tuning.head_settings import HeadSettings
 from tuning.recipe import Recipe, read_recipe, recipe_names, to_toml
 from tuning.train import train
-from tuning.train_settings import TrainSettings
+from tuning.training.head_settings import HeadSettings
+from tuning.training.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_a_grid_of_heads_reads_the_kept_features(
 ) -> None:
     one = Recipe(model="cnn", parameters=CNN, weights=weights, learn="head", training=QUICK)
     train(dataset, str(tmp_path / "one"), one)
-    monkeypatch.setattr("tuning.features.compute_features", _never)
+    monkeypatch.setattr("tuning.training.features.compute_features", _never)
     train(dataset, str(tmp_path / "grid"), replace(one, grid={"l2": [10.0, 0.03, 100.0], "steps": [60]}))
     lineage = load_bundle(tmp_path / "grid").lineage
     tried = {point["parameters"]["l2"]: point["val_auc"] for point in lineage["grid"]}

@@ -25,7 +25,6 @@ from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
 from tuning.domain import Suggest
 from tuning.ledger import Ledger, has_converged
-from tuning.loop import fit
 from tuning.search import search
 from tuning.search_settings import SearchSettings
 from tuning.space import BASELINE, SearchSpace, leaves
@@ -42,6 +41,7 @@ from tuning.study import (
     write_trials,
 )
 from tuning.suggestions import suggestions
+from tuning.training.loop import fit
 from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, Progress, TrialJob, to_train
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)

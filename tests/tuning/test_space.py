@@ -19,7 +19,7 @@ from tuning.domain import Domain
 from tuning.recipe import read_recipe
 from tuning.space import BASELINE, BASELINES, GIVEN, TRAINING, SearchSpace, leaves, to_plan, to_spec_and_settings
 from tuning.space_file import differences, from_json, read_space, space_for, space_names, to_toml
-from tuning.stem import keeps_still
+from tuning.training.stem import keeps_still
 
 BACKBONE = "mobilenetv3_small_050"
 WEIGHTS = {"backbone": {"weights": Domain(choices=("none", "/weights/some.safetensors"))}}

@@ -20,7 +20,6 @@ from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.servers import S3Server
 from tests.tuning.films import SIZE, write_dataset
-from tuning.loop import EpochReport, TrainSettings, fit
 from tuning.space import to_spec_and_settings
 from tuning.space_file import read_space
 from tuning.study import (
@@ -37,6 +36,7 @@ from tuning.study import (
     save_weights,
     write_trials,
 )
+from tuning.training.loop import EpochReport, TrainSettings, fit
 from tuning.winner import promote_best
 
 INFO = StudyInfo(

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from models.errors import InputError
-from models.losses import cross_entropy
 from models.networks.zoo import build, classify, entry, features, has_features, known_models, layer_groups
 from models.spec import ModelSpec, Scalar
 from tests.models.synthetic import small_spec
+from tuning.training.losses import cross_entropy
 
 BACKBONES = {
     "legacy_xception": 64,

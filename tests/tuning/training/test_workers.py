@@ -12,9 +12,9 @@ import torch.multiprocessing
 from models.errors import InputError, RayscanError
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
-from tuning.checkpoint import Checkpoint
-from tuning.loop import EpochReport, EpochState, TrainSettings, fit
-from tuning.workers import Workers
+from tuning.training.checkpoint import Checkpoint
+from tuning.training.loop import EpochReport, EpochState, TrainSettings, fit
+from tuning.training.workers import Workers
 
 TRAIN, VAL = blob_films(64), blob_films(32, seed=1)
 MLP = small_spec("mlp", width=16, dropout=0.0)  # no batch normalisation either

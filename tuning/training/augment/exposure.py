@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.augment.draws import Draws
+from tuning.training.augment.draws import Draws
 
 
 def each(value: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from models.errors import InputError
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
-from tuning.checkpoint import Checkpoint
-from tuning.loop import EpochReport, EpochState, Fitted, TrainSettings, fit
+from tuning.training.checkpoint import Checkpoint
+from tuning.training.loop import EpochReport, EpochState, Fitted, TrainSettings, fit
 
 TRAIN, VAL = blob_films(64), blob_films(32, seed=1)
 CNN = small_spec("cnn", depth=2, width=8, dropout=0.2)

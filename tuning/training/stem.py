@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from models.augment import Augmentation
-from tuning.train_settings import TrainSettings
+from tuning.training.augment.batch import Augmentation
+from tuning.training.settings import TrainSettings
 
 log = logging.getLogger("rayscan")
 
@@ -181,7 +181,9 @@ def _learns(module: nn.Module) -> bool:
 def _varies(module: nn.Module) -> bool:
     """Whether a module in training mode may say something else of the same film."""
     if isinstance(module, _NormBase):
-        return not list(module.parameters(recurse=False))  # `tuning.optimiser.train_mode` leaves it in training mode
+        return not list(
+            module.parameters(recurse=False)
+        )  # `tuning.training.optimiser.train_mode` leaves it in training mode
     if isinstance(module, _DropoutNd):
         return module.p > 0
     return bool(getattr(module, "drop_prob", 0))

@@ -26,7 +26,7 @@ from pipelines.ingest.split import split_patients
 from pipelines.storage import open_store
 from tests.models.synthetic import blob_films, small_spec
 from tests.tuning.films import write_dataset
-from tuning.features import (
+from tuning.training.features import (
     KEPT,
     Features,
     HeadSettings,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from models.losses import class_weights, cross_entropy, focal, importance
+from tuning.training.losses import class_weights, cross_entropy, focal, importance
 
 
 class Loss(Protocol):

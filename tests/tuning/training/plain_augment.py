@@ -7,8 +7,8 @@ import scipy.ndimage
 import torch
 from torch.nn import functional
 
-from models.augment import Draws
-from models.augment.coding import LUMINANCE
+from tuning.training.augment.batch import Draws
+from tuning.training.augment.coding import LUMINANCE
 
 Grey = npt.NDArray[np.float64]
 

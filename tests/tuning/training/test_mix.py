@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 import torch
 
-from models.mix import mix
+from tuning.training.mix import mix
 
 SIDE = 64
 

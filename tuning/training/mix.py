@@ -1,4 +1,4 @@
-"""Films made of two: mixup and cutmix. Labels become shares of the classes, which `models.losses` takes.
+"""Films made of two: mixup and cutmix. Labels become shares of the classes, which `tuning.training.losses` takes.
 
 Both act on grey levels, before the preprocessing: a mixed film is normalised as every film is.
 """

@@ -13,7 +13,7 @@ from models.films import Films
 from models.networks.preprocess import Preprocess
 from models.networks.weights import Loaded, unfold_batch_norm
 from models.spec import ModelSpec
-from tuning.features import (
+from tuning.training.features import (
     Features,
     FittedHead,
     dataset_features,
@@ -22,7 +22,7 @@ from tuning.features import (
     install_head,
     pretrained_network,
 )
-from tuning.head_settings import HeadSettings
+from tuning.training.head_settings import HeadSettings
 
 log = logging.getLogger("rayscan")
 
@@ -33,7 +33,7 @@ DROPOUT: Final = ("drop_rate", "drop_path_rate", "dropout")
 def seeded_network(spec: ModelSpec, weights: str, seed: int) -> tuple[nn.Module, Loaded]:
     """A network with pretrained weights; what they lack, a classifier, starts from the seed.
 
-    Raises what `tuning.features.pretrained_network` raises.
+    Raises what `tuning.training.features.pretrained_network` raises.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -86,7 +86,8 @@ def fit_installed_head(
 ) -> tuple[FittedHead, npt.NDArray[np.float32]]:
     """Fit a classifier to the network's features and put it in; features are computed once and kept.
 
-    Beside it the logits [N, C] of the films it was fitted to. Raises what the functions of `tuning.features` raise.
+    Beside it the logits [N, C] of the films it was fitted to. Raises what the functions of `tuning.training.features`
+    raise.
     """
     of_train, of_val = frozen_features(
         network, spec, dataset=dataset, films=films, val=val, folder=folder, threads=threads

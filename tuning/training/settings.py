@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from models.augmentation import Augmentation
 from models.errors import InputError
-from tuning.objectives import AUC, parse_objective
+from tuning.training.augment.settings import Augmentation
+from tuning.training.objectives import AUC, parse_objective
 
 Optimiser = Literal["adamw", "sgd", "rmsprop", "nadam"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
@@ -61,7 +61,8 @@ class TrainSettings:
     augment: float = 0.5
     """Strength of augmentation; 0 for none, 1 strong for a few thousand films and nine epochs."""
     flip: float = 0.0
-    """Share of films mirrored; off, because the side is a finding: `models.augment.Augmentation.flip`."""
+    """Share of films mirrored; off, because the side is a finding:
+    `tuning.training.augment.batch.Augmentation.flip`."""
     blur: float = 0.0
     """Share of films blurred."""
     cutout: float = 0.0

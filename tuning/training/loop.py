@@ -2,12 +2,13 @@
 
 The validation films go through the very module that scores later, in float32, so that the temperature and thresholds
 fitted on their logits hold for the engine. The epoch of the best validation AUC is the one that is kept, or of the best
-of another objective (`tuning/objectives.py`).
+of another objective (`tuning/training/objectives.py`).
 
 Films larger than the model's input are shrunk once, before the first epoch; `models.networks.preprocess.resize` gives
 whole grey levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
 
-Where the first layers never learn and no film is changed, those layers run once over the films (`tuning/stem.py`).
+Where the first layers never learn and no film is changed, those layers run once over the films
+(`tuning/training/stem.py`).
 
 All that is random comes from the seed: the order of films and their mixing from the number of the epoch and step, and
 augmentation and dropout from generators whose state a `Checkpoint` keeps. Where several workers train together, that is
@@ -29,25 +30,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.augment import Augment
 from models.engines.allocator import keep_memory
 from models.engines.machine import choose_device
 from models.errors import InputError, RayscanError
 from models.films import Films
-from models.losses import class_weights, cross_entropy, focal, importance
-from models.mix import mix
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess, resize_films
 from models.networks.zoo import Majority, build, layer_groups
 from models.spec import ModelSpec
 from models.statistics.metrics import auc
-from tuning.checkpoint import Checkpoint, optimiser_state, restore_network, restore_optimiser, under
-from tuning.objectives import AUC, parse_objective
-from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
-from tuning.schedule import Indices, films_of_epoch, mixing_generator, rate, steps_of_epoch
-from tuning.stem import Stem, keeps_still, make_stem
-from tuning.train_settings import ClassWeighting, TrainSettings
-from tuning.workers import ALONE, Workers
+from tuning.training.augment.batch import Augment
+from tuning.training.checkpoint import Checkpoint, optimiser_state, restore_network, restore_optimiser, under
+from tuning.training.losses import class_weights, cross_entropy, focal, importance
+from tuning.training.mix import mix
+from tuning.training.objectives import AUC, parse_objective
+from tuning.training.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
+from tuning.training.schedule import Indices, films_of_epoch, mixing_generator, rate, steps_of_epoch
+from tuning.training.settings import ClassWeighting, TrainSettings
+from tuning.training.stem import Stem, keeps_still, make_stem
+from tuning.training.workers import ALONE, Workers
 
 __all__ = ["ClassWeighting", "EpochReport", "EpochState", "Fitted", "OnEpoch", "StateDict", "TrainSettings", "fit"]
 
@@ -135,8 +136,8 @@ def fit(
     `weights` is a state of the same architecture to start from; what it lacks of the classifier starts at random.
     `resume` goes on after the checkpoint's epoch, with the films and settings it was made with (device and threads may
     differ); `weights` is then not looked at.
-    `workers` says which of several processes this is that train together (see `tuning/workers.py`); all give the same
-    arguments otherwise, and each calls its `on_epoch`, which must answer alike.
+    `workers` says which of several processes this is that train together (see `tuning/training/workers.py`); all give
+    the same arguments otherwise, and each calls its `on_epoch`, which must answer alike.
 
     Raises `InputError` for films that cannot be trained on, for weights or a checkpoint that do not fit, and for
     settings under which no layer learns; `RayscanError` when training diverges.

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from models.engines.allocator import keep_memory
 from models.errors import InputError
 from models.films import Films
-from models.losses import cross_entropy
 from models.networks.preprocess import Preprocess
 from models.networks.weights import Loaded, hub_weights, load_pretrained, read_weights, weights_hash
 from models.networks.zoo import build, features, has_features, layer_groups
@@ -44,8 +43,9 @@ from models.statistics.metrics import auc
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.progress import progress
 from pipelines.storage import open_store, read_object
-from tuning.head_settings import HeadSettings
 from tuning.toml_files import HUB
+from tuning.training.head_settings import HeadSettings
+from tuning.training.losses import cross_entropy
 
 log = logging.getLogger("rayscan")
 

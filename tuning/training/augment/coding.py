@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.augment.draws import Draws
+from tuning.training.augment.draws import Draws
 
 LUMINANCE: Final = (
     (16, 11, 10, 16, 24, 40, 51, 61),

@@ -12,8 +12,8 @@ from models.spec import ModelSpec, Preprocessing
 from models.statistics.metrics import auc
 from pipelines.ingest.dataset import load_films
 from tests.tuning.films import SIZE, write_dataset
-from tuning.loop import TrainSettings, disease_log_odds, fit
-from tuning.objectives import latency_ms, pareto_front, parse_objective, parse_objectives, sensitivity_at
+from tuning.training.loop import TrainSettings, disease_log_odds, fit
+from tuning.training.objectives import latency_ms, pareto_front, parse_objective, parse_objectives, sensitivity_at
 
 scores = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 

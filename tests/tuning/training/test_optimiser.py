@@ -5,8 +5,8 @@ from torch import nn
 from models.errors import InputError
 from models.networks.zoo import build, layer_groups
 from tests.models.synthetic import small_spec
-from tuning.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
-from tuning.train_settings import TrainSettings
+from tuning.training.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
+from tuning.training.settings import TrainSettings
 
 
 def network() -> nn.Module:

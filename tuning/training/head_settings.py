@@ -10,8 +10,8 @@ class HeadSettings:
     """One head on frozen features, and how it is trained."""
 
     hidden: int = 0
-    """Units of a hidden layer, on the first principal axes of the features (`tuning.features.AXES`); 0 for none:
-    logistic regression."""
+    """Units of a hidden layer, on the first principal axes of the features (`tuning.training.features.AXES`); 0 for
+    none: logistic regression."""
     l2: float = 0.03
     """Weight of half the squared weights, of features scaled to deviation 1, beside the mean cross entropy."""
     steps: int = 60

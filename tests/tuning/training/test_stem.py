@@ -12,11 +12,11 @@ from models.networks.preprocess import Preprocess
 from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
-from tuning import loop, stem
-from tuning.checkpoint import Checkpoint
-from tuning.loop import EpochReport, EpochState, Fitted, TrainSettings, fit
-from tuning.optimiser import freeze
-from tuning.stem import Stem, keeps_still, make_stem
+from tuning.training import loop, stem
+from tuning.training.checkpoint import Checkpoint
+from tuning.training.loop import EpochReport, EpochState, Fitted, TrainSettings, fit
+from tuning.training.optimiser import freeze
+from tuning.training.stem import Stem, keeps_still, make_stem
 
 TRAIN, VAL = blob_films(64), blob_films(48, seed=1)
 STILL = TrainSettings(

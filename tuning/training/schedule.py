@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tuning.train_settings import Sampling, TrainSettings
+from tuning.training.settings import Sampling, TrainSettings
 
 ONE_CYCLE_WARM_UP: Final = 0.25
 """Share of the steps in which the learning rate rises; it falls along a cosine in the rest (Smith & Topin 2018)."""

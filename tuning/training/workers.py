@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from tuning.schedule import Indices
+from tuning.training.schedule import Indices
 
 
 @dataclass(frozen=True, kw_only=True)

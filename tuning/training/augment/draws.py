@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Generator, Tensor
 
-from models.augmentation import OPERATIONS, REACH, SMALLEST, WORST_QUALITY, Augmentation
+from tuning.training.augment.settings import OPERATIONS, REACH, SMALLEST, WORST_QUALITY, Augmentation
 
 CONTROL_POINTS: Final = 5
 """Of the elastic grid, along each side."""

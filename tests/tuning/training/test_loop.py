@@ -16,7 +16,7 @@ from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec, Preprocessing
 from models.statistics.metrics import auc
 from tests.models.synthetic import blob_films, small_spec
-from tuning.loop import EpochReport, Fitted, StateDict, TrainSettings, disease_log_odds, fit
+from tuning.training.loop import EpochReport, Fitted, StateDict, TrainSettings, disease_log_odds, fit
 
 TRAIN, VAL = blob_films(96), blob_films(48, seed=1)
 QUICK = TrainSettings(epochs=2, batch_size=16, device="cpu", threads=1)

@@ -15,11 +15,11 @@ torchvision's transforms, film by film, took twice that for about the same list.
 import torch
 from torch import Generator, Tensor, nn
 
-from models.augment.coding import jpeg, shrink
-from models.augment.draws import Draws, draw
-from models.augment.exposure import blur, cut_out, expose, grain
-from models.augment.geometry import move
-from models.augmentation import Augmentation
+from tuning.training.augment.coding import jpeg, shrink
+from tuning.training.augment.draws import Draws, draw
+from tuning.training.augment.exposure import blur, cut_out, expose, grain
+from tuning.training.augment.geometry import move
+from tuning.training.augment.settings import Augmentation
 
 __all__ = ["Augment", "Augmentation", "Draws", "draw"]
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.schedule import films_of_epoch, mixing_generator, rate
-from tuning.train_settings import Schedule, TrainSettings
+from tuning.training.schedule import films_of_epoch, mixing_generator, rate
+from tuning.training.settings import Schedule, TrainSettings
 
 
 def rates(schedule: Schedule, steps: int, **changes: float) -> list[float]:

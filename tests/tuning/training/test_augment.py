@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.augment import Augment, Augmentation, Draws, draw
-from models.augmentation import OPERATIONS, REACH
 from models.errors import InputError
-from tests.models import plain_augment
 from tests.models.synthetic import blob_films
+from tests.tuning.training import plain_augment
+from tuning.training.augment.batch import Augment, Augmentation, Draws, draw
+from tuning.training.augment.settings import OPERATIONS, REACH
 
 FILMS = torch.from_numpy(blob_films(8).pixels)
 FIELDS = {

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.augment.draws import Draws
+from tuning.training.augment.draws import Draws
 
 
 def move(films: Tensor, draws: Draws) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from models.errors import InputError
-from tuning.train_settings import TrainSettings
+from tuning.training.settings import TrainSettings
 
 Groups = Sequence[Sequence[nn.Parameter]]
 """Of layers, from the input to the classifier, as `models.networks.zoo.layer_groups` gives them."""

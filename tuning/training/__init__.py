@@ -1,0 +1,1 @@
+"""Training one model: the loop, its settings, augmentation, and heads on frozen features."""

@@ -1,0 +1,1 @@
+"""Batched augmentation, on the batch's own device."""
