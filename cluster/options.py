@@ -18,7 +18,7 @@ from cluster.settings import job_defaults
 from models.errors import RayscanError
 
 if TYPE_CHECKING:
-    from tuning.recipe import Recipe
+    from tuning.recipes.recipe import Recipe
 
 P = ParamSpec("P")
 
@@ -202,7 +202,7 @@ def chosen_recipe(
     from dataclasses import replace
 
     from models.errors import InputError
-    from tuning.recipe import Recipe, read_recipe
+    from tuning.recipes.recipe import Recipe, read_recipe
 
     if recipe is None and model is None:
         raise InputError("say what to train: --recipe NAME (see `rayscan recipes`), or --model NAME")

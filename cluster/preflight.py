@@ -19,7 +19,7 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from pipelines.ingest.dataset_info import DatasetInfo
-    from tuning.recipe import Recipe
+    from tuning.recipes.recipe import Recipe
     from tuning.search_settings import SearchSettings
 
 KNOCK_SECONDS: Final = 5
@@ -123,7 +123,7 @@ def check_weights(weights: str | None) -> None:
 
 def check_recipe(recipe: "Recipe", dataset: str) -> None:
     """The data set has what the recipe is to learn from, and the weights it starts from are there."""
-    from tuning.recipe import require_weights, spec_of
+    from tuning.recipes.recipe import require_weights, spec_of
 
     require_weights(recipe)
     check_weights(recipe.weights)

@@ -34,10 +34,10 @@ from models.statistics.metrics import auc
 from pipelines.errors import StorageError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
-from tuning.crossvalidate import deal, follow, spread
-from tuning.fold_count import FOLDS
-from tuning.promote import calibrated, scorer
-from tuning.recipe import Recipe
+from tuning.recipes.crossvalidate import deal, follow, spread
+from tuning.recipes.fold_count import FOLDS
+from tuning.recipes.promote import calibrated, scorer
+from tuning.recipes.recipe import Recipe
 from tuning.space import to_plan
 from tuning.study import TrialRecord, brief, read_study
 from tuning.training.head_settings import HeadSettings

@@ -29,9 +29,9 @@ from tuning.confirm import Confirmed, recipe_of
 from tuning.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
 from tuning.importance import Importance, importance
 from tuning.optimism import LEAST_PATIENTS, Optimism, estimate
-from tuning.recipe import to_toml
-from tuning.selection import TOP
-from tuning.selects import Select
+from tuning.recipes.recipe import to_toml
+from tuning.recipes.selection import TOP
+from tuning.recipes.selects import Select
 from tuning.study import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
 from tuning.training.loop import disease_log_odds
 from tuning.winner import logits_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from models.errors import InputError
-from tuning.selects import SELECTS, Select
+from tuning.recipes.selects import SELECTS, Select
 from tuning.training.objectives import AUC, parse_objectives
 
 TRIALS: Final = 20

@@ -20,9 +20,9 @@ from pipelines.errors import IncompleteError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
 from tuning.optimism import Optimism
-from tuning.promote import promote
-from tuning.selection import TOP, Score, most_robust
-from tuning.selects import Select
+from tuning.recipes.promote import promote
+from tuning.recipes.selection import TOP, Score, most_robust
+from tuning.recipes.selects import Select
 from tuning.space import to_spec_and_settings
 from tuning.study import (
     BEST,
@@ -51,9 +51,9 @@ def promote_best(
 ) -> tuple[TrialRecord, Bundle]:
     """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
 
-    `select` "robust" takes, of the few best, the one that does best on changed films; see `tuning/selection.py`.
-    `show_films` is that of `tuning.promote.promote`.
-    `optimism` of the choice goes into the bundle's lineage and evaluation.
+    `select` "robust" takes, of the few best, the one that does best on changed films; see
+    `tuning/recipes/selection.py`. `show_films` is that of `tuning.recipes.promote.promote`. `optimism` of the choice
+    goes into the bundle's lineage and evaluation.
 
     Its figures are computed anew from those weights, not taken from the table. Where that trial is the bundle already,
     it stays as it is: another model_id would have every archive scored again.

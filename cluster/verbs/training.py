@@ -75,7 +75,7 @@ def train(
     )
     preflight.check_recipe(found, dataset)
     preflight.check_place(out)
-    from tuning.train import train as run_train
+    from tuning.recipes.train import train as run_train
 
     output.show(run_train(dataset, out, found, show_films=not no_films), as_json=json)
 
@@ -116,12 +116,12 @@ def crossvalidate(
         augment=augment,
         seed=seed,
     )
-    from tuning.fold_count import FOLDS, check_folds
+    from tuning.recipes.fold_count import FOLDS, check_folds
 
     check_folds(FOLDS if folds is None else folds)
     preflight.check_page(out)
     preflight.check_recipe(found, dataset)
-    from tuning.crossvalidate import crossvalidate as run_crossvalidate
+    from tuning.recipes.crossvalidate import crossvalidate as run_crossvalidate
 
     result = run_crossvalidate(dataset, found, report=out, **given(folds=folds))
     output.show(result if json else result.in_short(), as_json=json)
@@ -129,7 +129,7 @@ def crossvalidate(
 
 def recipes(config: Config = None, json: Json = False) -> None:
     """The recipes of `train`: what earlier projects on these films did, and today's best."""
-    from tuning.recipe import read_recipe, recipe_names
+    from tuning.recipes.recipe import read_recipe, recipe_names
 
     output.show({name: read_recipe(name).about for name in recipe_names()}, as_json=json)
 

@@ -26,7 +26,7 @@ from tests.benchmarks.films import Originals, link, originals
 from tests.benchmarks.measured import Measured, extended, measured, median, record, table
 from tests.benchmarks.processes import watch
 from tests.servers import ACCESS_KEY, SECRET_KEY, S3Server, clean_environment, free_port, running_server
-from tuning.promote import promote
+from tuning.recipes.promote import promote
 from tuning.training.loop import TrainSettings, fit
 
 FILMS = int(os.environ.get("RAYSCAN_BENCH_FILMS", "9000"))

@@ -11,8 +11,8 @@ from pipelines.ingest.dataset import load_films
 from pipelines.ingest.prepare import PrepareSettings, prepare
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.table.query import ask
-from tuning.recipe import Recipe
-from tuning.train import train
+from tuning.recipes.recipe import Recipe
+from tuning.recipes.train import train
 from tuning.training.loop import TrainSettings
 
 

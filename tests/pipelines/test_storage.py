@@ -15,8 +15,8 @@ from pipelines.errors import AccessError, InputError, NotFoundError, StorageErro
 from pipelines.storage import Store, open_store, split_uri
 from tests.chaos.fault_proxy import Faults, faulty
 from tests.servers import S3Server
-from tuning.recipe import Recipe
-from tuning.train import train
+from tuning.recipes.recipe import Recipe
+from tuning.recipes.train import train
 
 AWKWARD_KEYS = [
     "a b.jpg",

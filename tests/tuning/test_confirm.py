@@ -31,13 +31,13 @@ from tuning.confirm import (
     one_after_another,
     recipe_of,
 )
-from tuning.crossvalidate import deal, hold_out
 from tuning.findings import add_confirmed, conclude
-from tuning.recipe import read_recipe, spec_of, to_toml
+from tuning.recipes.crossvalidate import deal, hold_out
+from tuning.recipes.recipe import read_recipe, spec_of, to_toml
+from tuning.recipes.train import fit_recipe
 from tuning.space import to_plan
 from tuning.space_file import space_for
 from tuning.study import FINDINGS, TrialRecord, begin_study
-from tuning.train import fit_recipe
 from tuning.training.loop import fit
 
 FOLDS = 3

@@ -22,8 +22,8 @@ def crossvalidation_page(
 ) -> str:
     """HTML of a cross-validation: the figures of each fold, their spread, ROC curves, and what changed films cost.
 
-    `found` is a `tuning.crossvalidate.CrossValidation` as plain values. Of each film [N] `labels` is the class index,
-    `probability` the calibrated one of disease by the model that did not know it, `fold` where it was held out.
+    `found` is a `tuning.recipes.crossvalidate.CrossValidation` as plain values. Of each film [N] `labels` is the class
+    index, `probability` the calibrated one of disease by the model that did not know it, `fold` where it was held out.
     """
     return render(
         "crossvalidation.html",

@@ -24,9 +24,9 @@ from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
 from tests.pipelines.results.samples import HOSTILE, read_page
-from tuning.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
-from tuning.folds import Fold, KeptFolds
-from tuning.recipe import Recipe
+from tuning.recipes.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
+from tuning.recipes.folds import Fold, KeptFolds
+from tuning.recipes.recipe import Recipe
 from tuning.training.settings import TrainSettings
 
 QUICK = TrainSettings(epochs=1, batch_size=16, augment=0.0, threads=1)
@@ -240,7 +240,7 @@ def test_an_interrupted_run_goes_on_where_it_stood_and_leaves_nothing(
         done.append(number)
         return hold_out(number, *rest)
 
-    monkeypatch.setattr("tuning.crossvalidate.hold_out", interrupted)
+    monkeypatch.setattr("tuning.recipes.crossvalidate.hold_out", interrupted)
     with pytest.raises(KeyboardInterrupt):
         crossvalidate(dataset, recipe, folds=3)
     kept = tmp_path / "rayscan-cache" / "folds"

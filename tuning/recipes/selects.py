@@ -1,4 +1,4 @@
-"""The ways in which a study's model, or the combination of a grid, is picked: `tuning/selection.py` picks it."""
+"""How a study's model, or the combination of a grid, is picked: `tuning/recipes/selection.py` picks it."""
 
 from typing import Final, Literal, get_args
 

@@ -19,8 +19,8 @@ from models.statistics.metrics import auc
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
-from tuning.recipe import Recipe, read_recipe, recipe_names, to_toml
-from tuning.train import train
+from tuning.recipes.recipe import Recipe, read_recipe, recipe_names, to_toml
+from tuning.recipes.train import train
 from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
 

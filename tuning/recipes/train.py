@@ -19,9 +19,9 @@ from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
-from tuning.promote import calibrated, promote, scorer
-from tuning.recipe import Recipe, require_weights, spec_of
-from tuning.selection import TOP, Score, most_robust
+from tuning.recipes.promote import calibrated, promote, scorer
+from tuning.recipes.recipe import Recipe, require_weights, spec_of
+from tuning.recipes.selection import TOP, Score, most_robust
 from tuning.training.head_settings import HeadSettings
 from tuning.training.loop import EpochReport, Fitted, fit
 from tuning.training.losses import cross_entropy
@@ -65,8 +65,8 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
     """Train by a recipe on the split train, judge and calibrate on val, publish the bundle at `out`.
 
     Of a grid every combination is trained, and one is kept as `recipe.select` says; what the others came to stands in
-    the bundle's lineage. `show_films` is that of `tuning.promote.promote`. Raises `InputError` for an unknown model, a
-    size above the data set's, or weights that are needed and not named.
+    the bundle's lineage. `show_films` is that of `tuning.recipes.promote.promote`. Raises `InputError` for an unknown
+    model, a size above the data set's, or weights that are needed and not named.
     """
     started = time.perf_counter()
     entry(recipe.model)  # refuses names the zoo does not know

@@ -9,7 +9,7 @@
                                  are computed once), or so many of its deepest groups of layers
     head_first = false           before all learns, a classifier is fitted to frozen features and put in
     select = "auc"               what is kept of a grid: the best validation AUC; or "robust": of the five best, that
-                                 which does best on films made otherwise (tuning/selection.py)
+                                 which does best on films made otherwise (tuning/recipes/selection.py)
     weights = "w.safetensors"    what the network starts from: a URI, a file (a relative path is one of this file's
                                  folder), `imagenet` for those timm publishes, or "needed" where a start from random
                                  weights would make another recipe of it
@@ -33,7 +33,7 @@ from typing import Any, Final, Literal
 from models.errors import InputError
 from models.spec import METHODS, Method, ModelSpec, Normalise, Scalar
 from pipelines.ingest.dataset_info import DatasetInfo
-from tuning.selects import SELECTS, Select
+from tuning.recipes.selects import SELECTS, Select
 from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml
 from tuning.toml_text import toml_lines
 from tuning.training.head_settings import HeadSettings

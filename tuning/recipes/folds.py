@@ -24,7 +24,7 @@ from models.statistics.calibration import Calibration
 from models.statistics.robustness import Robustness
 from pipelines.bundles import cache_folder
 from pipelines.storage import open_store, read_object
-from tuning.recipe import Recipe
+from tuning.recipes.recipe import Recipe
 from tuning.toml_files import HUB
 
 

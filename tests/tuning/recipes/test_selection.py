@@ -4,7 +4,7 @@ import numpy as np
 
 from models.films import Films
 from tests.models.statistics.test_robustness import by_grain, by_what_is_shown, coded_films
-from tuning.selection import most_robust
+from tuning.recipes.selection import most_robust
 
 
 def test_the_model_that_keeps_its_rank_on_changed_films_is_taken() -> None:

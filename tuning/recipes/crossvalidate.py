@@ -35,11 +35,11 @@ from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.ingest.split import split_patients
 from pipelines.results.pages.crossvalidation import crossvalidation_page
 from pipelines.results.report import put_page
-from tuning.fold_count import FOLDS, check_folds
-from tuning.folds import Fold, KeptFolds
-from tuning.promote import calibrated, copies_of, lock, scorer
-from tuning.recipe import Recipe, require_weights
-from tuning.train import Trained, fit_recipe, relabelled
+from tuning.recipes.fold_count import FOLDS, check_folds
+from tuning.recipes.folds import Fold, KeptFolds
+from tuning.recipes.promote import calibrated, copies_of, lock, scorer
+from tuning.recipes.recipe import Recipe, require_weights
+from tuning.recipes.train import Trained, fit_recipe, relabelled
 
 log = logging.getLogger("rayscan")
 
@@ -104,7 +104,7 @@ def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: s
     """Follow a recipe once for each fold and judge it on that fold; `report` names a page to write.
 
     The recipe's seed deals the folds, too. Where a run was interrupted, its finished folds are taken up again.
-    Raises `InputError` as `tuning.train.train` does, and where there are too few patients for so many folds.
+    Raises `InputError` as `tuning.recipes.train.train` does, and where there are too few patients for so many folds.
     """
     started = time.perf_counter()
     entry(recipe.model)  # refuses names the zoo does not know
@@ -197,7 +197,7 @@ def follow(
     info: DatasetInfo,
     dataset: str,
 ) -> Followed:
-    """Follow the recipe without the films of one fold. Raises what `tuning.train.fit_recipe` raises."""
+    """Follow the recipe without the films of one fold. Raises what `tuning.recipes.train.fit_recipe` raises."""
     train, val = set_apart(films.take(fold_of != number), recipe.training.seed)
     started = time.perf_counter()
     trained = fit_recipe(recipe, info, dataset, train, val)

@@ -37,7 +37,7 @@ from models.statistics.fingerprint import fingerprint
 from models.statistics.robustness import Copies, robustness, score_copies
 from pipelines.bundles import fetch_bundle, publish_bundle
 from pipelines.ingest.dataset import DatasetInfo
-from tuning.selection import Score
+from tuning.recipes.selection import Score
 from tuning.training.loop import Fitted
 
 FAMILIAR_FILMS: Final = 2000

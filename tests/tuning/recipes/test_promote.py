@@ -18,7 +18,7 @@ from pipelines.ingest.dataset import DatasetInfo
 from pipelines.phantom import film
 from tests.models.synthetic import SIZE, blob_films, small_spec
 from tests.servers import S3Server
-from tuning.promote import promote
+from tuning.recipes.promote import promote
 from tuning.training.loop import TrainSettings, fit
 
 TRAIN, VAL = blob_films(160), blob_films(80, seed=1)
