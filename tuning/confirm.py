@@ -38,7 +38,7 @@ from tuning.recipes.crossvalidate import deal, follow, spread
 from tuning.recipes.fold_count import FOLDS
 from tuning.recipes.promote import calibrated, scorer
 from tuning.recipes.recipe import Recipe
-from tuning.space import to_plan
+from tuning.spaces.space import to_plan
 from tuning.study import TrialRecord, brief, read_study
 from tuning.training.head_settings import HeadSettings
 
@@ -133,7 +133,7 @@ def recipe_of(
     objective: str = "auc",
     about: str = "",
 ) -> Recipe:
-    """The recipe of a trial with these parameters, as `tuning.space.to_plan` understands them.
+    """The recipe of a trial with these parameters, as `tuning.spaces.space.to_plan` understands them.
 
     `preprocessing` is the dataset's, `epochs` those of a trial that is not stopped. Device and threads are left to who
     follows it. Raises what `to_plan` raises.

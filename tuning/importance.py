@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from models.spec import Scalar
 from pipelines.results.scale import is_continuous, is_logarithmic
-from tuning.space import BASELINE
+from tuning.spaces.space import BASELINE
 from tuning.study import TrialRecord, leaderboard
 
 LEAST: Final = 20

@@ -7,7 +7,7 @@ from typing import Final
 from models.errors import InputError
 from models.spec import Scalar
 from pipelines.storage import open_store
-from tuning.space import BASELINE, FINAL, SearchSpace
+from tuning.spaces.space import BASELINE, FINAL, SearchSpace
 from tuning.study import TrialRecord, leaderboard, read_study, read_trials
 
 WARM: Final = 5

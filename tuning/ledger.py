@@ -20,7 +20,7 @@ from pipelines import telemetry
 from pipelines.storage import Store
 from tuning.board import Running, Standing, in_words
 from tuning.mirror import Mirror
-from tuning.space import BASELINE, PROBE
+from tuning.spaces.space import BASELINE, PROBE
 from tuning.study import (
     StartedTrial,
     TrialRecord,

@@ -32,8 +32,8 @@ from models.spec import Preprocessing, Scalar
 from pipelines.bundles import cache_folder
 from pipelines.progress import progress
 from pipelines.storage import Store
-from tuning.domain import Suggest
-from tuning.space import PROBE, PROBES, SearchSpace, TrialPlan, to_plan
+from tuning.spaces.domain import Suggest
+from tuning.spaces.space import PROBE, PROBES, SearchSpace, TrialPlan, to_plan
 from tuning.study import TrialRecord, write_trials
 from tuning.training.features import Features, fit_head
 from tuning.training.head_settings import HeadSettings

@@ -25,7 +25,7 @@ from tuning.ledger import Converged, Ledger, has_converged
 from tuning.mirror import Mirror
 from tuning.scheduler import FamilyScheduler, Past
 from tuning.search_settings import SearchSettings
-from tuning.space import BASELINE, FINAL, PROBE, SearchSpace
+from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace
 from tuning.study import (
     StartedTrial,
     TrialRecord,

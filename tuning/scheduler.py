@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from tuning.space import BASELINE
+from tuning.spaces.space import BASELINE
 from tuning.trial import TAKEN_UP, measures
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from tuning.probes import best_probes, run_probes
 from tuning.rounds import run_round
 from tuning.search_settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
 from tuning.search_space import check_space, space_of
-from tuning.space import BASELINE, SearchSpace
+from tuning.spaces.space import BASELINE, SearchSpace
 from tuning.study import (
     BEST,
     StudyInfo,

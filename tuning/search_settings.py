@@ -37,7 +37,8 @@ class SearchSettings:
     reduction_factor: int = 3
     """At each rung, the best one of so many of its family goes on (ASHA's eta)."""
     space: str | None = None
-    """Where to look: a name of tuning/spaces/ or a TOML file (`tuning/space_file.py`). None: `default`, or `grid`."""
+    """Where to look: a name of `tuning/spaces/`, or a TOML file as `tuning/spaces/space_file.py` reads it. None:
+    `default`, or `grid`."""
     families: tuple[str, ...] | None = None
     """In place of the space's: `mlp`, `cnn`, names of timm backbones."""
     resolutions: tuple[int, ...] | None = None

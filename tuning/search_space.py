@@ -3,8 +3,8 @@
 from models.spec import ModelSpec
 from pipelines.ingest.dataset_info import DatasetInfo, read_dataset_info
 from tuning.search_settings import SearchSettings
-from tuning.space import SearchSpace, leaves
-from tuning.space_file import DEFAULT, GRID, space_for
+from tuning.spaces.space import SearchSpace, leaves
+from tuning.spaces.space_file import DEFAULT, GRID, space_for
 from tuning.training.start import seeded_network
 
 

@@ -36,8 +36,8 @@ from models.spec import Scalar
 from pipelines import contracts
 from pipelines.errors import NotFoundError
 from pipelines.storage import Store
-from tuning.space import PROBE
-from tuning.space_file import differences
+from tuning.spaces.space import PROBE
+from tuning.spaces.space_file import differences
 from tuning.study_info import STUDY, StudyInfo, check_goes_on, in_use, read_study, require_free
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import StateDict

@@ -17,9 +17,9 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from models.spec import Scalar
-from tuning.domain import Suggest
 from tuning.search_settings import SearchSettings
-from tuning.space import BASELINE, BASELINES, FINAL, GIVEN, PROBE, SearchSpace, leaves
+from tuning.spaces.domain import Suggest
+from tuning.spaces.space import BASELINE, BASELINES, FINAL, GIVEN, PROBE, SearchSpace, leaves
 from tuning.study import StartedTrial, TrialRecord, next_number, without_probes
 from tuning.training.objectives import LATENCY, parse_objectives
 from tuning.trial import OBJECTIVE, TAKEN_UP

@@ -23,7 +23,7 @@ from tuning.optimism import Optimism
 from tuning.recipes.promote import promote
 from tuning.recipes.selection import TOP, Score, most_robust
 from tuning.recipes.selects import Select
-from tuning.space import to_spec_and_settings
+from tuning.spaces.space import to_spec_and_settings
 from tuning.study import (
     BEST,
     StudyInfo,

@@ -20,9 +20,9 @@ from models.spec import Preprocessing, Scalar
 from pipelines.storage import open_store
 from tests.benchmarks.measured import machine, record
 from tuning import probes
-from tuning.domain import Domain
-from tuning.space import SearchSpace
-from tuning.space_file import read_space
+from tuning.spaces.domain import Domain
+from tuning.spaces.space import SearchSpace
+from tuning.spaces.space_file import read_space
 from tuning.training.features import Features
 
 PROBES, WIDTH = 1000, 1280

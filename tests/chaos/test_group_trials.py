@@ -14,8 +14,8 @@ from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tuning.search import search
 from tuning.search_settings import SearchSettings
-from tuning.space import SearchSpace, Suggest
-from tuning.space_file import space_for
+from tuning.spaces.space import SearchSpace, Suggest
+from tuning.spaces.space_file import space_for
 from tuning.study import load_weights, read_trials
 from tuning.training.loop import fit
 from tuning.trial import TrialJob, to_train

@@ -18,7 +18,7 @@ from models.spec import Preprocessing
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
-from tests.tuning.test_space import draws, with_weights
+from tests.tuning.spaces.test_space import draws, with_weights
 from tests.tuning.test_study import INFO, record
 from tuning.confirm import (
     Confirmed,
@@ -35,8 +35,8 @@ from tuning.findings import add_confirmed, conclude
 from tuning.recipes.crossvalidate import deal, hold_out
 from tuning.recipes.recipe import read_recipe, spec_of, to_toml
 from tuning.recipes.train import fit_recipe
-from tuning.space import to_plan
-from tuning.space_file import space_for
+from tuning.spaces.space import to_plan
+from tuning.spaces.space_file import space_for
 from tuning.study import FINDINGS, TrialRecord, begin_study
 from tuning.training.loop import fit
 

@@ -16,7 +16,7 @@ from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.test_study import INFO, record
 from tuning.findings import Findings, conclude
-from tuning.space import to_spec_and_settings
+from tuning.spaces.space import to_spec_and_settings
 from tuning.study import FINDINGS, TrialRecord, begin_study, load_logits, save_logits, save_weights
 from tuning.training.loop import disease_log_odds, fit
 from tuning.winner import promote_best

@@ -15,8 +15,8 @@ from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.test_study import record
 from tuning.known_trials import final_trials
 from tuning.search_settings import SearchSettings
-from tuning.space import BASELINE, FINAL
-from tuning.space_file import space_for
+from tuning.spaces.space import BASELINE, FINAL
+from tuning.spaces.space_file import space_for
 from tuning.suggestions import suggestions
 from tuning.training.objectives import LATENCY
 from tuning.trial import OBJECTIVE, TrialJob, plan_of, start_of

@@ -22,7 +22,7 @@ from models.errors import InputError
 from pipelines.storage import open_store
 from tuning.ledger import Ledger
 from tuning.mirror import Mirror, _place
-from tuning.space_file import read_space
+from tuning.spaces.space_file import read_space
 from tuning.study import TrialRecord, read_trials
 from tuning.trial import METRIC, TIME
 

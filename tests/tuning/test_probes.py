@@ -21,8 +21,8 @@ from tuning.known_trials import best_of, final_trials
 from tuning.probes import ProbeSpace, best_probes, feature_kinds
 from tuning.search import search
 from tuning.search_settings import SearchSettings
-from tuning.space import BASELINE, FINAL, PROBE, SearchSpace, leaves
-from tuning.space_file import space_for
+from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace, leaves
+from tuning.spaces.space_file import space_for
 from tuning.study import StudySummary, TrialRecord, read_study, read_trials
 
 BACKBONE = "mobilenetv3_small_050"

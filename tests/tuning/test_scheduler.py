@@ -7,7 +7,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from tuning.scheduler import NO_PAST, FamilyScheduler, Past
-from tuning.space import BASELINE
+from tuning.spaces.space import BASELINE
 from tuning.trial import TAKEN_UP
 
 

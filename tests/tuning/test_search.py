@@ -23,12 +23,12 @@ from pipelines.bundles import fetch_bundle
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
-from tuning.domain import Suggest
 from tuning.ledger import Ledger, has_converged
 from tuning.search import search
 from tuning.search_settings import SearchSettings
-from tuning.space import BASELINE, SearchSpace, leaves
-from tuning.space_file import space_for
+from tuning.spaces.domain import Suggest
+from tuning.spaces.space import BASELINE, SearchSpace, leaves
+from tuning.spaces.space_file import space_for
 from tuning.study import (
     FINDINGS,
     StartedTrial,

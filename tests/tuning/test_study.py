@@ -20,8 +20,8 @@ from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.servers import S3Server
 from tests.tuning.films import SIZE, write_dataset
-from tuning.space import to_spec_and_settings
-from tuning.space_file import read_space
+from tuning.spaces.space import to_spec_and_settings
+from tuning.spaces.space_file import read_space
 from tuning.study import (
     StudyInfo,
     TrialRecord,

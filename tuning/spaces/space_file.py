@@ -32,8 +32,8 @@ from models.errors import InputError
 from models.networks.cnn import smallest_film
 from models.networks.zoo import build, check_parameters, entry, layer_groups
 from models.spec import ModelSpec, Preprocessing, Scalar
-from tuning.domain import Domain
-from tuning.space import (
+from tuning.spaces.domain import Domain
+from tuning.spaces.space import (
     BACKBONE,
     EVERY,
     OWN_FAMILIES,

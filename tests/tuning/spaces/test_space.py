@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from models.errors import InputError
 from models.networks.zoo import build
 from models.spec import Preprocessing, Scalar
-from tuning.domain import Domain
 from tuning.recipes.recipe import read_recipe
-from tuning.space import BASELINE, BASELINES, GIVEN, TRAINING, SearchSpace, leaves, to_plan, to_spec_and_settings
-from tuning.space_file import differences, from_json, read_space, space_for, space_names, to_toml
+from tuning.spaces.domain import Domain
+from tuning.spaces.space import BASELINE, BASELINES, GIVEN, TRAINING, SearchSpace, leaves, to_plan, to_spec_and_settings
+from tuning.spaces.space_file import differences, from_json, read_space, space_for, space_names, to_toml
 from tuning.training.stem import keeps_still
 
 BACKBONE = "mobilenetv3_small_050"

@@ -5,8 +5,8 @@ has no number of hidden layers and an mlp trial no depth. A flat dictionary of d
 would spend its model on parameters that do not act. Parameters of one table carry its name (`cnn_depth`), because
 Optuna keeps one distribution per name.
 
-It is data, read from a file by `tuning/space_file.py`, and no closure: Ray's OptunaSearch pickles it, and a study
-writes it down, to refuse to go on with another space under the same trials.
+It is data, read from a file by `tuning/spaces/space_file.py`, and no closure: Ray's OptunaSearch pickles it, and a
+study writes it down, to refuse to go on with another space under the same trials.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from models.errors import InputError
 from models.networks.cnn import CNNSettings
 from models.networks.zoo import BackboneSettings, MajoritySettings, MLPSettings
 from models.spec import ModelSpec, Preprocessing, Scalar
-from tuning.domain import Domain, Suggest
+from tuning.spaces.domain import Domain, Suggest
 from tuning.toml_files import NO_WEIGHTS
 from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
