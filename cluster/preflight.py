@@ -153,7 +153,7 @@ def check_search(dataset: str, out: str, settings: "SearchSettings", optuna_stor
 
     from pipelines.storage import open_store
     from tuning.mirror_place import check_storage
-    from tuning.study_info import check_goes_on, read_study, require_free
+    from tuning.study.info import check_goes_on, read_study, require_free
     from tuning.toml_files import read_toml
 
     if optuna_storage is not None:
@@ -191,7 +191,7 @@ def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -
     """There is something to report on, of which this can be had, and the page can be written."""
     from pipelines.storage import open_store
     from pipelines.table.kinds import check_thumbnails, reported_kind
-    from tuning.study_info import read_study
+    from tuning.study.info import read_study
 
     check_thumbnails(thumbnails)
     check_page(out)

@@ -1,4 +1,4 @@
-"""The folds of `tuning/confirm.py` as Ray tasks: each with what a worker of a trial has, as many as the cluster holds.
+"""Runs the folds of `tuning/study/confirm.py` as Ray tasks, each with the resources of a trial's worker.
 
 Plain tasks and no trials of Ray Tune's: there is nothing to suggest, to stop or to take up again.
 """
@@ -11,7 +11,7 @@ import ray
 import torch
 
 from models.engines.allocator import keep_memory
-from tuning.confirm import Dealt, FoldJob, HeldOut, Run, held_out
+from tuning.study.confirm import Dealt, FoldJob, HeldOut, Run, held_out
 
 
 def as_ray_tasks(resources: Mapping[str, float]) -> Run:

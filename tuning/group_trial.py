@@ -19,7 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from models.errors import RayscanError
 from pipelines.errors import StorageError
-from tuning.study import brief, load_checkpoint
+from tuning.study.store import brief, load_checkpoint
 from tuning.training.loop import fit
 from tuning.training.objectives import LATENCY, latency_ms
 from tuning.training.workers import Workers

@@ -8,7 +8,7 @@ from models.errors import InputError
 from models.spec import Scalar
 from pipelines.storage import open_store
 from tuning.spaces.space import BASELINE, FINAL, SearchSpace
-from tuning.study import TrialRecord, leaderboard, read_study, read_trials
+from tuning.study.store import TrialRecord, leaderboard, read_study, read_trials
 
 WARM: Final = 5
 """Trials of an earlier study that are tried first."""

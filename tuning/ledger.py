@@ -21,7 +21,7 @@ from pipelines.storage import Store
 from tuning.board import Running, Standing, in_words
 from tuning.mirror import Mirror
 from tuning.spaces.space import BASELINE, PROBE
-from tuning.study import (
+from tuning.study.store import (
     StartedTrial,
     TrialRecord,
     TrialStatus,

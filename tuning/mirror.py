@@ -27,7 +27,7 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from models.errors import InputError
 from tuning.mirror_place import FORMS, check_storage, is_journal, no_database, no_url
 from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace
-from tuning.study import TrialRecord
+from tuning.study.store import TrialRecord
 from tuning.training.objectives import Objective, parse_objectives
 from tuning.trial import OBJECTIVE, TIME, measures
 

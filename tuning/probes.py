@@ -34,7 +34,7 @@ from pipelines.progress import progress
 from pipelines.storage import Store
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import PROBE, PROBES, SearchSpace, TrialPlan, to_plan
-from tuning.study import TrialRecord, write_trials
+from tuning.study.store import TrialRecord, write_trials
 from tuning.training.features import Features, fit_head
 from tuning.training.head_settings import HeadSettings
 from tuning.training.start import frozen_features, seeded_network

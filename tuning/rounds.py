@@ -26,7 +26,7 @@ from tuning.mirror import Mirror
 from tuning.scheduler import FamilyScheduler, Past
 from tuning.search_settings import SearchSettings
 from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace
-from tuning.study import (
+from tuning.study.store import (
     StartedTrial,
     TrialRecord,
     load_checkpoint,

@@ -20,9 +20,7 @@ from models.films import Films
 from pipelines.bundles import cache_folder
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
-from tuning.confirm import confirm, deal_train
 from tuning.confirm_on_ray import as_ray_tasks
-from tuning.findings import add_confirmed, conclude
 from tuning.group_trial import DRIVER, Group, run_group_trial
 from tuning.known_trials import best_of, final_trials
 from tuning.mirror import Mirror
@@ -31,7 +29,9 @@ from tuning.rounds import run_round
 from tuning.search_settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
 from tuning.search_space import check_space, space_of
 from tuning.spaces.space import BASELINE, SearchSpace
-from tuning.study import (
+from tuning.study.confirm import confirm, deal_train
+from tuning.study.findings import add_confirmed, conclude
+from tuning.study.store import (
     BEST,
     StudyInfo,
     StudySummary,
@@ -43,9 +43,9 @@ from tuning.study import (
     study_front,
     without_probes,
 )
+from tuning.study.winner import promote_best
 from tuning.training.objectives import LATENCY, parse_objectives
 from tuning.trial import TrialJob, run_trial
-from tuning.winner import promote_best
 
 
 def search(

@@ -56,7 +56,7 @@ class SearchSettings:
     else the same, beyond `trials`. `FINAL_SHARE` of the time budget is kept for them."""
     confirm: int = 0
     """When the search has ended, so many of its best trials are trained anew over folds of the train patients, and
-    judged on patients that had no say in anything (`tuning/confirm.py`), beyond the time budget."""
+    judged on patients that had no say in anything (`tuning/study/confirm.py`), beyond the time budget."""
     warm_start: str | None = None
     """An earlier study, whose best trials are tried first."""
     seed: int = 0

@@ -20,7 +20,7 @@ from models.spec import Scalar
 from tuning.search_settings import SearchSettings
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import BASELINE, BASELINES, FINAL, GIVEN, PROBE, SearchSpace, leaves
-from tuning.study import StartedTrial, TrialRecord, next_number, without_probes
+from tuning.study.store import StartedTrial, TrialRecord, next_number, without_probes
 from tuning.training.objectives import LATENCY, parse_objectives
 from tuning.trial import OBJECTIVE, TAKEN_UP
 

@@ -24,7 +24,7 @@ from models.spec import ModelSpec, Preprocessing, Scalar
 from pipelines.errors import StorageError
 from pipelines.storage import Store
 from tuning.spaces.space import TrialPlan, to_plan
-from tuning.study import brief, load_checkpoint, save_checkpoint, save_logits, save_weights
+from tuning.study.store import brief, load_checkpoint, save_checkpoint, save_logits, save_weights
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import EpochReport, EpochState, TrainSettings, fit
 from tuning.training.objectives import AUC, LATENCY, latency_ms

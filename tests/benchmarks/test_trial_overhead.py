@@ -11,7 +11,7 @@ from tests.benchmarks.measured import record
 from tests.tuning.films import SIZE, write_dataset
 from tuning.search import search
 from tuning.search_settings import SearchSettings
-from tuning.study import read_trials
+from tuning.study.store import read_trials
 
 TRIALS, EPOCHS = 22, 3
 MOST = 0.5

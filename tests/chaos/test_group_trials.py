@@ -16,7 +16,7 @@ from tuning.search import search
 from tuning.search_settings import SearchSettings
 from tuning.spaces.space import SearchSpace, Suggest
 from tuning.spaces.space_file import space_for
-from tuning.study import load_weights, read_trials
+from tuning.study.store import load_weights, read_trials
 from tuning.training.loop import fit
 from tuning.trial import TrialJob, to_train
 

@@ -21,8 +21,8 @@ from tests.nights import make_night
 from tests.servers import clean_environment
 from tests.terminal import Shown, on_terminal
 from tests.tuning.films import write_dataset
-from tuning.study import read_trials
-from tuning.study_info import read_study
+from tuning.study.info import read_study
+from tuning.study.store import read_trials
 
 SMALL, LARGE = (80, 24), (140, 50)
 NATIVE = re.compile(r"\w+\.cc:\d+")

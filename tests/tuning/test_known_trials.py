@@ -12,7 +12,7 @@ from models.spec import ModelSpec, Preprocessing
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
-from tests.tuning.test_study import record
+from tests.tuning.study.test_store import record
 from tuning.known_trials import final_trials
 from tuning.search_settings import SearchSettings
 from tuning.spaces.space import BASELINE, FINAL

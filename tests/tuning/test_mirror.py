@@ -23,7 +23,7 @@ from pipelines.storage import open_store
 from tuning.ledger import Ledger
 from tuning.mirror import Mirror, _place
 from tuning.spaces.space_file import read_space
-from tuning.study import TrialRecord, read_trials
+from tuning.study.store import TrialRecord, read_trials
 from tuning.trial import METRIC, TIME
 
 SPACE = read_space("cnn-grid")

@@ -23,7 +23,7 @@ from tuning.search import search
 from tuning.search_settings import SearchSettings
 from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace, leaves
 from tuning.spaces.space_file import space_for
-from tuning.study import StudySummary, TrialRecord, read_study, read_trials
+from tuning.study.store import StudySummary, TrialRecord, read_study, read_trials
 
 BACKBONE = "mobilenetv3_small_050"
 PROBES = 20

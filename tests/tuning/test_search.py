@@ -29,7 +29,7 @@ from tuning.search_settings import SearchSettings
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import BASELINE, SearchSpace, leaves
 from tuning.spaces.space_file import space_for
-from tuning.study import (
+from tuning.study.store import (
     FINDINGS,
     StartedTrial,
     StudySummary,

@@ -65,7 +65,7 @@ def promote(
 
     `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
     counts, versions, time): where the model comes from, a trial of a study for instance. `selection`, of a model that
-    was chosen among others by these films, goes into the evaluation, as `tuning/optimism.py` has it.
+    was chosen among others by these films, goes into the evaluation, as `tuning/study/optimism.py` has it.
     `show_films` puts a few validation films, which are patients' images, into the bundle with the model's maps.
     """
     keep_memory()

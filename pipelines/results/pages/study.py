@@ -1,7 +1,7 @@
 """The page of a study: how far the search came and what it cost, which trials got there, and how sure that is.
 
 It reads `study.json`, `trials.parquet` (`contracts.TRIALS`) and, once the search has ended, `findings.json`
-(`tuning/findings.py`), not through the search's own code.
+(`tuning/study/findings.py`), not through the search's own code.
 """
 
 import json
@@ -133,7 +133,7 @@ def _study(store: Store) -> dict[str, Any]:
 
 
 def _findings(store: Store) -> Mapping[str, Any]:
-    """What `tuning/findings.py` put; nothing while the search goes on, or of an earlier version."""
+    """What `tuning/study/findings.py` put; nothing while the search goes on, or of an earlier version."""
     try:
         return {**_NOTHING, **_read(store, "findings.json", "remove it, or end the search again with --resume")}
     except NotFoundError:

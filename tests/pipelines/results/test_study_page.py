@@ -52,7 +52,7 @@ def trials(count: int) -> list[dict[str, Any]]:
 
 
 def findings(rows: list[dict[str, Any]], *, importance: bool) -> dict[str, Any]:
-    """As `tuning/findings.py` writes it."""
+    """As `tuning/study/findings.py` writes it."""
     ranked = sorted(rows, key=lambda row: -row["auc"])
     judged = {
         row["trial_id"]: {

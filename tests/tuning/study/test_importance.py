@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.tuning.test_study import record
-from tuning.importance import LEAST, importance
-from tuning.study import TrialRecord
+from tests.tuning.study.test_store import record
+from tuning.study.importance import LEAST, importance
+from tuning.study.store import TrialRecord
 
 
 def trials(count: int) -> list[TrialRecord]:

@@ -6,7 +6,7 @@
     STUDY/trials/<trial_id>/weights.safetensors      its best epoch, put by the trial whenever it improves
     STUDY/trials/<trial_id>/checkpoint.safetensors   its whole state, put after each epoch, removed when it has ended
     STUDY/trials/<trial_id>/val_logits.safetensors   what that epoch says of the validation films
-    STUDY/findings.json                      what came of it, put when the search ends: see tuning/findings.py
+    STUDY/findings.json                      what came of it, put when the search ends: see tuning/study/findings.py
     STUDY/recipes/<number>.toml              how its best trials are made, for `train` and `crossvalidate --recipe`
     STUDY/best/                              the bundle of the winner
 
@@ -38,7 +38,7 @@ from pipelines.errors import NotFoundError
 from pipelines.storage import Store
 from tuning.spaces.space import PROBE
 from tuning.spaces.space_file import differences
-from tuning.study_info import STUDY, StudyInfo, check_goes_on, in_use, read_study, require_free
+from tuning.study.info import STUDY, StudyInfo, check_goes_on, in_use, read_study, require_free
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import StateDict
 from tuning.training.objectives import pareto_front, parse_objectives
@@ -176,7 +176,7 @@ class StudySummary:
     auc: float
     """Of the best trial, on the validation films; chosen among many, so optimistic. The test split is untouched."""
     auc_elsewhere: float | None
-    """What such a choice is worth on films that had no say in it: `tuning/optimism.py`; None where it is not known."""
+    """The expected AUC on films that had no part in the choice (`tuning/study/optimism.py`); None if not known."""
     ensemble: dict[str, float] | None
     """Of an ensemble of trials over the best one: `gain` in AUC with `low` and `high`, on films that did not choose it,
     `cost` (times as slow) and `members`; None where none is better, or it is not known."""
@@ -192,7 +192,8 @@ class StudySummary:
     """Heads on frozen features tried in the whole study."""
     confirmed: Sequence[Mapping[str, Any]] = ()
     """Of trials that were trained anew over folds, the first of the leaderboard first: `number`, `auc` (mean over
-    folds), `sd`, `low` and `high` (pooled), `search_auc`, `optimism`; or `number` and `error`: `tuning/confirm.py`."""
+    folds), `sd`, `low` and `high` (pooled), `search_auc`, `optimism`; or `number` and `error`:
+    `tuning/study/confirm.py`."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -19,7 +19,7 @@ from typing import Any, Final
 from models.spec import Scalar
 from pipelines.results.scale import is_continuous, is_logarithmic
 from tuning.spaces.space import BASELINE
-from tuning.study import TrialRecord, leaderboard
+from tuning.study.store import TrialRecord, leaderboard
 
 LEAST: Final = 20
 """Trials, baselines not counted, of which it is told at all."""

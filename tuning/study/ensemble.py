@@ -5,7 +5,7 @@ trial, add the trial that helps the mean most, and again; a trial may be added s
 
 An ensemble chosen on the very films it is judged on looks better than it is, more so than a single trial. So its gain
 is told from halves of the patients: members, and the single trial to beat, are chosen by one half and compared on the
-other (`tuning/optimism.py`).
+other (`tuning/study/optimism.py`).
 """
 
 import math
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from models.statistics.comparison import PairedTest, delong_test
 from models.statistics.metrics import Interval, Labels, Z, auc
-from tuning.optimism import both_ways, halves
+from tuning.study.optimism import both_ways, halves
 
 MOST: Final = 8
 """Members, each counted as often as it was added. Each costs one more run of a network per film."""

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from models.statistics.metrics import auc
-from tuning.optimism import estimate, halves
+from tuning.study.optimism import estimate, halves
 
 SHIFT = 2.0
 TRUE_AUC = NormalDist().cdf(SHIFT / np.sqrt(2))

@@ -14,12 +14,12 @@ from models.statistics.metrics import auc
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
-from tests.tuning.test_study import INFO, record
-from tuning.findings import Findings, conclude
+from tests.tuning.study.test_store import INFO, record
 from tuning.spaces.space import to_spec_and_settings
-from tuning.study import FINDINGS, TrialRecord, begin_study, load_logits, save_logits, save_weights
+from tuning.study.findings import Findings, conclude
+from tuning.study.store import FINDINGS, TrialRecord, begin_study, load_logits, save_logits, save_weights
+from tuning.study.winner import promote_best
 from tuning.training.loop import disease_log_odds, fit
-from tuning.winner import promote_best
 
 
 @dataclass(frozen=True)

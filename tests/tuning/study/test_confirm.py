@@ -19,8 +19,13 @@ from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.spaces.test_space import draws, with_weights
-from tests.tuning.test_study import INFO, record
-from tuning.confirm import (
+from tests.tuning.study.test_store import INFO, record
+from tuning.recipes.crossvalidate import deal, hold_out
+from tuning.recipes.recipe import read_recipe, spec_of, to_toml
+from tuning.recipes.train import fit_recipe
+from tuning.spaces.space import to_plan
+from tuning.spaces.space_file import space_for
+from tuning.study.confirm import (
     Confirmed,
     Dealt,
     FoldJob,
@@ -31,13 +36,8 @@ from tuning.confirm import (
     one_after_another,
     recipe_of,
 )
-from tuning.findings import add_confirmed, conclude
-from tuning.recipes.crossvalidate import deal, hold_out
-from tuning.recipes.recipe import read_recipe, spec_of, to_toml
-from tuning.recipes.train import fit_recipe
-from tuning.spaces.space import to_plan
-from tuning.spaces.space_file import space_for
-from tuning.study import FINDINGS, TrialRecord, begin_study
+from tuning.study.findings import add_confirmed, conclude
+from tuning.study.store import FINDINGS, TrialRecord, begin_study
 from tuning.training.loop import fit
 
 FOLDS = 3

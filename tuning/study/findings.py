@@ -2,8 +2,8 @@
 
 How sure the leaderboard is, what the choice flatters, what an ensemble of trials would add and cost, and which
 parameters mattered. All of it comes from what the trials left: no model is trained, and of networks only those of the
-ensemble are run, to measure what they cost. What trials come to that are trained anew (`tuning/confirm.py`) is added
-later. The recipes of the best trials are put at `STUDY/recipes/`.
+ensemble are run, to measure what they cost. What trials come to that are trained anew (`tuning/study/confirm.py`) is
+added later. The recipes of the best trials are put at `STUDY/recipes/`.
 
 An ensemble is told of and not promoted: its members see films of different sizes, where a bundle has one size, one
 network and one graph.
@@ -25,16 +25,16 @@ from models.statistics.metrics import auc_interval
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
-from tuning.confirm import Confirmed, recipe_of
-from tuning.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
-from tuning.importance import Importance, importance
-from tuning.optimism import LEAST_PATIENTS, Optimism, estimate
 from tuning.recipes.recipe import to_toml
 from tuning.recipes.selection import TOP
 from tuning.recipes.selects import Select
-from tuning.study import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
+from tuning.study.confirm import Confirmed, recipe_of
+from tuning.study.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
+from tuning.study.importance import Importance, importance
+from tuning.study.optimism import LEAST_PATIENTS, Optimism, estimate
+from tuning.study.store import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
+from tuning.study.winner import logits_of
 from tuning.training.loop import disease_log_odds
-from tuning.winner import logits_of
 
 log = logging.getLogger("rayscan")
 

@@ -6,7 +6,7 @@ calibrate, and the fold is only scored. The folds are of the patients of train. 
 its trials, stay among the others in every fold: whatever they flatter, they are never judged on. The folds are the same
 for all trials.
 
-`tuning/optimism.py` estimates the same without training, but cannot see what choosing the epoch flatters. A whole
+`tuning/study/optimism.py` estimates the same without training, but cannot see what choosing the epoch flatters. A whole
 search within each fold (Varma & Simon 2006) was refused: it costs as many searches as there are folds. What stays is
 that the films of train taught the networks the search chose among.
 
@@ -39,7 +39,7 @@ from tuning.recipes.fold_count import FOLDS
 from tuning.recipes.promote import calibrated, scorer
 from tuning.recipes.recipe import Recipe
 from tuning.spaces.space import to_plan
-from tuning.study import TrialRecord, brief, read_study
+from tuning.study.store import TrialRecord, brief, read_study
 from tuning.training.head_settings import HeadSettings
 
 log = logging.getLogger("rayscan")

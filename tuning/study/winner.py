@@ -19,12 +19,12 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
-from tuning.optimism import Optimism
 from tuning.recipes.promote import promote
 from tuning.recipes.selection import TOP, Score, most_robust
 from tuning.recipes.selects import Select
 from tuning.spaces.space import to_spec_and_settings
-from tuning.study import (
+from tuning.study.optimism import Optimism
+from tuning.study.store import (
     BEST,
     StudyInfo,
     TrialRecord,

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from models.statistics.metrics import auc
-from tuning.ensemble import MOST, estimate_gain, greedy, mean, weights
+from tuning.study.ensemble import MOST, estimate_gain, greedy, mean, weights
 
 FILMS = 400
 LABELS = (np.arange(FILMS) % 3 != 0).astype(np.int64)

@@ -22,7 +22,7 @@ from tests.servers import S3Server
 from tests.tuning.films import SIZE, write_dataset
 from tuning.spaces.space import to_spec_and_settings
 from tuning.spaces.space_file import read_space
-from tuning.study import (
+from tuning.study.store import (
     StudyInfo,
     TrialRecord,
     begin_study,
@@ -36,8 +36,8 @@ from tuning.study import (
     save_weights,
     write_trials,
 )
+from tuning.study.winner import promote_best
 from tuning.training.loop import EpochReport, TrainSettings, fit
-from tuning.winner import promote_best
 
 INFO = StudyInfo(
     dataset="s3://films/dataset",
