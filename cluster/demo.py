@@ -34,8 +34,8 @@ from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.storage import open_store
 from pipelines.table.query import ask
 from pipelines.table.record import RunRecord
-from tuning.search import search
-from tuning.search_settings import SearchSettings
+from tuning.search.driver import search
+from tuning.search.settings import SearchSettings
 
 Widths = tuple[int, int]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from models.bundle import Bundle
     from pipelines.ingest.dataset_info import DatasetInfo
     from tuning.recipes.recipe import Recipe
-    from tuning.search_settings import SearchSettings
+    from tuning.search.settings import SearchSettings
 
 KNOCK_SECONDS: Final = 5
 DEMO_MARKER: Final = ".rayscan-demo"
@@ -152,7 +152,7 @@ def check_search(dataset: str, out: str, settings: "SearchSettings", optuna_stor
     from dataclasses import asdict
 
     from pipelines.storage import open_store
-    from tuning.mirror_place import check_storage
+    from tuning.search.mirror_place import check_storage
     from tuning.study.info import check_goes_on, read_study, require_free
     from tuning.toml_files import read_toml
 

@@ -11,7 +11,7 @@ from cluster.options import Address, Config, Json, NoFilms, Selection, Weights, 
 from cluster.settings import seconds
 
 if TYPE_CHECKING:
-    from tuning.search_settings import SearchSettings
+    from tuning.search.settings import SearchSettings
 
 
 class Search(StrEnum):
@@ -119,11 +119,11 @@ def tune(
     )
     preflight.check_ray(address)
     preflight.check_search(dataset, out, settings, optuna_storage)
-    from tuning.search_space import searched_space
+    from tuning.search.space import searched_space
 
     searched = searched_space(dataset, settings)  # refuses one that cannot be searched, before Ray is imported
     from cluster.session import ray_session
-    from tuning.search import search as run_search
+    from tuning.search.driver import search as run_search
 
     with ray_session(address):
         summary = run_search(dataset, out, settings, space=searched, optuna_storage=optuna_storage)
@@ -149,7 +149,7 @@ def search_settings(
     """
     from dataclasses import replace
 
-    from tuning.search_settings import SearchSettings
+    from tuning.search.settings import SearchSettings
 
     settings = SearchSettings(
         search=search.value,

@@ -19,7 +19,7 @@ from models.films import Films
 from models.spec import Preprocessing, Scalar
 from pipelines.storage import open_store
 from tests.benchmarks.measured import machine, record
-from tuning import probes
+from tuning.search import probes
 from tuning.spaces.domain import Domain
 from tuning.spaces.space import SearchSpace
 from tuning.spaces.space_file import read_space

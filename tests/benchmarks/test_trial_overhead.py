@@ -9,8 +9,8 @@ import pytest
 from pipelines.storage import open_store
 from tests.benchmarks.measured import record
 from tests.tuning.films import SIZE, write_dataset
-from tuning.search import search
-from tuning.search_settings import SearchSettings
+from tuning.search.driver import search
+from tuning.search.settings import SearchSettings
 from tuning.study.store import read_trials
 
 TRIALS, EPOCHS = 22, 3

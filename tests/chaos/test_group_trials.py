@@ -12,13 +12,13 @@ from models.spec import Scalar
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
-from tuning.search import search
-from tuning.search_settings import SearchSettings
+from tuning.search.driver import search
+from tuning.search.settings import SearchSettings
+from tuning.search.trial import TrialJob, to_train
 from tuning.spaces.space import SearchSpace, Suggest
 from tuning.spaces.space_file import space_for
 from tuning.study.store import load_weights, read_trials
 from tuning.training.loop import fit
-from tuning.trial import TrialJob, to_train
 
 pytestmark = pytest.mark.chaos
 

@@ -25,10 +25,10 @@ from pipelines.storage import open_store
 from tests.nights import wait_for
 from tests.servers import clean_environment
 from tests.tuning.films import SIZE, write_dataset
+from tuning.search.trial import TrialJob, to_train
 from tuning.study.store import load_weights, read_trials
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import fit
-from tuning.trial import TrialJob, to_train
 
 TRIALS, EPOCHS = 10, 9
 SECONDS = 900

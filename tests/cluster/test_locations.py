@@ -15,7 +15,7 @@ from cluster.locations import (
     weights_location,
 )
 from tests.tuning.films import write_dataset
-from tuning.search import _read_films
+from tuning.search.driver import _read_films
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ BASELINE: Final = "baseline"
 GIVEN: Final = "given"
 """User attribute of an Optuna trial: all its parameters, which need not lie in the space, so that none is sampled."""
 PROBE: Final = "probe"
-"""Parameter of a study's row: a head on frozen features (`tuning/probes.py`), no model of its own."""
+"""Parameter of a study's row: a head on frozen features (`tuning/search/probes.py`), no model of its own."""
 FINAL: Final = "final"
 """Parameter of a study's row: one of the best trials once more, on films of the data set's own size."""
 

@@ -7,7 +7,7 @@ import pytest
 from cluster.options import Selection
 from cluster.verbs.search import Search, search_settings
 from pipelines.errors import InputError
-from tuning.search_settings import SearchSettings
+from tuning.search.settings import SearchSettings
 
 
 def test_without_flags_the_search_has_its_own_defaults() -> None:

@@ -1,7 +1,7 @@
 """One trial of several workers, or of a group of GPUs: a TorchTrainer inside the trial, around the one training loop.
 
-Parameters, metrics, weights, checkpoints and rows are those of `tuning/trial.py`; only the first worker writes. The
-trainer keeps no checkpoints of its own: a group that dies is started anew by Ray Tune, from the study's checkpoint.
+Parameters, metrics, weights, checkpoints and rows are those of `tuning/search/trial.py`; only the first worker writes.
+The trainer keeps no checkpoints of its own: a group that dies is started anew by Ray Tune, from the study's checkpoint.
 
 A group takes 6 to 14 s to start, so it is for trials of minutes. Ray Train frees the CPUs of a stopped group through
 the dashboard's state API; with the dashboard off, the next trial waits for them for ever.
@@ -19,11 +19,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from models.errors import RayscanError
 from pipelines.errors import StorageError
+from tuning.search.trial import Progress, TrialJob, own_id, plan_of, start_of
 from tuning.study.store import brief, load_checkpoint
 from tuning.training.loop import fit
 from tuning.training.objectives import LATENCY, latency_ms
 from tuning.training.workers import Workers
-from tuning.trial import Progress, TrialJob, own_id, plan_of, start_of
 
 DRIVER: Final = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 """Where the trial itself runs, which only waits for its workers: on the head, which no spot market takes away. The

@@ -1,7 +1,8 @@
 """One trial: one call of the training loop in this process, its epochs reported to Ray Tune.
 
 A plain function and not a TorchTrainer: with reused actors a trial starts within 0.1 s of the one before it, where a
-trainer takes 6 to 14 s for its controller and worker. Trials of several workers have one: `tuning/group_trial.py`.
+trainer takes 6 to 14 s for its controller and worker. Trials of several workers have one:
+`tuning/search/group_trial.py`.
 
 After each epoch the trial puts its whole state into the study. Whatever ends its process (the driver is killed, its
 node is taken away), it goes on from there, and ends with the weights it would have had anyway. A process that lives on

@@ -17,12 +17,12 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from models.spec import Scalar
-from tuning.search_settings import SearchSettings
+from tuning.search.settings import SearchSettings
+from tuning.search.trial import OBJECTIVE, TAKEN_UP
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import BASELINE, BASELINES, FINAL, GIVEN, PROBE, SearchSpace, leaves
 from tuning.study.store import StartedTrial, TrialRecord, next_number, without_probes
 from tuning.training.objectives import LATENCY, parse_objectives
-from tuning.trial import OBJECTIVE, TAKEN_UP
 
 _UNSAMPLED: Final = {BASELINE, PROBE, FINAL}
 """Marks of trials that no sampler has chosen."""

@@ -27,7 +27,7 @@ class SearchSettings:
     """Stop after this many seconds with the best so far; None for no limit."""
     patience: int = 0
     """Stop with the best so far after this many trials in a row that raised the best AUC by no more than
-    `tuning.ledger.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
+    `tuning.search.ledger.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
     search: Literal["tpe", "random", "grid"] = "tpe"
     """`tpe`: Optuna's multivariate TPE; `random`; `grid`: a small discrete space, visited whole."""
     epochs: int = 8
@@ -49,8 +49,8 @@ class SearchSettings:
     """What to look for (`tuning/training/objectives.py`): one of the validation films, and `latency` beside it. With
     both, the trial that becomes the model is the one of the Pareto front that is best on the films."""
     probes: int = 0
-    """Heads on frozen features to try before the trials; the best are the first to be fine-tuned (`tuning/probes.py`).
-    They take `PROBE_SHARE` of the time budget at most."""
+    """Heads on frozen features to try before the trials; the best are the first to be fine-tuned
+    (`tuning/search/probes.py`). They take `PROBE_SHARE` of the time budget at most."""
     finals: int = 0
     """Of the best trials on smaller films than the dataset's, so many are trained once more at its own size, with all
     else the same, beyond `trials`. `FINAL_SHARE` of the time budget is kept for them."""

@@ -25,11 +25,11 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from models.errors import InputError
-from tuning.mirror_place import FORMS, check_storage, is_journal, no_database, no_url
+from tuning.search.mirror_place import FORMS, check_storage, is_journal, no_database, no_url
+from tuning.search.trial import OBJECTIVE, TIME, measures
 from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace
 from tuning.study.store import TrialRecord
 from tuning.training.objectives import Objective, parse_objectives
-from tuning.trial import OBJECTIVE, TIME, measures
 
 log = logging.getLogger("rayscan")
 

@@ -18,8 +18,9 @@ from ray.tune import Callback, Stopper
 
 from pipelines import telemetry
 from pipelines.storage import Store
-from tuning.board import Running, Standing, in_words
-from tuning.mirror import Mirror
+from tuning.search.board import Running, Standing, in_words
+from tuning.search.mirror import Mirror
+from tuning.search.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, own_id, parameters_of
 from tuning.spaces.space import BASELINE, PROBE
 from tuning.study.store import (
     StartedTrial,
@@ -33,7 +34,6 @@ from tuning.study.store import (
     write_trials,
 )
 from tuning.training.objectives import LATENCY
-from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, own_id, parameters_of
 
 log = logging.getLogger("rayscan")
 

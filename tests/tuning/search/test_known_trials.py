@@ -13,13 +13,13 @@ from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.study.test_store import record
-from tuning.known_trials import final_trials
-from tuning.search_settings import SearchSettings
+from tuning.search.known_trials import final_trials
+from tuning.search.settings import SearchSettings
+from tuning.search.suggestions import suggestions
+from tuning.search.trial import OBJECTIVE, TrialJob, plan_of, start_of
 from tuning.spaces.space import BASELINE, FINAL
 from tuning.spaces.space_file import space_for
-from tuning.suggestions import suggestions
 from tuning.training.objectives import LATENCY
-from tuning.trial import OBJECTIVE, TrialJob, plan_of, start_of
 
 POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}
 

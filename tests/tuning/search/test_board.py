@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from tuning.board import MOST_ROWS, Running, Standing, picture
+from tuning.search.board import MOST_ROWS, Running, Standing, picture
 
 STANDING = Standing(
     running=(

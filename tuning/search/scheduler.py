@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from tuning.search.trial import TAKEN_UP, measures
 from tuning.spaces.space import BASELINE
-from tuning.trial import TAKEN_UP, measures
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

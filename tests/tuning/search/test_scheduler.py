@@ -6,9 +6,9 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from tuning.scheduler import NO_PAST, FamilyScheduler, Past
+from tuning.search.scheduler import NO_PAST, FamilyScheduler, Past
+from tuning.search.trial import TAKEN_UP
 from tuning.spaces.space import BASELINE
-from tuning.trial import TAKEN_UP
 
 
 class Race:

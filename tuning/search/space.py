@@ -2,7 +2,7 @@
 
 from models.spec import ModelSpec
 from pipelines.ingest.dataset_info import DatasetInfo, read_dataset_info
-from tuning.search_settings import SearchSettings
+from tuning.search.settings import SearchSettings
 from tuning.spaces.space import SearchSpace, leaves
 from tuning.spaces.space_file import DEFAULT, GRID, space_for
 from tuning.training.start import seeded_network

@@ -17,10 +17,10 @@ from models.spec import ModelSpec, Preprocessing
 from pipelines.errors import NotFoundError
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
-from tuning.known_trials import best_of, final_trials
-from tuning.probes import ProbeSpace, best_probes, feature_kinds
-from tuning.search import search
-from tuning.search_settings import SearchSettings
+from tuning.search.driver import search
+from tuning.search.known_trials import best_of, final_trials
+from tuning.search.probes import ProbeSpace, best_probes, feature_kinds
+from tuning.search.settings import SearchSettings
 from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace, leaves
 from tuning.spaces.space_file import space_for
 from tuning.study.store import StudySummary, TrialRecord, read_study, read_trials

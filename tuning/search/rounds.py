@@ -20,11 +20,13 @@ from ray.tune.schedulers import ASHAScheduler
 from models.spec import Scalar
 from pipelines.progress import live
 from pipelines.storage import Store
-from tuning.board import picture
-from tuning.ledger import Converged, Ledger, has_converged
-from tuning.mirror import Mirror
-from tuning.scheduler import FamilyScheduler, Past
-from tuning.search_settings import SearchSettings
+from tuning.search.board import picture
+from tuning.search.ledger import Converged, Ledger, has_converged
+from tuning.search.mirror import Mirror
+from tuning.search.scheduler import FamilyScheduler, Past
+from tuning.search.settings import SearchSettings
+from tuning.search.suggestions import suggestions
+from tuning.search.trial import OBJECTIVE, TIME
 from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace
 from tuning.study.store import (
     StartedTrial,
@@ -34,9 +36,7 @@ from tuning.study.store import (
     unfinished_trials,
     without_probes,
 )
-from tuning.suggestions import suggestions
 from tuning.training.objectives import parse_objectives
-from tuning.trial import OBJECTIVE, TIME
 
 log = logging.getLogger("rayscan")
 

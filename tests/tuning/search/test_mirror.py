@@ -20,11 +20,11 @@ from sqlalchemy import make_url
 
 from models.errors import InputError
 from pipelines.storage import open_store
-from tuning.ledger import Ledger
-from tuning.mirror import Mirror, _place
+from tuning.search.ledger import Ledger
+from tuning.search.mirror import Mirror, _place
+from tuning.search.trial import METRIC, TIME
 from tuning.spaces.space_file import read_space
 from tuning.study.store import TrialRecord, read_trials
-from tuning.trial import METRIC, TIME
 
 SPACE = read_space("cnn-grid")
 NAME = "abc s3://studies/one"

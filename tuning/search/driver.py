@@ -20,14 +20,15 @@ from models.films import Films
 from pipelines.bundles import cache_folder
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
-from tuning.confirm_on_ray import as_ray_tasks
-from tuning.group_trial import DRIVER, Group, run_group_trial
-from tuning.known_trials import best_of, final_trials
-from tuning.mirror import Mirror
-from tuning.probes import best_probes, run_probes
-from tuning.rounds import run_round
-from tuning.search_settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
-from tuning.search_space import check_space, space_of
+from tuning.search.confirm_on_ray import as_ray_tasks
+from tuning.search.group_trial import DRIVER, Group, run_group_trial
+from tuning.search.known_trials import best_of, final_trials
+from tuning.search.mirror import Mirror
+from tuning.search.probes import best_probes, run_probes
+from tuning.search.rounds import run_round
+from tuning.search.settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
+from tuning.search.space import check_space, space_of
+from tuning.search.trial import TrialJob, run_trial
 from tuning.spaces.space import BASELINE, SearchSpace
 from tuning.study.confirm import confirm, deal_train
 from tuning.study.findings import add_confirmed, conclude
@@ -45,7 +46,6 @@ from tuning.study.store import (
 )
 from tuning.study.winner import promote_best
 from tuning.training.objectives import LATENCY, parse_objectives
-from tuning.trial import TrialJob, run_trial
 
 
 def search(
@@ -59,10 +59,9 @@ def search(
     """Search models on a dataset's train and val films; write the study to `out`, the best model to `out`/best.
 
     Ray must be up, and every node must reach `out`: the trials put their weights there. The test films are never read.
-    `optuna_storage` is where people look at the trials with optuna-dashboard (`tuning/mirror.py`); its URL may hold a
-    password, so the study does not keep it.
-    Ctrl-C, the time budget and `settings.patience` end the search as its last trial does: trials under way are recorded
-    with the best they reached, and the best of all is promoted.
+    `optuna_storage` is where people look at the trials with optuna-dashboard (`tuning/search/mirror.py`); its URL may
+    hold a password, so the study does not keep it. Ctrl-C, the time budget and `settings.patience` end the search as
+    its last trial does: trials under way are recorded with the best they reached, and the best of all is promoted.
 
     Raises `InputError` where `out` holds anything and `settings.resume` is off, where the study to resume is of other
     films or another space, and where the cluster is too small for one trial; `RayscanError` where every trial failed,

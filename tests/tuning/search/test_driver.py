@@ -23,9 +23,11 @@ from pipelines.bundles import fetch_bundle
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
-from tuning.ledger import Ledger, has_converged
-from tuning.search import search
-from tuning.search_settings import SearchSettings
+from tuning.search.driver import search
+from tuning.search.ledger import Ledger, has_converged
+from tuning.search.settings import SearchSettings
+from tuning.search.suggestions import suggestions
+from tuning.search.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, Progress, TrialJob, to_train
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import BASELINE, SearchSpace, leaves
 from tuning.spaces.space_file import space_for
@@ -40,9 +42,7 @@ from tuning.study.store import (
     weights_key,
     write_trials,
 )
-from tuning.suggestions import suggestions
 from tuning.training.loop import fit
-from tuning.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, Progress, TrialJob, to_train
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
 BREAKS, KILLED, CTRL_C = 2, 3, 5

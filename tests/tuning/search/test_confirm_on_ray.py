@@ -8,7 +8,7 @@ import pytest
 from models.spec import Preprocessing
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from tests.tuning.films import SIZE, write_dataset
-from tuning.confirm_on_ray import as_ray_tasks
+from tuning.search.confirm_on_ray import as_ray_tasks
 from tuning.study.confirm import FoldJob, deal_train, one_after_another, recipe_of
 
 

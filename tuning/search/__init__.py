@@ -1,0 +1,1 @@
+"""The search itself, on Ray Tune with Optuna's suggestions."""
