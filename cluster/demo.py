@@ -20,16 +20,18 @@ from typing import Final
 import numpy as np
 
 from cluster import preflight
+from cluster.report import write_report
 from cluster.session import ray_session
-from models.pages.page import data_uri
 from models.spec import DISCLAIMER
 from pipelines.evaluate import evaluate
-from pipelines.ingest.audit import audit, render_audit
+from pipelines.ingest.audit import audit
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from pipelines.ingest.prepare import PrepareSettings, prepare
+from pipelines.pages.audit import audit_page
+from pipelines.pages.frame import data_uri
+from pipelines.pages.night.demo import DemoFigures, demo_page, drift_in_words
+from pipelines.pages.page import put_page
 from pipelines.phantom import FOREIGN_SCANNER, HOME_SCANNER, Scanner, draw_patient, render, write_archive
-from pipelines.results.pages.demo import DemoFigures, demo_page, drift_in_words
-from pipelines.results.report import put_page, write_report
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.storage import open_store
 from pipelines.table.query import ask
@@ -109,7 +111,7 @@ def run_demo(
     log.info("generated a labelled archive of %d films", films)
     _deliver(at.uri("night"), night_patients, widths, seed + 1, HOME_SCANNER)
     build_catalog(at.uri("archive"), at.uri("catalog"), CATALOG)
-    put_page(render_audit(audit(at.uri("catalog"))), at.page("audit"))
+    put_page(audit_page(audit(at.uri("catalog"))), at.page("audit"))
     with ray_session(working_on="demo"):
         prepare(at.uri("catalog"), at.uri("dataset"), PrepareSettings(size=128))
         found = search(at.uri("dataset"), at.uri("study"), _search_settings(trials, epochs, time_budget_s))

@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from models.errors import BundleError, InputError
 from models.spec import ModelSpec
@@ -110,6 +110,22 @@ class Bundle:
         return network.eval(), familiarity
 
 
+class CardRenderer(Protocol):
+    """Makes the HTML of a model card from what the bundle holds."""
+
+    def __call__(
+        self,
+        spec: ModelSpec,
+        calibration: Calibration,
+        evaluation: Mapping[str, Any],
+        lineage: Mapping[str, Any],
+        *,
+        weights: str,
+    ) -> str:
+        """The page; `weights` is the SHA-256 of their file."""
+        ...
+
+
 def save_bundle(
     folder: Path,
     *,
@@ -118,17 +134,17 @@ def save_bundle(
     calibration: Calibration,
     evaluation: Mapping[str, Any],
     lineage: Mapping[str, Any],
+    render_card: CardRenderer,
     familiarity: "Familiarity | None" = None,
     graph: tuple[bytes, bytes] | None = None,
 ) -> Bundle:
     """Write a bundle into a folder, made when absent. `evaluation` and `lineage` hold plain JSON values.
 
-    `graph` are the XML and weights that `models.engines.export.export_graph` gives.
-    Raises `InputError` when a bundle is there already: bundles do not change.
+    `render_card` makes the page for people (`pipelines/pages/card.py`). `graph` are the XML and weights that
+    `models.engines.export.export_graph` gives. Raises `InputError` when a bundle is there already: bundles do not
+    change.
     """
     import safetensors.torch  # noqa: PLC0415 (see above)
-
-    from models.card import render_card  # noqa: PLC0415
 
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} holds a bundle already, and bundles do not change; choose another folder")

@@ -19,9 +19,10 @@ from models.statistics.prior_shift import METHODS, bbse, saerens
 from pipelines.bundles import fetch_bundle, record_evaluation
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
+from pipelines.pages.comparison import Judged, comparison_page
+from pipelines.pages.evaluation import evaluation_page
+from pipelines.pages.page import put_page
 from pipelines.progress import progress
-from pipelines.results.pages.comparison import Judged, comparison_page
-from pipelines.results.report import evaluation_page, put_page
 
 BATCH = 32
 

@@ -16,6 +16,7 @@ import psutil
 from models.bundle import save_bundle
 from models.networks.zoo import build
 from models.statistics.calibration import Calibration
+from pipelines.pages.card import render_card
 from pipelines.phantom import encode
 from pipelines.storage import Store, open_store
 from pipelines.table.query import ask
@@ -115,6 +116,7 @@ def make_night(rayscan: str, folder: Path, *, films: int, root: str | None = Non
     spec = small_spec()
     save_bundle(
         folder / "bundle",
+        render_card=render_card,
         spec=spec,
         state_dict=build(spec).state_dict(),
         calibration=Calibration(temperature=1.0, operating_points={"balanced": 0.5}),

@@ -23,7 +23,8 @@ _WORDS: Final = {HUB, NO_WEIGHTS, NEEDED}
 
 def names(kind: Kind) -> list[str]:
     """Those that come with rayscan."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files("tuning").joinpath(f"{kind}s").iterdir())
+    entries = files("tuning").joinpath(f"{kind}s").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
 
 def read_toml(kind: Kind, source: str) -> dict[str, Any]:

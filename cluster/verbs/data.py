@@ -81,12 +81,12 @@ def audit(
     preflight.check_page(out)
     preflight.check_catalog(catalog)
     from pipelines.ingest.audit import audit as run_audit
-    from pipelines.ingest.audit import render_audit
-    from pipelines.results.report import put_page
+    from pipelines.pages.audit import audit_page
+    from pipelines.pages.page import put_page
 
     findings = run_audit(catalog)
     if out:
-        put_page(render_audit(findings), out)
+        put_page(audit_page(findings), out)
     output.show(findings, as_json=json)
 
 

@@ -145,6 +145,6 @@ def report(
 ) -> None:
     """Draw a study, a model or the scores as one self-contained page."""
     preflight.check_report(subject, out, compare, thumbnails)
-    from pipelines.results.report import write_report
+    from cluster.report import write_report
 
     output.show({"report": write_report(subject, out, compare=compare, thumbnails=thumbnails)}, as_json=json)

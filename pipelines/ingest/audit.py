@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from jinja2 import Environment
 
 from models.spec import DISCLAIMER
 from models.statistics.metrics import auc
@@ -22,7 +21,7 @@ from pipelines.storage import open_store
 
 SHORTCUT_AUC = 0.7
 """Above this, a single fact about the file tells the classes apart well enough for a model to lean on it."""
-_FACTS = {
+FACTS = {
     "size": "File size",
     "width": "Image width",
     "height": "Image height",
@@ -137,7 +136,7 @@ def _verdicts(facts: Mapping[str, Any]) -> list[str]:
     for fact, value in facts["shortcuts"].items():
         if value >= SHORTCUT_AUC:
             said.append(
-                f"{_FACTS[fact]} alone tells the classes apart (AUC {value}):"
+                f"{FACTS[fact]} alone tells the classes apart (AUC {value}):"
                 " a model may learn how the films were made, not the disease."
             )
     if facts["problems"]:
@@ -145,35 +144,3 @@ def _verdicts(facts: Mapping[str, Any]) -> list[str]:
     if facts["problems"] is None:
         said.append("Copies, broken files and image sizes were not looked at: make the catalogue with --inspect.")
     return said or ["Nothing was found that would spoil a study."]
-
-
-def render_audit(findings: Audit) -> str:
-    """The findings as one self-contained page."""
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    return page.render(a=findings, names=_FACTS)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Audit of {{ a.catalog }}</title>
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
- table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; text-align: left;
- border-bottom: 1px solid #ddd } td + td { text-align: right; font-variant-numeric: tabular-nums }
- .notice { background: #f2f2f2; padding: .6rem 1rem } li { margin: .4rem 0 } code { overflow-wrap: anywhere }
-</style></head><body>
-<h1>Audit</h1><p class="notice">{{ a.notice }}</p>
-<p><code>{{ a.catalog }}</code>: {{ a.scans }} scans of {{ a.patients }} known patients.</p>
-<h2>What to know before training</h2><ul>{% for line in a.verdicts %}<li>{{ line }}</li>{% endfor %}</ul>
-<h2>Films by split and label</h2><table>
-{% for split, labels in a.splits.items() %}{% for label, films in labels.items() %}
-<tr><td>{{ split }}, {{ label }}</td><td>{{ films }}</td></tr>{% endfor %}{% endfor %}</table>
-<h2>What the file alone tells</h2>
-<p>AUC of a single fact about the file; 0.5 is chance, 1 is certainty.</p><table>
-{% for fact, value in a.shortcuts.items() %}<tr><td>{{ names[fact] }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
-{% if a.problems %}<h2>Files that cannot be read</h2><table>
-{% for reason, files in a.problems.items() %}<tr><td>{{ reason }}</td><td>{{ files }}</td></tr>{% endfor %}</table>
-{% endif %}
-{% if a.copies is not none %}<p>{{ a.copies }} files are copies of another, byte for byte.</p>{% endif %}
-</body></html>
-"""

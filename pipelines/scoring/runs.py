@@ -23,6 +23,7 @@ from models.bundle import Bundle
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import AccessError, IncompleteError, NotFoundError, RayscanError, StorageError
+from pipelines.pages.page import put_page
 from pipelines.progress import progress
 from pipelines.scoring.attempts import forget_attempts, lost_workers
 from pipelines.scoring.layout import Layout, choose_layout
@@ -202,10 +203,10 @@ def _finished(night: _Night, plan: Plan) -> RunRecord:
 
 
 def _write_report(store: Store, run_id: str, thumbnails: int) -> None:
-    from pipelines.results.report import write_report  # noqa: PLC0415 (matplotlib takes a second)
+    from pipelines.pages.night.page import night_page  # noqa: PLC0415 (matplotlib takes a second)
 
     try:
-        write_report(store.root, store.uri(f"runs/{run_id}/report.html"), thumbnails=thumbnails)
+        put_page(night_page(store.root, thumbnails), store.uri(f"runs/{run_id}/report.html"))
     except RayscanError as error:  # the night is over and recorded; its page can be made at any time
         log.warning("no report was written (%s); make it with: rayscan report %s --out report.html", error, store.root)
 

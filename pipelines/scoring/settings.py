@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from models.engines.machine import PRECISIONS, Precision
 from models.errors import InputError
 from models.statistics.calibration import Calibration
-from pipelines.table.kinds import check_thumbnails
+from pipelines.pages.page import check_thumbnails
 
 
 @dataclass(frozen=True, kw_only=True)

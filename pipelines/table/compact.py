@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError, NotFoundError, StorageError
 from pipelines.storage import ObjectInfo, Store, open_store
-from pipelines.table.kinds import check_models, require_any
+from pipelines.table.checks import check_models, require_any
 from pipelines.table.lease import held_lease
 from pipelines.table.parts import (
     FETCH_THREADS,

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError
 from pipelines.storage import ObjectInfo, Store, open_store
-from pipelines.table.kinds import is_scores, no_run
+from pipelines.table.checks import is_scores, no_run
 from pipelines.table.parts import (
     PartVanishedError,
     fetch_parts,

@@ -8,6 +8,7 @@ from models.bundle import save_bundle
 from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
 from models.statistics.calibration import Calibration
+from pipelines.pages.card import render_card
 
 
 def untrained(name: str, folder: Path, *, size: int) -> str:
@@ -16,5 +17,11 @@ def untrained(name: str, folder: Path, *, size: int) -> str:
     torch.manual_seed(0)
     points = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
     return save_bundle(
-        folder, spec=spec, state_dict=build(spec).state_dict(), calibration=points, evaluation={}, lineage={}
+        folder,
+        render_card=render_card,
+        spec=spec,
+        state_dict=build(spec).state_dict(),
+        calibration=points,
+        evaluation={},
+        lineage={},
     ).model_id

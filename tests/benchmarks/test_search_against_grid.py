@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from models.pages.charts import picture
-from pipelines.results.pages.search_charts import paint_beside
-from pipelines.results.pages.trials import read_trials
+from pipelines.pages.charts import picture
 from pipelines.storage import open_store
 from tests.benchmarks.measured import RECORD, RESULTS, record
 from tests.benchmarks.processes import watch
+from tuning.study.pages.search_charts import paint_beside
+from tuning.study.pages.trials import read_trials
 
 REAL, WEIGHTS = os.environ.get("RAYSCAN_REAL_DATA"), os.environ.get("RAYSCAN_REAL_WEIGHTS")
 MINUTES = float(os.environ.get("RAYSCAN_BENCH_MINUTES", "60"))

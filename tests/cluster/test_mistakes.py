@@ -174,10 +174,12 @@ def _write_bundle(folder: Path) -> None:
     from models.bundle import save_bundle
     from models.networks.zoo import build
     from models.spec import ModelSpec
+    from pipelines.pages.card import render_card
 
     spec = ModelSpec(name="mlp", preprocessing=Preprocessing(size=32))
     save_bundle(
         folder,
+        render_card=render_card,
         spec=spec,
         state_dict=build(spec).state_dict(),
         calibration=Calibration(temperature=1.0, operating_points={"balanced": 0.5}),

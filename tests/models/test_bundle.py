@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from models.bundle import FILES, MANIFEST, Bundle, _identity, load_bundle, save_bundle
-from models.card import render_card
 from models.engines.choice import load_engine
 from models.engines.machine import Machine
 from models.errors import BundleError, InputError, RayscanError
@@ -18,6 +17,7 @@ from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
 from models.statistics.calibration import Calibration
 from models.statistics.evaluation import evaluation_entry
+from pipelines.pages.card import render_card
 from tests.models.synthetic import blob_films, small_spec
 
 CALIBRATION = Calibration(temperature=1.5, operating_points={"rule_out": 0.2, "balanced": 0.4, "rule_in": 0.6})
@@ -51,7 +51,7 @@ def save(folder: Path, **changes: Any) -> Bundle:
         "evaluation": {"val": entry},
         "lineage": LINEAGE,
     }
-    return save_bundle(folder, **{**contents, **changes})
+    return save_bundle(folder, render_card=render_card, **{**contents, **changes})
 
 
 def test_saved_and_loaded_model_gives_the_same_probabilities_bit_for_bit(tmp_path: Path) -> None:

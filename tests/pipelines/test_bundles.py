@@ -13,6 +13,7 @@ from models.networks.zoo import build
 from models.statistics.calibration import Calibration
 from pipelines.bundles import cache_folder, evaluations, fetch_bundle, publish_bundle, record_evaluation
 from pipelines.errors import BundleError
+from pipelines.pages.card import render_card
 from pipelines.storage import Store, open_store
 from tests.models.synthetic import small_spec
 
@@ -29,6 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     spec = small_spec("mlp")
     return save_bundle(
         tmp_path_factory.mktemp("saved") / "mlp",
+        render_card=render_card,
         spec=spec,
         state_dict=build(spec).state_dict(),
         calibration=Calibration(temperature=1.0, operating_points={"balanced": 0.5}),
@@ -117,6 +119,7 @@ class TestCache:
         first = fetch_bundle(remote.root)
         other = save_bundle(
             tmp_path / "other",
+            render_card=render_card,
             spec=bundle.spec,
             state_dict=build(bundle.spec).state_dict(),
             calibration=bundle.calibration,

@@ -17,6 +17,7 @@ from models.statistics.evaluation import evaluation_entry
 from pipelines.bundles import evaluations
 from pipelines.errors import InputError
 from pipelines.evaluate import BATCH, compare, evaluate
+from pipelines.pages.card import render_card
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films, small_spec
 from tests.pipelines.datasets import write_dataset
@@ -45,6 +46,7 @@ def bundle(tmp_path: Path) -> Bundle:
     points = {"balanced": 0.5, "rule_out": 0.2}
     draft = save_bundle(
         tmp_path / "draft",
+        render_card=render_card,
         spec=spec,
         state_dict=network.state_dict(),
         calibration=Calibration(temperature=1.0, operating_points=points),
@@ -54,6 +56,7 @@ def bundle(tmp_path: Path) -> Bundle:
     median = float(np.median(probabilities(draft, SPLITS["test"])))
     return save_bundle(
         tmp_path / "bundle",
+        render_card=render_card,
         spec=spec,
         state_dict=network.state_dict(),
         calibration=Calibration(temperature=1.0, operating_points=points | {"balanced": median}),
@@ -136,6 +139,7 @@ def test_what_the_graph_does_by_itself_needs_no_other_films(tmp_path: Path, data
     )
     save_bundle(
         tmp_path / "small",
+        render_card=render_card,
         spec=spec,
         state_dict=build(spec).state_dict(),
         calibration=Calibration(temperature=1.0, operating_points={"balanced": 0.5}),
@@ -173,6 +177,7 @@ def test_models_are_compared_on_the_same_films(bundle: Bundle, dataset: str, tmp
     torch.manual_seed(4)
     other = save_bundle(
         tmp_path / "other",
+        render_card=render_card,
         spec=bundle.spec,
         state_dict=build(bundle.spec).state_dict(),
         calibration=bundle.calibration,
@@ -212,6 +217,7 @@ def test_a_share_of_disease_is_estimated_only_when_asked_for(
     )
     judged = save_bundle(
         tmp_path / "judged",
+        render_card=render_card,
         spec=bundle.spec,
         state_dict=bundle.network().state_dict(),
         calibration=bundle.calibration,

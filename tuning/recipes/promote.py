@@ -101,9 +101,12 @@ def promote(
         "versions": {name: version(name) for name in ("rayscan", "torch", "timm")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    from pipelines.pages.card import render_card  # noqa: PLC0415 (matplotlib, which only a promotion needs)
+
     with tempfile.TemporaryDirectory(prefix="rayscan-bundle-") as folder:
         save_bundle(
             Path(folder),
+            render_card=render_card,
             spec=fitted.spec,
             state_dict=fitted.state_dict,
             calibration=calibration,
@@ -184,7 +187,7 @@ def _samples(
     device: torch.device,
 ) -> dict[str, Any]:
     """The entry `samples`; none where the network cannot make maps, for which no training may be lost."""
-    from models.samples import samples  # noqa: PLC0415 (captum brings matplotlib, and only a promotion needs it)
+    from pipelines.pages.samples import samples  # noqa: PLC0415 (captum brings matplotlib)
 
     on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
     try:

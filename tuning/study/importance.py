@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from models.spec import Scalar
-from pipelines.results.scale import is_continuous, is_logarithmic
 from tuning.spaces.space import BASELINE
+from tuning.study.scale import is_continuous, is_logarithmic
 from tuning.study.store import TrialRecord, leaderboard
 
 LEAST: Final = 20

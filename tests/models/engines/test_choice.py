@@ -22,6 +22,7 @@ from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
 from models.statistics.calibration import Calibration
+from pipelines.pages.card import render_card
 from tests.models.synthetic import blob_films, small_spec
 
 HERE = this_machine("cpu")
@@ -62,6 +63,7 @@ def bundle(folder: Path, evaluation: dict[str, Any] | None = None, spec: ModelSp
     whole = classifier(spec or small_spec())
     saved = save_bundle(
         folder,
+        render_card=render_card,
         spec=spec or small_spec(),
         state_dict=whole.network.state_dict(),
         calibration=Calibration(temperature=float(whole.calibrate.temperature), operating_points=POINTS),

@@ -11,8 +11,9 @@ import pytest
 from models.spec import DISCLAIMER
 from pipelines.contracts import CATALOG, LABELS
 from pipelines.errors import InputError
-from pipelines.ingest.audit import Audit, audit, render_audit
+from pipelines.ingest.audit import Audit, audit
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
+from pipelines.pages.audit import audit_page
 from tests.pipelines.decoding.films import encode, ramp, write
 
 
@@ -127,8 +128,8 @@ def test_an_archive_without_labels(kaggle: Path) -> None:
 
 def test_the_page_stands_alone_and_escapes(kaggle: Path) -> None:
     archive = kaggle.rename(kaggle.parent / "<script>archive")
-    build_catalog(str(archive), str(archive.parent / "<b>catalog"), CatalogSettings(labels="path", inspect=True))
-    page = render_audit(audit(str(archive.parent / "<b>catalog")))
+    build_catalog(str(archive), str(archive.parent / "<i>catalog"), CatalogSettings(labels="path", inspect=True))
+    page = audit_page(audit(str(archive.parent / "<i>catalog")))
     tags: set[str] = set()
 
     class Reader(HTMLParser):
@@ -137,7 +138,7 @@ def test_the_page_stands_alone_and_escapes(kaggle: Path) -> None:
             assert not {name for name, _ in attrs} & {"src", "href"}
 
     Reader().feed(page)
-    assert not tags & {"script", "link", "img", "iframe", "b"}
+    assert not tags & {"script", "link", "img", "iframe", "i"}
     assert DISCLAIMER in page
     assert "viewport" in page
 

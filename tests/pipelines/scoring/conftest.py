@@ -9,6 +9,7 @@ import torch
 from models.bundle import save_bundle
 from models.networks.zoo import build
 from models.statistics.calibration import Calibration
+from pipelines.pages.card import render_card
 from pipelines.phantom import broken_files, dicom_bytes, encode
 from pipelines.storage import Store, open_store
 from tests.models.synthetic import small_spec
@@ -34,7 +35,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     calibration = Calibration(temperature=1.5, operating_points={"balanced": 0.5, "rule_out": 0.1})
     save_bundle(
-        folder, spec=spec, state_dict=build(spec).state_dict(), calibration=calibration, evaluation={}, lineage={}
+        folder,
+        render_card=render_card,
+        spec=spec,
+        state_dict=build(spec).state_dict(),
+        calibration=calibration,
+        evaluation={},
+        lineage={},
     )
     return folder
 

@@ -22,7 +22,7 @@ from pipelines.storage import Store, open_store
 from pipelines.table.drift import DriftTally
 from pipelines.table.query import ask
 from pipelines.table.record import RunRecord
-from tests.pipelines.results.samples import read_page
+from tests.pipelines.pages.samples import read_page
 from tests.pipelines.scoring.conftest import BAD, GOOD
 from tests.servers import S3Server
 

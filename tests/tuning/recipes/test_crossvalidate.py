@@ -23,7 +23,7 @@ from pipelines.ingest.dataset import read_dataset_info
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
-from tests.pipelines.results.samples import HOSTILE, read_page
+from tests.pipelines.pages.samples import HOSTILE, read_page
 from tuning.recipes.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
 from tuning.recipes.folds import Fold, KeptFolds
 from tuning.recipes.recipe import Recipe

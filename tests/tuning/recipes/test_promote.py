@@ -123,7 +123,7 @@ def test_a_network_that_makes_no_maps_is_promoted_all_the_same(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("derivative of this operation is not implemented")
 
-    monkeypatch.setattr("models.samples.saliency", fails)
+    monkeypatch.setattr("pipelines.pages.samples.saliency", fails)
     fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
     bundle = promote(fitted, TRAIN, VAL, INFO, str(tmp_path / "bundle"), lineage={})
     assert "samples" not in bundle.evaluation["val"]

@@ -1,0 +1,1 @@
+"""Pages for people: one HTML file each, that loads nothing. Imported only where a page is made."""

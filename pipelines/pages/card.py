@@ -1,0 +1,97 @@
+"""The model card: one page for the person who must decide whether to trust this model.
+
+It stands in the bundle, under its hash; `rayscan report BUNDLE` renders it anew from what the bundle holds, with what
+came later. Heavy (matplotlib): imported only where a bundle is made or shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from models.spec import ModelSpec
+from models.statistics.calibration import Calibration
+from pipelines.pages.claim import METHOD_NAMES, claim
+from pipelines.pages.evaluation_charts import aucs_chart, evaluation_charts, losses_chart
+from pipelines.pages.frame import plain, render
+
+_SHOWN_APART: Final = frozenset({"counts", "created", "dataset_fingerprint", "history", "training", "versions"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Since:
+    """What is known of a bundle only after it was made."""
+
+    model_id: str
+    ledger: Sequence[Mapping[str, Any]]
+    """Later evaluations, as `models.statistics.evaluation` makes them, with `when` and `dataset`; any of these may be
+    absent."""
+
+
+def render_card(
+    spec: ModelSpec,
+    calibration: Calibration,
+    evaluation: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    *,
+    weights: str,
+    since: Since | None = None,
+) -> str:
+    """HTML of the card, the same for the same values.
+
+    `evaluation` maps a split to an entry of `models/statistics/evaluation.py`, of this version or an earlier one;
+    `weights` is the SHA-256 of their file.
+    """
+    entries = [entry for entry in evaluation.values() if "metrics" in entry]
+    history = lineage.get("history", [])
+    several = len(history) > 1
+    return render(
+        "card.html",
+        title=f"Model card: {spec.name}",
+        made=lineage.get("created"),
+        spec=spec,
+        calibration=calibration,
+        entries=[(entry, evaluation_charts(entry)) for entry in entries],
+        shows_films=any(entry.get("samples", {}).get("films") for entry in entries),
+        methods=METHOD_NAMES,
+        counts=lineage.get("counts", {}),
+        data=_data(spec, lineage),
+        since=since,
+        losses=losses_chart(history) if several else None,
+        aucs=aucs_chart(history, lineage.get("best_epoch")) if several else None,
+        identity=_identity(spec, calibration, weights, since),
+        lineage=_lineage(lineage),
+        claim=claim(spec, calibration, evaluation.get("val"), lineage),
+    )
+
+
+def _data(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[str, str]:
+    seen = spec.preprocessing
+    return {
+        "Fingerprint of the data set": plain(lineage.get("dataset_fingerprint", "not recorded")),
+        "Films": f"decoded ({seen.decode}) to {seen.film_size} pixels square, grey",
+        "Input of the network": f"{seen.size} pixels square, normalised ({seen.normalise})",
+    }
+
+
+def _identity(spec: ModelSpec, calibration: Calibration, weights: str, since: Since | None) -> dict[str, str]:
+    return {
+        **({"Model id": since.model_id} if since else {}),
+        "Architecture": spec.name,
+        "Its parameters": plain(spec.parameters),
+        "Classes": plain(spec.classes),
+        "Calibration": _calibration(calibration),
+        "SHA-256 of the weights": weights,
+    }
+
+
+def _calibration(found: Calibration) -> str:
+    how = "isotonic" if found.curve else "Platt" if found.bias else "temperature"
+    told = {"temperature": found.temperature, "offset of the log-odds": found.bias, "knots": len(found.curve)}
+    return f"{how}: {plain({name: value for name, value in told.items() if value})}"
+
+
+def _lineage(lineage: Mapping[str, Any]) -> dict[str, str]:
+    recipe = lineage.get("recipe", {})
+    start = {"started from": recipe.get("weights") or "random weights"} if recipe else {}
+    told = {name.replace("_", " "): plain(value) for name, value in lineage.items() if name not in _SHOWN_APART}
+    return start | told | {name: plain(lineage[name]) for name in ("training", "versions") if name in lineage}

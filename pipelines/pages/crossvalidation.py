@@ -1,0 +1,96 @@
+"""The page of `rayscan crossvalidate`: how a recipe did on patients held out, fold by fold, and on changed films."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from models.statistics.curves import roc_curve
+from models.statistics.metrics import Labels, Scores
+from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
+from pipelines.pages.frame import render
+
+CORNER: Final = 0.95
+"""AUC above which only the upper left of the ROC curves is drawn."""
+
+
+def crossvalidation_page(
+    found: Mapping[str, Any], *, labels: Labels, probability: Scores, fold: npt.NDArray[np.int64]
+) -> str:
+    """HTML of a cross-validation: the figures of each fold, their spread, ROC curves, and what changed films cost.
+
+    `found` is a `tuning.recipes.crossvalidate.CrossValidation` as plain values. Of each film [N] `labels` is the class
+    index, `probability` the calibrated one of disease by the model that did not know it, `fold` where it was held out.
+    """
+    return render(
+        "crossvalidation.html",
+        made=datetime.now(UTC),
+        title=f"Cross-validation: {found['model']}",
+        found=found,
+        point=found["operating_point"],
+        roc=_roc(found, labels, probability, fold),
+        shift_chart=_shift(found),
+    )
+
+
+def _roc(found: Mapping[str, Any], labels: Labels, probability: Scores, fold: npt.NDArray[np.int64]) -> Markup:
+    value = found["pooled"][found["operating_point"]]["auc"]["value"]
+    # of a good model all that differs lies in the corner
+    farthest = 0.3 if value > CORNER else 1.0
+
+    def paint(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
+        for number in np.unique(fold):
+            own = fold == number
+            label = "a fold" if number == fold.min() else None
+            axes.plot(
+                *roc_curve(labels[own], probability[own]).T,
+                color=GREY,
+                linewidth=1,
+                alpha=0.9,
+                linestyle="--",
+                label=label,
+            )
+        axes.plot(*roc_curve(labels, probability).T, color=BLUE, linewidth=2, label="all films")
+        axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity")
+        axes.set(xlim=(0, farthest), ylim=(1 - farthest, 1 + farthest / 200))
+        axes.text(0.97, 0.08, f"AUC {value:.3f}", ha="right", transform=axes.transAxes, size=12)
+        legend_below(axes)
+
+    return chart(
+        paint, alt=f"ROC curve of each fold and of all films; the area under the last is {value:.3f}", height=3.3
+    )
+
+
+def _shift(found: Mapping[str, Any]) -> Markup:
+    """Mean over folds, and the worst of them, for films as they are and for each change."""
+    over = found["over_folds"][found["operating_point"]]
+    rows = [("as they are", over), *found["under_shift"]["changes"].items()]
+    names = [name for name, _ in rows]
+
+    def paint(axes: Axes) -> None:
+        places = np.arange(len(rows))
+        for offset, figure, colour, label in (
+            (-0.2, "auc", BLUE, "AUC"),
+            (0.2, "balanced_accuracy", VERMILION, "balanced accuracy"),
+        ):
+            mean = [of[figure]["mean"] for _, of in rows]
+            worst = [of[figure]["worst"] for _, of in rows]
+            axes.barh(places + offset, mean, 0.36, color=colour, alpha=0.7, label=label)
+            axes.plot(worst, places + offset, "|", color=INK, markersize=9, markeredgewidth=2,
+                      label="worst fold" if offset > 0 else None)  # fmt: skip
+        low = min(of[figure]["worst"] for _, of in rows for figure in ("auc", "balanced_accuracy"))
+        axes.set_yticks(places, names)
+        axes.set(
+            xlim=(max(0.0, np.floor(10 * low - 0.5) / 10), 1), ylim=(len(rows) - 0.4, -0.6), xlabel="Mean over folds"
+        )
+        axes.grid(visible=False, axis="y")
+        legend_below(axes)
+
+    return chart(
+        paint, alt="AUC and balanced accuracy on films as they are and changed, mean and worst fold", height=4.2
+    )

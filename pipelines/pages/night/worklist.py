@@ -1,0 +1,76 @@
+"""The films of a run that most want a reader: the highest probabilities, and on demand a small picture of each.
+
+A thumbnail is a patient's image, so a page holds one only when asked; it is read from the archive anew, by the URI and
+version that were scored.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Final
+
+import duckdb
+
+from models.spec import Preprocessing
+from pipelines.contracts import LABELS
+from pipelines.decoding.decode import decode
+from pipelines.decoding.fetch import fetch
+from pipelines.errors import ScanError
+from pipelines.pages.frame import data_uri
+from pipelines.pages.page import check_thumbnails
+
+__all__ = ["Film", "check_thumbnails", "with_thumbnails", "worklist"]
+
+LENGTH: Final = 25
+SIDE: Final = 160
+"""Pixels."""
+_THREADS: Final = 4
+"""Scans held in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """One film to look at."""
+
+    uri: str
+    etag: str
+    site: str | None
+    study_date: date | None
+    probability: float
+    positive: bool
+    thumbnail: str | None = None
+    """A JPEG as a data URI."""
+    map: str | None = None
+    """The same with the model's map over it."""
+    unseen: str | None = None
+    """Why there is no thumbnail although one was asked for: a `contracts.Reason`."""
+
+
+def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> list[Film]:
+    """The films of a run with the highest probabilities, the highest first."""
+    rows = connection.execute(
+        "SELECT uri, etag, site, study_date, probability, coalesce(prediction = ?, false) FROM scores"
+        " WHERE run_id = ? AND probability IS NOT NULL ORDER BY probability DESC, uri LIMIT ?",
+        [LABELS[1], run_id, most],
+    ).fetchall()
+    return [
+        Film(uri=uri, etag=etag, site=site, study_date=study_date, probability=probability, positive=positive)
+        for uri, etag, site, study_date, probability, positive in rows
+    ]
+
+
+def with_thumbnails(films: Sequence[Film]) -> list[Film]:
+    """The same films, each with its thumbnail or the reason it has none."""
+    if not films:
+        return []
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(_with_thumbnail, films))
+
+
+def _with_thumbnail(film: Film) -> Film:
+    try:
+        scan = decode(fetch(film.uri, film.etag), Preprocessing(size=SIDE))
+    except ScanError as error:
+        return replace(film, unseen=error.reason.value)
+    return replace(film, thumbnail=data_uri(scan.pixels))

@@ -1,0 +1,33 @@
+"""Where a page goes. Imports nothing heavy, so that a bad place is refused before Ray or torch is loaded."""
+
+from typing import Final
+
+from pipelines.errors import InputError
+from pipelines.storage import Store, open_store
+
+MOST_THUMBNAILS: Final = 100
+
+
+def put_page(html: str, out: str) -> str:
+    """Write a page to a local path or a URI, whole or not at all; returns its URI.
+
+    Raises `InputError` when `out` names a folder or a bucket instead of a file.
+    """
+    store, name = page_place(out)
+    store.put(name, html.encode())
+    return store.uri(name)
+
+
+def page_place(out: str) -> tuple[Store, str]:
+    """The store and the key a page is put at. Raises `InputError` when `out` is a folder or a bucket, and no file."""
+    target = open_store(out)
+    folder, _, name = target.root.rpartition("/")
+    if out.endswith("/") or folder.endswith(":/") or (target.is_local and target.path.is_dir()):
+        raise InputError(f"{out}: a report is one file; name it, as in {out.rstrip('/')}/report.html")
+    return Store(folder), name
+
+
+def check_thumbnails(number: int) -> None:
+    """Raise `InputError` for a number of thumbnails that no page takes."""
+    if not 0 <= number <= MOST_THUMBNAILS:
+        raise InputError(f"{number} thumbnails are out of range; choose 0 to {MOST_THUMBNAILS}")

@@ -1,1 +1,0 @@
-"""Asking the scores: SQL views and report pages."""

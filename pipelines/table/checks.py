@@ -1,0 +1,53 @@
+"""Whether scores lie at a URI, told by a request or two. Imports nothing heavy."""
+
+from pipelines.errors import InputError
+from pipelines.storage import Store, open_store
+
+
+def is_scores(uri: str) -> bool:
+    """Whether scores lie at this URI."""
+    return has_runs(open_store(uri))
+
+
+def has_runs(store: Store) -> bool:
+    """Whether a run was begun here."""
+    if store.is_local and not (store.path / "runs").is_dir():
+        return False
+    return any(chunk for chunk in store.list("runs"))
+
+
+def require_runs(uri: str) -> None:
+    """Raise `InputError` unless a run was recorded at this URI, `NotFoundError` where there is not even a folder."""
+    store = open_store(uri)
+    names = (info.key for chunk in store.list("runs") for info in chunk)
+    if not any(name.endswith(("/plan.json", "/run.json")) for name in names):
+        raise no_run(store)
+
+
+def no_run(store: Store) -> InputError:
+    """Nothing was ever scored here."""
+    return InputError(f"{store.root}: no run was recorded here; score into it first, or check the path")
+
+
+def require_scores(uri: str, model: str | None = None) -> None:
+    """Raise `InputError` unless there are scores at this URI, of this model where one is named."""
+    store = open_store(uri)
+    if model is not None and any(chunk for chunk in store.list(f"scores/model={model}")):
+        return
+    names = {info.key.split("/")[1] for chunk in store.list("scores") for info in chunk} if model else set()
+    check_models(store, {name.removeprefix("model=") for name in names if name.startswith("model=")}, model)
+    if model is None and not any(chunk for chunk in store.list("scores")):
+        require_any(store)
+
+
+def require_any(store: Store) -> None:
+    """Raise `InputError` where no run was ever begun."""
+    if not has_runs(store):
+        raise InputError(f"{store.root}: no scores here; check the path")
+
+
+def check_models(store: Store, models: set[str], model: str | None) -> None:
+    """Raise `InputError` where a model that is named is none of those that have scored here."""
+    if model is not None and model not in models:
+        have = ", ".join(sorted(models)) or "none"
+        raise InputError(f"{store.root}: no model {model!r} has scored here; there are {have}")
