@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from cluster import source
 from cluster.preflight import listens
 from cluster.session import use_token
+from models.messages import first_line
 from pipelines.errors import InputError, NotFoundError, RayscanError
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def _translated(address: str, job: str = "") -> Iterator[None]:
     except RuntimeError as error:
         if "status code 404" in str(error) and job:
             raise NotFoundError(f"{address} knows no job {job}: `rayscan jobs` lists them") from error
-        raise RayscanError(f"the Jobs API at {address} fails: {str(error).splitlines()[0]}") from error
+        raise RayscanError(f"the Jobs API at {address} fails: {first_line(error)}") from error
 
 
 def _knock(address: str) -> None:

@@ -7,13 +7,13 @@ them again when they get there: meanwhile a file may have gone.
 All raise `InputError` or one below it, with what is wrong and how to mend it.
 """
 
-import difflib
 import os
 import socket
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from models.messages import did_you_mean
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ def check_verb(name: str, known: Iterable[str]) -> None:
     """The word is a verb of rayscan."""
     verbs = list(known)
     if name not in verbs:
-        near = difflib.get_close_matches(name, verbs, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(verbs)}"
+        hint = did_you_mean(name, verbs) or f"choose {', '.join(verbs)}"
         raise InputError(f"there is no verb {name!r} to submit; {hint}")
 
 

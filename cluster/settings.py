@@ -11,7 +11,6 @@ One file can hold the settings of every verb; each reads its own table. Unknown 
 is silently ignored costs a night.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
+from models.messages import did_you_mean
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
@@ -42,9 +42,8 @@ def job_defaults(path: Path, verb: str, known: Iterable[str]) -> dict[str, Any]:
     known = set(known)
     values = {key.replace("-", "_"): value for key, value in table.items()}
     for key in values.keys() - known:
-        hint = difflib.get_close_matches(key, known, n=1)
-        meant = f"; did you mean {hint[0]!r}?" if hint else f"; known are {', '.join(sorted(known))}"
-        raise InputError(f"{path}: [{verb}] has an unknown key {key!r}{meant}")
+        hint = did_you_mean(key, known) or f"known are {', '.join(sorted(known))}"
+        raise InputError(f"{path}: [{verb}] has an unknown key {key!r}; {hint}")
     return values
 
 

@@ -24,6 +24,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
 
+from models.messages import first_line
 from pipelines.errors import AccessError, InputError, NoBucketError, NotFoundError, StorageError
 
 RETRIES = 6
@@ -329,15 +330,11 @@ def _translated(uri: str) -> Iterator[None]:
             raise NoBucketError(f"{uri}: no such bucket") from error
         raise NotFoundError(f"{uri}: no such object") from error
     except (ValueError, exceptions.InvalidPathError) as error:
-        raise InputError(f"{uri}: not a usable object name: {_first_line(error)}") from error
+        raise InputError(f"{uri}: not a usable object name: {first_line(error)}") from error
     except (exceptions.BaseError, OSError) as error:
         text = str(error)
         if isinstance(error, _DENIED) or any(f"status code: {code}" in text for code in (401, 403)):
             raise AccessError(f"{uri}: access denied; check the credentials and the bucket's policy") from error
         if _NO_BUCKET in text:
             raise NoBucketError(f"{uri}: no such bucket") from error
-        raise StorageError(f"{uri}: the store failed after {RETRIES} retries: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+        raise StorageError(f"{uri}: the store failed after {RETRIES} retries: {first_line(error)}") from error

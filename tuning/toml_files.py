@@ -3,13 +3,13 @@
 Imports nothing heavy: a name that is misspelt, or a file that is not there, is told before torch is loaded.
 """
 
-import difflib
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from models.errors import InputError
+from models.messages import did_you_mean
 
 Kind = Literal["recipe", "space"]
 
@@ -32,8 +32,7 @@ def read_toml(kind: Kind, source: str) -> dict[str, Any]:
     own = source.endswith(".toml")
     known = names(kind)
     if not own and source not in known:
-        near = difflib.get_close_matches(source, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(known)}, or a .toml file"
+        hint = did_you_mean(source, known) or f"choose {', '.join(known)}, or a .toml file"
         raise InputError(f"there is no {kind} {source!r}; {hint}")
     path = Path(source).expanduser() if own else files("tuning").joinpath(f"{kind}s", f"{source}.toml")
     try:

@@ -10,6 +10,7 @@ import torch
 
 from models.engines.engine import EngineError
 from models.engines.openvino_engine import import_openvino
+from models.messages import first_line
 from models.networks.classifier import InferenceGraph, ScanClassifier
 
 
@@ -29,7 +30,7 @@ def export_graph(classifier: ScanClassifier) -> tuple[bytes, bytes]:
         with _without_remarks():
             graph = openvino.convert_model(program)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        raise EngineError(f"OpenVINO cannot take this network: {_first_line(error)}") from error
+        raise EngineError(f"OpenVINO cannot take this network: {first_line(error)}") from error
     with tempfile.TemporaryDirectory(prefix="rayscan-graph-") as folder:
         openvino.save_model(graph, Path(folder) / "graph.xml", compress_to_fp16=False)
         return (Path(folder) / "graph.xml").read_bytes(), (Path(folder) / "graph.bin").read_bytes()
@@ -53,7 +54,3 @@ def _without_remarks() -> Iterator[None]:
     finally:
         root.removeFilter(is_other)
         root.removeHandler(handler)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from models.engines.engine import EngineError, Inference, check_films, joined, padded_batches
 from models.engines.machine import EngineKind
+from models.messages import first_line
 
 if TYPE_CHECKING:
     import openvino
@@ -46,7 +47,7 @@ class OpenVINOEngine:
         try:
             self._request = openvino.Core().compile_model(graph, "CPU", hints).create_infer_request()
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot compile this network: {_first_line(error)}") from error
+            raise EngineError(f"OpenVINO cannot compile this network: {first_line(error)}") from error
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Inference:
         """Score a batch."""
@@ -80,7 +81,3 @@ def _sized(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     from models.networks.preprocess import resize_films  # noqa: PLC0415 (torch, which most models do not need here)
 
     return resize_films(pixels, size)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

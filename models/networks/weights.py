@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.bundle import FAMILIARITY
 from models.errors import InputError, RayscanError
+from models.messages import first_line
 from models.networks.zoo import entry, layer_groups
 from models.spec import ModelSpec, Normalise
 
@@ -89,7 +90,7 @@ def hub_weights(model: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = timm.models.load_state_dict_from_hf(known.hf_hub_id, "model.safetensors")
     except OSError as error:
         raise RayscanError(
-            f"the weights of {model} cannot be fetched ({_first_line(error)}); where there is a network fetch"
+            f"the weights of {model} cannot be fetched ({first_line(error)}); where there is a network fetch"
             f" huggingface.co/{known.hf_hub_id}: give its file instead"
         ) from error
     return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
@@ -288,7 +289,3 @@ def _some(names: Iterable[str]) -> str:
     every = list(names)
     rest = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
     return ", ".join(every[:_NAMED]) + rest
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]

@@ -4,7 +4,6 @@
 without convolutions gives.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import InputError
+from models.messages import did_you_mean
 from models.networks.cnn import CNN, CNNSettings
 from models.spec import ModelSpec, Normalise, Preprocessing
 
@@ -276,8 +276,7 @@ def _check_backbone(name: str) -> None:
     import timm  # noqa: PLC0415 - two CPU seconds that only its own backbones need
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, known_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose {', '.join(_FAMILIES)} or a timm backbone"
+        hint = did_you_mean(name, known_models(), most=3) or f"choose {', '.join(_FAMILIES)} or a timm backbone"
         raise InputError(f"unknown model {name!r}; {hint}")
 
 
@@ -309,8 +308,7 @@ def _configure(settings: type[Settings], model: str, parameters: Mapping[str, An
     checked: dict[str, Any] = {}
     for name, value in parameters.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(known) or 'none'}"
+            hint = did_you_mean(name, known) or f"it takes: {', '.join(known) or 'none'}"
             raise InputError(f"model {model!r} has no parameter {name!r}; {hint}")
         wanted = type(known[name])
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -23,6 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.messages import first_line
 from pipelines.bundles import cache_folder
 from pipelines.errors import InputError, NotFoundError, StorageError
 from pipelines.storage import ObjectInfo, Store, open_store
@@ -131,7 +132,7 @@ def spoilt_part(files: Iterable[Path], columns: list[str]) -> tuple[Path, str] |
         try:
             pq.read_table(file, columns=columns, partitioning=None)
         except (pa.ArrowException, OSError) as error:
-            return file, str(error).strip().partition("\n")[0]
+            return file, first_line(error)
     return None
 
 

@@ -24,13 +24,13 @@ Those that come with rayscan stand in tuning/recipes/: what earlier projects on 
 search leaves those of its best trials at STUDY/recipes/.
 """
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from models.errors import InputError
+from models.messages import did_you_mean
 from models.spec import METHODS, Method, ModelSpec, Normalise, Scalar
 from pipelines.ingest.dataset_info import DatasetInfo
 from tuning.recipes.selects import SELECTS, Select
@@ -177,6 +177,5 @@ def _parsed(table: dict[str, Any]) -> Recipe:
 
 def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in table.keys() - known:
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+        hint = did_you_mean(key, known) or f"known are {', '.join(sorted(known))}"
         raise InputError(f"{where} has no {key!r}; {hint}")

@@ -20,7 +20,6 @@ Names are those of tuning/training/settings.py, models/networks/cnn.py and model
 (side of the network's input in pixels) and `normalise`. What no table names keeps its default.
 """
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.errors import InputError
+from models.messages import did_you_mean
 from models.networks.cnn import smallest_film
 from models.networks.zoo import build, check_parameters, entry, layer_groups
 from models.spec import ModelSpec, Preprocessing, Scalar
@@ -187,9 +187,9 @@ def _is_table(name: str, value: Any) -> bool:
 
 def _require_table(table: str, families: Iterable[str]) -> None:
     """Say what is wrong with a table that is none of a family searched."""
-    near = difflib.get_close_matches(table, [*_TABLES, *TRAINING, *families], n=1)
-    if near:
-        raise InputError(f"a space has no table [{table}]; did you mean {near[0]!r}?")
+    hint = did_you_mean(table, [*_TABLES, *TRAINING, *families])
+    if hint:
+        raise InputError(f"a space has no table [{table}]; {hint}")
     entry(table)  # refuses names the zoo does not know
     raise InputError(f"[{table}] is of a backbone that is not searched; add it to family")
 
@@ -298,8 +298,7 @@ def _within(depths: Domain, side: int) -> Domain:
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
+    return did_you_mean(name, names) or f"known are {', '.join(sorted(names))}"
 
 
 def _flat(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
