@@ -27,7 +27,7 @@ from tests.models.engines.test_choice import (
 )
 from tests.models.synthetic import small_spec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", GRAPH)
