@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench chaos clean
+.PHONY: demo test lint bench chaos licences clean
 
 demo: .venv/.installed ## The whole job on generated films: archive -> catalogue -> data set -> search -> scores -> query
 	$(BIN)/rayscan demo --out rayscan-demo
@@ -24,6 +24,9 @@ bench: .venv/.installed-dev ## Measurements; see tests/benchmarks
 
 chaos: .venv/.installed-dev ## Kills processes half-way and counts the rows; see tests/chaos
 	$(BIN)/python -m pytest -m chaos -s tests/chaos
+
+licences: .venv/.installed-dev ## The licence of every package in the environment
+	$(BIN)/pip-licenses --from=mixed --order=license
 
 clean: ## Remove the environment and what the demo made
 	rm -rf .venv rayscan-demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -298,7 +298,7 @@ def test_a_spoilt_part_that_is_not_the_first_is_named(tmp_path: Path) -> None:
 
 def test_the_ten_questions_of_the_readme(tmp_path: Path) -> None:
     """Each, as it stands there, finds what was put there to be found."""
-    text = (Path(__file__).parents[3] / "README.md").read_text().partition("\n## Ten questions\n")[2]
+    text = (Path(__file__).parents[3] / "pipelines" / "README.md").read_text().partition("\n## Ten questions\n")[2]
     questions = re.findall(r"```sql\n(.*?)```", text.partition("\n## ")[0], flags=re.DOTALL)
     store = write_hospital(open_store(str(tmp_path)))
     answers = [ask(store.root, sql).to_pylist() for sql in questions]
