@@ -61,9 +61,9 @@ def _page(uri: str, compare: str | None, thumbnails: int) -> str:
     if kind == "bundle":
         return _model_page(uri)
     if compare is not None:
-        from pipelines.pages.agreement import agreement_page
+        from pipelines.pages.model_agreement import model_agreement_page
 
-        return agreement_page(uri, *compared_models(compare))
+        return model_agreement_page(uri, *compared_models(compare))
     from pipelines.pages.night.page import night_page
 
     return night_page(uri, thumbnails)

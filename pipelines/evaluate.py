@@ -19,7 +19,7 @@ from models.statistics.prior_shift import METHODS, bbse, saerens
 from pipelines.bundles import fetch_bundle, record_evaluation
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
-from pipelines.pages.comparison import Judged, comparison_page
+from pipelines.pages.comparison import EvaluatedModel, comparison_page
 from pipelines.pages.evaluation import evaluation_page
 from pipelines.pages.page import put_page
 from pipelines.progress import progress
@@ -112,7 +112,7 @@ def _films(bundle_uris: Sequence[str], dataset: str, split: str) -> Films:
     return load_films(dataset, split)
 
 
-def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift: str | None = None) -> Judged:
+def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift: str | None = None) -> EvaluatedModel:
     bundle = fetch_bundle(bundle_uri)
     engine = load_engine(bundle)
     probability = np.empty(len(films), dtype=np.float32)
@@ -135,7 +135,7 @@ def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift:
     if split == "test":
         fingerprint = read_dataset_info(dataset).fingerprint
         record_evaluation(bundle_uri, {**entry, "dataset": dataset, "fingerprint": fingerprint, "when": _now()})
-    return Judged(
+    return EvaluatedModel(
         name=bundle.spec.name,
         model_id=bundle.model_id,
         entry=entry,
@@ -164,7 +164,7 @@ def _prior_shift(bundle: Bundle, method: str, films: Films, probability: npt.NDA
     }
 
 
-def _summary(one: Judged, dataset: str, split: str, films: Films, report: str | None) -> EvaluationSummary:
+def _summary(one: EvaluatedModel, dataset: str, split: str, films: Films, report: str | None) -> EvaluationSummary:
     return EvaluationSummary(
         model_id=one.model_id,
         dataset=dataset,

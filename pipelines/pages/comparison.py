@@ -23,7 +23,7 @@ FIGURES: Final = ("accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class EvaluatedModel:
     """One model on the films."""
 
     name: str
@@ -36,7 +36,7 @@ class Judged:
     """Whether each film is called positive at the model's own default operating point, bool [N]."""
 
 
-def comparison_page(labels: Labels, judged: Sequence[Judged], *, split: str, dataset: str) -> str:
+def comparison_page(labels: Labels, judged: Sequence[EvaluatedModel], *, split: str, dataset: str) -> str:
     """HTML of models judged on the same films with labels [N], the best AUC first; raises `InputError` for too few."""
     ranked = sorted(judged, key=lambda one: -float(one.entry["metrics"]["auc"]["value"]))
     best = ranked[0]
@@ -63,7 +63,7 @@ def comparison_page(labels: Labels, judged: Sequence[Judged], *, split: str, dat
     )
 
 
-def _roc(judged: Sequence[Judged]) -> Markup:
+def _roc(judged: Sequence[EvaluatedModel]) -> Markup:
     columns = 1 if max(len(one.name) for one in judged) > LONG else 2
     rows = -(-len(judged) // columns)
 
@@ -80,7 +80,7 @@ def _roc(judged: Sequence[Judged]) -> Markup:
     return chart(paint, alt="ROC curves of all models, with the areas under them", height=3.2 + 0.2 * rows)
 
 
-def _bars(judged: Sequence[Judged]) -> Markup:
+def _bars(judged: Sequence[EvaluatedModel]) -> Markup:
     height = 0.8 / len(FIGURES)
     colours = (BLUE, VERMILION, GREY)
 

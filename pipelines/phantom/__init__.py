@@ -12,7 +12,7 @@ pixels stays below AUC 0.9 on new patients while a small CNN passes 0.97 (`tests
 """
 
 from pipelines.phantom.anatomy import Patient, Subtype, draw_patient
-from pipelines.phantom.archive import Layout, write_archive
+from pipelines.phantom.archive import ArchiveLayout, write_archive
 from pipelines.phantom.exposure import FOREIGN_SCANNER, HOME_SCANNER, Scanner
 from pipelines.phantom.files import Format, broken_files, dicom_bytes, encode
 from pipelines.phantom.render import film, render
@@ -20,8 +20,8 @@ from pipelines.phantom.render import film, render
 __all__ = [
     "FOREIGN_SCANNER",
     "HOME_SCANNER",
+    "ArchiveLayout",
     "Format",
-    "Layout",
     "Patient",
     "Scanner",
     "Subtype",

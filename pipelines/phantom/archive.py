@@ -22,7 +22,7 @@ from pipelines.phantom.files import Bits, Format, Photometric, broken_files, dic
 from pipelines.phantom.render import render
 from pipelines.storage import Store
 
-Layout = Literal["kaggle", "flat"]
+ArchiveLayout = Literal["kaggle", "flat"]
 
 KERMANY_PREVALENCE = 0.74
 """Share of pneumonia among Kermany's training films."""
@@ -70,7 +70,7 @@ def write_archive(
     patients: int = 200,
     seed: int = 0,
     size: int | tuple[int, int] = 256,
-    layout: Layout = "kaggle",
+    layout: ArchiveLayout = "kaggle",
     formats: Sequence[Format] = ("jpeg",),
     broken: bool = False,
     prevalence: float = KERMANY_PREVALENCE,
@@ -117,8 +117,8 @@ def _check(patients: int, size: int | tuple[int, int], layout: str, formats: Seq
     low, high = (size, size) if isinstance(size, int) else size
     if not 32 <= low <= high:
         raise InputError(f"film size {size} is out of range; choose 32 pixels or more, the narrowest first")
-    if layout not in get_args(Layout):
-        raise InputError(f"unknown layout {layout!r}; choose from {', '.join(get_args(Layout))}")
+    if layout not in get_args(ArchiveLayout):
+        raise InputError(f"unknown layout {layout!r}; choose from {', '.join(get_args(ArchiveLayout))}")
     if not formats or set(formats) - set(get_args(Format)):
         raise InputError(f"formats {', '.join(formats) or '(none)'}; choose from {', '.join(get_args(Format))}")
 
@@ -177,7 +177,7 @@ def _flat_key(shot: _Film, seed: int) -> str:
     return f"{shot.day:%Y/%m}/{hashlib.blake2b(words, digest_size=8).hexdigest()}"
 
 
-def _patient_id(case: _Case, layout: Layout) -> str:
+def _patient_id(case: _Case, layout: ArchiveLayout) -> str:
     """What a DICOM header and `labels.csv` call the patient; in Kaggle's layout what the file names call them."""
     if layout == "flat":
         return f"PHANTOM-{case.number:04d}"

@@ -36,7 +36,7 @@ Decoder = Callable[[bytes], Scan]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class FilmResult:
     """What fetching and decoding made of one scan: pixels, or the reason there are none."""
 
     pixels: npt.NDArray[np.uint8] | None = None
@@ -62,7 +62,7 @@ class FilmReader:
         self._failures = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch-decode")
 
-    def read(self, rows: pa.Table) -> Iterator[Film]:
+    def read(self, rows: pa.Table) -> Iterator[FilmResult]:
         """The films of a plan's rows, in their order. Raises `IncompleteError` when the store fails again and again."""
         started, cpu, waited = time.perf_counter(), time.process_time(), 0.0
         for film, seconds in self._ahead(self._pool, self._decode, rows, max(AHEAD, 2 * self.threads)):
@@ -75,7 +75,7 @@ class FilmReader:
             self.threads = min(MOST_THREADS, 2 * self.threads)
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fetch-decode")
 
-    def read_isolated(self, rows: pa.Table) -> Iterator[Film]:
+    def read_isolated(self, rows: pa.Table) -> Iterator[FilmResult]:
         """The same, decoded one by one in a child process, which a film may kill."""
         with (
             closing(IsolatedDecoder(self._preprocessing)) as decoder,
@@ -89,11 +89,11 @@ class FilmReader:
 
     def _ahead(
         self, pool: ThreadPoolExecutor, decoder: Decoder, rows: pa.Table, ahead: int
-    ) -> Iterator[tuple[Film, float]]:
+    ) -> Iterator[tuple[FilmResult, float]]:
         """Films in order, with the seconds the caller waited for each; `ahead` of them are worked on meanwhile."""
-        waiting: deque[Future[Film]] = deque()
+        waiting: deque[Future[FilmResult]] = deque()
 
-        def take() -> tuple[Film, float]:
+        def take() -> tuple[FilmResult, float]:
             started = time.perf_counter()
             film = waiting.popleft().result()
             # Over the shards' ends: a shard may hold fewer scans than that.
@@ -114,7 +114,7 @@ class FilmReader:
                 future.cancel()
 
 
-def read_film(uri: str, etag: str, decoder: Decoder) -> Film:
+def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
     """Fetch, decode and gate one scan. Whatever is wrong with it, or with its way here, is the film's reason."""
     pixels, grey, reason, size = None, None, None, 0
     started = fetched = time.perf_counter()
@@ -131,7 +131,7 @@ def read_film(uri: str, etag: str, decoder: Decoder) -> Film:
     ended = time.perf_counter()
     if not size:  # the fetch itself failed, or brought nothing
         fetched = ended
-    return Film(
+    return FilmResult(
         pixels=pixels,
         reason=reason,
         grey=grey,
@@ -141,7 +141,7 @@ def read_film(uri: str, etag: str, decoder: Decoder) -> Film:
     )
 
 
-def _failing(film: Film, rows: pa.Table) -> str:
+def _failing(film: FilmResult, rows: pa.Table) -> str:
     place = rows["uri"][0].as_py().rpartition("/")[0]
     mend = "check the credentials" if film.reason is Reason.ACCESS_DENIED else "see whether the store is up"
     return (

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import PLAN
 from pipelines.errors import InputError
-from pipelines.scoring.stale import BATCH_ROWS, LISTED, STALE, Listing, with_stale
+from pipelines.scoring.stale import BATCH_ROWS, LISTED, STALE, ListedScans, with_stale
 from pipelines.storage import Store, open_store
 
 SHARDS_PER_FILE = 64
@@ -81,7 +81,7 @@ def make_plan(
     """
     now = datetime.now(UTC)
 
-    def write(connection: duckdb.DuckDBPyConnection, listing: Listing) -> Plan:
+    def write(connection: duckdb.DuckDBPyConnection, listing: ListedScans) -> Plan:
         # Of this attempt's own: one that was given up half-way leaves plan files without a plan.json, so no plan.
         run_id = f"{now:%Y%m%dT%H%M%SZ}-{token_hex(3)}"
         written = _Writer(store, run_id, shard_size)

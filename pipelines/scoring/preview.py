@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 
 from pipelines.scoring.plan import unfinished_plans
-from pipelines.scoring.stale import STALE, Listing, with_stale
+from pipelines.scoring.stale import STALE, ListedScans, with_stale
 from pipelines.storage import Store
 from pipelines.table.views import run_records
 
@@ -60,7 +60,7 @@ def preview_plan(
 ) -> PlanPreview:
     """Look ahead at the next run. Raises as `make_plan` does."""
 
-    def count(connection: duckdb.DuckDBPyConnection, listing: Listing) -> tuple[int, int, int, int]:
+    def count(connection: duckdb.DuckDBPyConnection, listing: ListedScans) -> tuple[int, int, int, int]:
         rows = connection.execute(
             f"""
             SELECT given_up, count(*), sum(size) FROM (

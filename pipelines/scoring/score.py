@@ -26,7 +26,7 @@ from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason, Status
 from pipelines.errors import BundleError
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt
-from pipelines.scoring.films import Film, FilmReader
+from pipelines.scoring.films import FilmReader, FilmResult
 from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.sink import is_written, write_part
@@ -122,7 +122,7 @@ class _Reading:
         self.reporter = reporter
         self.reader = FilmReader(_bundle(plan).spec.preprocessing, threads=THREADS)
 
-    def begin(self, shard: int) -> tuple[pa.Table, Iterator[Film] | None]:
+    def begin(self, shard: int) -> tuple[pa.Table, Iterator[FilmResult] | None]:
         """The rows of a shard and their films; None for films when the part is there already.
 
         A shard that was begun before may hold the scan that ended its worker: then its films are read in isolation,
@@ -136,7 +136,7 @@ class _Reading:
             return rows, None
         if attempt <= MAX_ATTEMPTS:
             return rows, self.reporter.counted(shard, watched(self.reader.read_isolated(rows)))
-        return rows, iter([Film(reason=Reason.WORKER_LOST)] * rows.num_rows)
+        return rows, iter([FilmResult(reason=Reason.WORKER_LOST)] * rows.num_rows)
 
 
 class _Writing:
@@ -154,7 +154,7 @@ class _Writing:
         device, self.batch = ("cuda", GPU_BATCH) if layout.gpus_per_actor else ("cpu", CPU_BATCH)
         self.engine = load_engine(bundle, device=device, threads=1, precision=precision, batch=self.batch)
 
-    def finish(self, shard: int, rows: pa.Table, films: Iterable[Film] | None) -> dict[str, list[Any]]:
+    def finish(self, shard: int, rows: pa.Table, films: Iterable[FilmResult] | None) -> dict[str, list[Any]]:
         """Infer, write the part, and sum up; films None: the part was written before."""
         summary: dict[str, Any] = {"shard": shard, "scans": rows.num_rows, "engine": self.engine.choice.to_json()}
         if films is None:
@@ -180,14 +180,14 @@ _MEASURED: Final = ("bytes", "fetch_seconds", "decode_seconds", "infer_seconds",
 
 
 def infer(
-    films: Iterable[Film], engine: "Engine", batch: int, limit: float = math.inf
-) -> tuple[list[Film], list[Verdict], float]:
+    films: Iterable[FilmResult], engine: "Engine", batch: int, limit: float = math.inf
+) -> tuple[list[FilmResult], list[Verdict], float]:
     """Run the model on the films that have pixels, `batch` at a time; one farther off than `limit` is rejected.
 
     Returns what became of each scan, twice and in order: its film (without pixels) and its verdict; and the seconds of
     inference.
     """
-    read: list[Film] = []
+    read: list[FilmResult] = []
     results: dict[int, tuple[npt.NDArray[np.float32], float]] = {}
     waiting: list[tuple[int, npt.NDArray[np.uint8]]] = []
     seconds = 0.0
@@ -244,7 +244,7 @@ def _bundle(plan: Plan) -> Bundle:
     return bundle
 
 
-def _verdict(film: Film, limit: float, classes: npt.NDArray[np.float32] | None, distance: float) -> Verdict:
+def _verdict(film: FilmResult, limit: float, classes: npt.NDArray[np.float32] | None, distance: float) -> Verdict:
     known = None if math.isnan(distance) else distance
     refusal = check_distance(distance, limit)
     reason = Reason(refusal) if refusal else film.reason
@@ -252,10 +252,10 @@ def _verdict(film: Film, limit: float, classes: npt.NDArray[np.float32] | None, 
     return Verdict(status, reason, None if refusal else classes, known, film.grey)
 
 
-def _handed_over(told: list[dict[str, Any]], pixels: bytes, side: int) -> Iterator[Film]:
+def _handed_over(told: list[dict[str, Any]], pixels: bytes, side: int) -> Iterator[FilmResult]:
     grey = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, side, side)
     decoded = iter(grey)
     for film in told:
         has_pixels, reason = film.pop("decoded"), film.pop("reason")
         known = {**film, "grey": film["grey"] and tuple(film["grey"]), "reason": reason and Reason(reason)}
-        yield Film(**{**known, "pixels": next(decoded) if has_pixels else None})
+        yield FilmResult(**{**known, "pixels": next(decoded) if has_pixels else None})

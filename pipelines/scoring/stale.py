@@ -43,7 +43,7 @@ STALE = f"""
 T = TypeVar("T")
 
 
-class Listing:
+class ListedScans:
     """The scans of an archive or catalogue as they flow by, columns LISTED; counts them, keeps its own errors."""
 
     def __init__(self, source: str) -> None:
@@ -89,14 +89,14 @@ def with_stale(
     source: str,
     model_id: str,
     max_nights: int,
-    use: Callable[[duckdb.DuckDBPyConnection, Listing], T],
+    use: Callable[[duckdb.DuckDBPyConnection, ListedScans], T],
 ) -> T:
     """What `use` makes of a connection in which `STALE` can be asked, once; called again if parts were compacted away.
 
     Raises `InputError` for a spoilt part or an empty listing, and whatever the listing raises.
     """
     for _ in range(ATTEMPTS):
-        listing = Listing(source)
+        listing = ListedScans(source)
         parts: list[Path] = []
         try:
             parts = _parts(store, model_id)

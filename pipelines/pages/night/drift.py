@@ -30,7 +30,7 @@ class SiteDrift:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftTable:
+class SiteDriftTable:
     """What the page shows: all sites first, then the worst."""
 
     rows: Sequence[SiteDrift]
@@ -45,7 +45,7 @@ def read_findings(record: Mapping[str, Any]) -> list[DriftFinding]:
     return [DriftFinding.from_json(value) for value in record.get("drift") or ()]
 
 
-def drift_table(findings: Sequence[DriftFinding]) -> DriftTable | None:
+def site_drift_table(findings: Sequence[DriftFinding]) -> SiteDriftTable | None:
     """The table of these findings; None when there are none."""
     if not findings:
         return None
@@ -55,7 +55,7 @@ def drift_table(findings: Sequence[DriftFinding]) -> DriftTable | None:
     rows = [_row(site, found) for site, found in of_site.items() if site is not None]
     rows.sort(key=lambda row: (-LEVELS.index(row.level), -row.films, row.name))
     whole = _row(None, of_site.get(None, {}))
-    return DriftTable(
+    return SiteDriftTable(
         rows=[whole, *rows[:SITES_SHOWN]],
         level=worst_level(findings),
         more_sites=max(0, len(rows) - SITES_SHOWN),

@@ -17,7 +17,7 @@ from pipelines.decoding.fetch import fetch
 from pipelines.errors import InputError, RayscanError, ScanError
 from pipelines.pages.claim import METHOD_NAMES
 from pipelines.pages.frame import data_uri
-from pipelines.pages.night.worklist import SIDE, Film
+from pipelines.pages.night.worklist import SIDE, WorklistFilm
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -32,8 +32,8 @@ log = logging.getLogger("rayscan")
 
 
 def with_maps(
-    films: Sequence[Film], bundle: str | None, model_id: str, *, seconds: float = SECONDS
-) -> tuple[list[Film], str]:
+    films: Sequence[WorklistFilm], bundle: str | None, model_id: str, *, seconds: float = SECONDS
+) -> tuple[list[WorklistFilm], str]:
     """The same films, those with a thumbnail with a map as well, and what the page says of the maps.
 
     `bundle` is the URI at which the run that scored these films with `model_id` had its model. Where that model cannot
@@ -48,7 +48,9 @@ def with_maps(
         return list(films), f"No maps: the model failed ({str(error).partition(chr(10))[0]})."
 
 
-def _with_maps(films: Sequence[Film], bundle: str | None, model_id: str, seconds: float) -> tuple[list[Film], str]:
+def _with_maps(
+    films: Sequence[WorklistFilm], bundle: str | None, model_id: str, seconds: float
+) -> tuple[list[WorklistFilm], str]:
     import torch  # noqa: PLC0415 (takes 2 s, and few pages have maps)
 
     from models.explain import method_for  # noqa: PLC0415
@@ -61,7 +63,7 @@ def _with_maps(films: Sequence[Film], bundle: str | None, model_id: str, seconds
         raise InputError(f"another model ({found.model_id}) lies at {bundle} now")
     classifier = found.classifier().to(memory_format=torch.channels_last)
     method = method_for(classifier)
-    shown: list[Film] = []
+    shown: list[WorklistFilm] = []
     left = 0
     for film in films:
         if film.thumbnail is None:
@@ -84,7 +86,7 @@ def _told(mapped: int, left: int, method: "Method") -> str:
     )
 
 
-def _with_map(film: Film, bundle: "Bundle", classifier: "ScanClassifier", method: "Method") -> Film:
+def _with_map(film: WorklistFilm, bundle: "Bundle", classifier: "ScanClassifier", method: "Method") -> WorklistFilm:
     from models.explain import picture, saliency  # noqa: PLC0415 (see above)
 
     try:

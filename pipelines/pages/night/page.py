@@ -19,11 +19,11 @@ from matplotlib.axes import Axes
 from pipelines.contracts import LABELS, Status
 from pipelines.pages.charts import BLUE, INK, VERMILION, chart, legend_below
 from pipelines.pages.frame import DASH, plain, render
-from pipelines.pages.night.drift import LEVEL_NAMES, QUANTITY_NAMES, drift_table, read_findings
+from pipelines.pages.night.drift import LEVEL_NAMES, QUANTITY_NAMES, read_findings, site_drift_table
 from pipelines.pages.night.history import Night, courses
 from pipelines.pages.night.maps import MOST, with_maps
-from pipelines.pages.night.todo import Facts, advice, tasks
-from pipelines.pages.night.worklist import LENGTH, Film, check_thumbnails, with_thumbnails, worklist
+from pipelines.pages.night.todo import NightFacts, advice, tasks
+from pipelines.pages.night.worklist import LENGTH, WorklistFilm, check_thumbnails, with_thumbnails, worklist
 from pipelines.storage import Store, open_store
 from pipelines.table.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
 from pipelines.table.query import read_scores
@@ -58,7 +58,7 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
     statuses = {name: sum(reasons.get(name, {}).values()) for name in _MEANINGS}
     positives = run["positives"]
     findings = read_findings(record)
-    facts = Facts(
+    facts = NightFacts(
         planned=run["planned"] or 0,
         statuses=statuses,
         positives=positives,
@@ -86,7 +86,7 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
         positives=positives,
         tasks=tasks(facts),
         courses=courses([_night(row, records[row["run_id"]]) for row in reversed(asked.nights)]),
-        drift=drift_table(findings),
+        drift=site_drift_table(findings),
         level_names=LEVEL_NAMES,
         quantity_names=QUANTITY_NAMES,
         limits={"psi": PSI_LEVELS, "ks": KS_LEVELS, "share": SHARE_LEVELS, "films": MIN_FILMS},
@@ -108,8 +108,8 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
 
 
 def _with_pictures(
-    films: Sequence[Film], thumbnails: int, record: Mapping[str, Any], model_id: str
-) -> tuple[list[Film], str]:
+    films: Sequence[WorklistFilm], thumbnails: int, record: Mapping[str, Any], model_id: str
+) -> tuple[list[WorklistFilm], str]:
     """The films of the worklist, the first with thumbnails and maps, and what is to be said of the maps."""
     shown = with_thumbnails(films[:thumbnails])
     mapped, of_maps = with_maps(shown[:MOST], record.get("bundle"), model_id) if shown else ([], "")
@@ -138,7 +138,7 @@ class _Answers:
     bins: list[dict[str, Any]]
     archive: dict[str, int]
     rejects: list[dict[str, Any]]
-    films: list[Film]
+    films: list[WorklistFilm]
     others: list[dict[str, Any]]
 
 

@@ -53,7 +53,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class NightFacts:
     """Of one run, what its tasks follow from."""
 
     planned: int
@@ -75,7 +75,7 @@ def advice(reason: str | None) -> str:
     return "This version of rayscan does not know this reason; look at the log of the run."
 
 
-def tasks(facts: Facts) -> list[Task]:
+def tasks(facts: NightFacts) -> list[Task]:
     """What to do next, the most urgent first; never empty."""
     found = [*_drifts(facts, "alarm"), *_unfinished(facts), *_failed(facts), *_machines(facts), *_unreadable(facts)]
     found += _drifts(facts, "warn")
@@ -86,7 +86,7 @@ def tasks(facts: Facts) -> list[Task]:
     return found or [Task(urgency="note", what="Nothing.", how="No scan of this run asks for a person.")]
 
 
-def _drifts(facts: Facts, level: Urgency) -> list[Task]:
+def _drifts(facts: NightFacts, level: Urgency) -> list[Task]:
     """A task a site, the sites in the order of the findings: all of them first."""
     of_site: dict[str | None, list[DriftFinding]] = {}
     for finding in facts.findings:
@@ -111,7 +111,7 @@ def _drifts(facts: Facts, level: Urgency) -> list[Task]:
     return named
 
 
-def _unfinished(facts: Facts) -> list[Task]:
+def _unfinished(facts: NightFacts) -> list[Task]:
     if facts.finished:
         return []
     left = facts.planned - sum(facts.statuses.values())
@@ -120,7 +120,7 @@ def _unfinished(facts: Facts) -> list[Task]:
     return [Task(urgency="warn", what=what, how=how)]
 
 
-def _failed(facts: Facts) -> list[Task]:
+def _failed(facts: NightFacts) -> list[Task]:
     found = []
     failed = facts.statuses[Status.FAILED]
     if failed:
@@ -135,7 +135,7 @@ def _failed(facts: Facts) -> list[Task]:
     return found
 
 
-def _machines(facts: Facts) -> list[Task]:
+def _machines(facts: NightFacts) -> list[Task]:
     lost = facts.record.get("lost_workers")
     if not lost:
         return []
@@ -144,7 +144,7 @@ def _machines(facts: Facts) -> list[Task]:
     return [Task(urgency="note", what=what, how=how)]
 
 
-def _unreadable(facts: Facts) -> list[Task]:
+def _unreadable(facts: NightFacts) -> list[Task]:
     unreadable = facts.statuses[Status.UNREADABLE]
     if not unreadable:
         return []
@@ -153,7 +153,7 @@ def _unreadable(facts: Facts) -> list[Task]:
     return [Task(urgency="warn" if many else "note", what=what, how=_how(facts, Status.UNREADABLE, ""))]
 
 
-def _mostly(facts: Facts, status: Status) -> str:
+def _mostly(facts: NightFacts, status: Status) -> str:
     reasons = facts.reasons.get(status, {})
     if not reasons:
         return ""
@@ -161,7 +161,7 @@ def _mostly(facts: Facts, status: Status) -> str:
     return f" ({'' if len(reasons) == 1 else 'most: '}{most})"
 
 
-def _how(facts: Facts, status: Status, otherwise: str) -> str:
+def _how(facts: NightFacts, status: Status, otherwise: str) -> str:
     reasons = facts.reasons.get(status, {})
     most = advice(max(reasons, key=lambda reason: reasons[reason])) if reasons else ""
     return f"{most} {otherwise}".strip()

@@ -20,7 +20,7 @@ from pipelines.errors import ScanError
 from pipelines.pages.frame import data_uri
 from pipelines.pages.page import check_thumbnails
 
-__all__ = ["Film", "check_thumbnails", "with_thumbnails", "worklist"]
+__all__ = ["WorklistFilm", "check_thumbnails", "with_thumbnails", "worklist"]
 
 LENGTH: Final = 25
 SIDE: Final = 160
@@ -30,7 +30,7 @@ _THREADS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class WorklistFilm:
     """One film to look at."""
 
     uri: str
@@ -47,7 +47,7 @@ class Film:
     """Why there is no thumbnail although one was asked for: a `contracts.Reason`."""
 
 
-def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> list[Film]:
+def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> list[WorklistFilm]:
     """The films of a run with the highest probabilities, the highest first."""
     rows = connection.execute(
         "SELECT uri, etag, site, study_date, probability, coalesce(prediction = ?, false) FROM scores"
@@ -55,12 +55,12 @@ def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> l
         [LABELS[1], run_id, most],
     ).fetchall()
     return [
-        Film(uri=uri, etag=etag, site=site, study_date=study_date, probability=probability, positive=positive)
+        WorklistFilm(uri=uri, etag=etag, site=site, study_date=study_date, probability=probability, positive=positive)
         for uri, etag, site, study_date, probability, positive in rows
     ]
 
 
-def with_thumbnails(films: Sequence[Film]) -> list[Film]:
+def with_thumbnails(films: Sequence[WorklistFilm]) -> list[WorklistFilm]:
     """The same films, each with its thumbnail or the reason it has none."""
     if not films:
         return []
@@ -68,7 +68,7 @@ def with_thumbnails(films: Sequence[Film]) -> list[Film]:
         return list(threads.map(_with_thumbnail, films))
 
 
-def _with_thumbnail(film: Film) -> Film:
+def _with_thumbnail(film: WorklistFilm) -> WorklistFilm:
     try:
         scan = decode(fetch(film.uri, film.etag), Preprocessing(size=SIDE))
     except ScanError as error:

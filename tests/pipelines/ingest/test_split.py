@@ -10,18 +10,18 @@ from pipelines.contracts import EXCLUDED, SPLITS
 from pipelines.ingest.split import assign_splits, split_patients
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
-Film = tuple[str, str]
+PatientAndStratum = tuple[str, str]
 
 films = st.lists(st.tuples(st.integers(0, 60).map(str), st.sampled_from(["normal", "bacteria", "virus"])), max_size=300)
 kept = st.lists(st.sampled_from([None, None, None, *SPLITS]), min_size=300, max_size=300)
 
 
-def split(some: list[Film], seed: int = 0) -> list[str]:
+def split(some: list[PatientAndStratum], seed: int = 0) -> list[str]:
     return split_patients([p for p, _ in some], [s for _, s in some], fractions=FRACTIONS, seed=seed)
 
 
 @given(films, st.integers())
-def test_a_patient_stands_on_one_side(some: list[Film], seed: int) -> None:
+def test_a_patient_stands_on_one_side(some: list[PatientAndStratum], seed: int) -> None:
     sides = defaultdict(set)
     for (patient, _), side in zip(some, split(some, seed), strict=True):
         sides[patient].add(side)
@@ -29,7 +29,7 @@ def test_a_patient_stands_on_one_side(some: list[Film], seed: int) -> None:
 
 
 @given(films, st.integers(), st.randoms())
-def test_the_order_of_the_listing_does_not_matter(some: list[Film], seed: int, shuffler) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_the_listing_does_not_matter(some: list[PatientAndStratum], seed: int, shuffler) -> None:  # type: ignore[no-untyped-def]
     places = dict(zip((patient for patient, _ in some), split(some, seed), strict=True))
     shuffled = list(some)
     shuffler.shuffle(shuffled)
@@ -37,7 +37,9 @@ def test_the_order_of_the_listing_does_not_matter(some: list[Film], seed: int, s
 
 
 @given(films, kept, st.integers(), st.randoms())
-def test_permuted_films_get_permuted_splits(some: list[Film], given_all: list[str | None], seed: int, shuffler) -> None:  # type: ignore[no-untyped-def]
+def test_permuted_films_get_permuted_splits(
+    some: list[PatientAndStratum], given_all: list[str | None], seed: int, shuffler
+) -> None:  # type: ignore[no-untyped-def]
     order = list(range(len(some)))
     shuffler.shuffle(order)
 
@@ -55,7 +57,7 @@ def test_permuted_films_get_permuted_splits(some: list[Film], given_all: list[st
 
 
 @given(films, st.integers())
-def test_shares_are_off_by_one_patient_at_most(some: list[Film], seed: int) -> None:
+def test_shares_are_off_by_one_patient_at_most(some: list[PatientAndStratum], seed: int) -> None:
     one_stratum = [(patient, "all") for patient, _ in some]
     largest = max(Counter(patient for patient, _ in some).values(), default=0)
     found = Counter(split(one_stratum, seed))
@@ -82,7 +84,9 @@ def test_no_share_no_films() -> None:
 
 
 @given(films, kept, st.integers())
-def test_given_splits_are_kept_and_nothing_leaks(some: list[Film], given_all: list[str | None], seed: int) -> None:
+def test_given_splits_are_kept_and_nothing_leaks(
+    some: list[PatientAndStratum], given_all: list[str | None], seed: int
+) -> None:
     given_splits = given_all[: len(some)]
     patients, strata = [p for p, _ in some], [s for _, s in some]
     found = assign_splits(patients=patients, strata=strata, kept=given_splits, fractions=FRACTIONS, seed=seed)

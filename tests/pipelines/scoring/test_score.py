@@ -29,7 +29,7 @@ from pipelines.phantom import broken_files, dicom_bytes, encode
 from pipelines.phantom import film as draw_film
 from pipelines.scoring import films as films_module
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers
-from pipelines.scoring.films import FAILURES_IN_A_ROW, Film, FilmReader, read_film
+from pipelines.scoring.films import FAILURES_IN_A_ROW, FilmReader, FilmResult, read_film
 from pipelines.scoring.layout import choose_layout
 from pipelines.scoring.plan import Plan, make_plan, read_shard
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard, Verdict, infer, to_scores
@@ -127,7 +127,9 @@ def test_a_film_beyond_the_limit_has_its_distance_and_no_probability(archive: St
         count = len(pixels)
         return Inference(np.full((count, 2), 0.5, np.float32), pixels.mean(axis=(1, 2)).astype(np.float32))
 
-    films = [Film(pixels=np.full((32, 32), level, np.uint8)) for level in (10, 200, 30)] + [Film(reason=Reason.BLANK)]
+    films = [FilmResult(pixels=np.full((32, 32), level, np.uint8)) for level in (10, 200, 30)] + [
+        FilmResult(reason=Reason.BLANK)
+    ]
     _, verdicts, _ = infer(films, engine, 2, limit=100)  # type: ignore[arg-type]
     assert [(v.status, v.reason, v.distance) for v in verdicts] == [
         ("scored", None, 10),
@@ -426,7 +428,7 @@ def test_what_the_catalogue_knows_goes_into_the_row(plan: Plan) -> None:
 
 def test_a_film_keeps_no_text_of_its_header(archive: Store, model: Bundle) -> None:
     film = read_film(archive.uri("hip.dcm"), archive.head("hip.dcm").etag, reads(model))
-    assert film == Film(
+    assert film == FilmResult(
         reason=Reason.NOT_CHEST,
         grey=film.grey,
         size=film.size,

@@ -34,7 +34,7 @@ ONE_SIDED: Final = 3.29
 """McNemar's statistic, a standard normal, at a two-sided 0.001."""
 
 
-def agreement_page(uri: str, model_a: str, model_b: str) -> str:
+def model_agreement_page(uri: str, model_a: str, model_b: str) -> str:
     """HTML of how two models scored the same archive.
 
     A model is named by its id or the beginning of it. Raises `InputError` when it scored nothing there, when several
@@ -44,7 +44,7 @@ def agreement_page(uri: str, model_a: str, model_b: str) -> str:
     asked = read_scores(uri, lambda connection: _ask(connection, root, model_a, model_b))
     a, b, totals, sites = asked.a, asked.b, asked.totals, asked.sites
     return render(
-        "agreement.html",
+        "model_agreement.html",
         made=datetime.now(UTC),
         title="Agreement of two models",
         scores=root,

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from cluster.report import write_report
 from pipelines.contracts import scan_id
 from pipelines.errors import InputError
-from pipelines.pages import agreement
+from pipelines.pages import model_agreement
 from pipelines.storage import Store, open_store
 from pipelines.table.query import open_scores
 from tests.pipelines.pages.samples import HOSTILE, MODEL_ID, Outcome, Page, read_page, write_run
@@ -83,8 +83,8 @@ class TestFigures:
         b = np.clip(np.round(a + rng.normal(0, 0.2, 300), 1), 0, 1)
         write_both(store, [(float(x), float(y)) for x, y in zip(a, b, strict=True)])
         with open_scores(store.root) as connection:
-            agreement._pair_up(connection, MODEL_ID, OTHER)
-            assert agreement._totals(connection)["correlation"] == pytest.approx(spearmanr(a, b).statistic)
+            model_agreement._pair_up(connection, MODEL_ID, OTHER)
+            assert model_agreement._totals(connection)["correlation"] == pytest.approx(spearmanr(a, b).statistic)
 
     def test_a_model_that_says_always_the_same_has_no_ranks(self, store: Store, tmp_path: Path) -> None:
         write_both(store, [(0.3, 0.1), (0.3, 0.9)])
@@ -93,8 +93,8 @@ class TestFigures:
     def test_every_film_stands_in_one_cell(self, store: Store) -> None:
         write_both(store, [(0.0, 1.0), (1.0, 1.0), (0.5, 0.49), (0.0, 0.0), (0.001, 0.001)])
         with open_scores(store.root) as connection:
-            agreement._pair_up(connection, MODEL_ID, OTHER)
-            cells = agreement._cells(connection)
+            model_agreement._pair_up(connection, MODEL_ID, OTHER)
+            cells = model_agreement._cells(connection)
         assert [(cell["x"], cell["y"], cell["films"], cell["flips"]) for cell in cells] == [
             (0, 0, 2, 0),
             (0, 39, 1, 1),
@@ -113,7 +113,7 @@ class TestFigures:
         write_both(store, PAIRS)
         write_both(store, [(0.8, None), (None, 0.9), (0.1, 0.2)], night=1)
         with open_scores(store.root) as connection:
-            agreement._pair_up(connection, MODEL_ID, OTHER)
+            model_agreement._pair_up(connection, MODEL_ID, OTHER)
             mine = connection.sql("SELECT scan_id, a, b, was <> now FROM pairs ORDER BY scan_id").fetchall()
             view = connection.execute(
                 "SELECT scan_id, probability_a, probability_b, flipped FROM agreement"
@@ -132,7 +132,7 @@ class TestFigures:
     def test_the_most_different_come_first_and_no_more_than_shown(self, store: Store, tmp_path: Path) -> None:
         write_both(store, PAIRS)
         page = compared(store, tmp_path / "r.html")
-        assert page.text.count(".dcm") == agreement.FILMS_SHOWN
+        assert page.text.count(".dcm") == model_agreement.FILMS_SHOWN
         first = page.text.index("A 0.7000 · B 0.2000 positive by A only north")
         assert first < page.text.index("A 0.4000 · B 0.6000 positive by B only north")
         assert page.charts == ["Films by the probabilities of both models; those called otherwise are orange"]
@@ -153,7 +153,7 @@ class TestAdvice:
     )
     def test_what_to_do_next(self, films: int, to_positive: int, to_negative: int, says: str) -> None:
         totals = {"films": films, "to_positive": to_positive, "to_negative": to_negative}
-        assert agreement.verdict(totals).startswith(says)
+        assert model_agreement.verdict(totals).startswith(says)
 
 
 class TestModels:
