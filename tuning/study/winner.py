@@ -31,7 +31,8 @@ from tuning.study.store import (
     leaderboard,
     load_weights,
 )
-from tuning.training.loop import EVALUATION_BATCH, EpochReport, Fitted, TrainSettings
+from tuning.training.learner import EVALUATION_BATCH
+from tuning.training.loop import EpochReport, Fitted, TrainSettings
 
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Films uint8 [N, H, W] -> uncalibrated logits [N, C]."""

@@ -105,8 +105,8 @@ class Average:
 
 
 @torch.no_grad()
-def load_weights(network: nn.Module, classifier: Sequence[nn.Parameter], weights: Mapping[str, Tensor]) -> None:
-    """Start from given weights; of the classifier (the parameters given), what is missing or of other shape stays.
+def copy_weights(weights: Mapping[str, Tensor], network: nn.Module, classifier: Sequence[nn.Parameter]) -> None:
+    """Copy a state into a network; parameters of the classifier that it lacks, or has in another shape, stay.
 
     Raises `InputError` where the weights are not those of this network.
     """

@@ -5,7 +5,7 @@ from torch import nn
 from models.errors import InputError
 from models.networks.zoo import build, layer_groups
 from tests.models.synthetic import small_spec
-from tuning.training.optimiser import Average, freeze, load_weights, make_optimiser, set_rate, train_mode
+from tuning.training.optimiser import Average, copy_weights, freeze, make_optimiser, set_rate, train_mode
 from tuning.training.settings import TrainSettings
 
 
@@ -104,13 +104,13 @@ def test_weights_to_start_from_may_lack_the_classifier_alone() -> None:
         for name, value in source.state_dict().items()
         if name not in {names[id(parameter)] for parameter in head} and not name.endswith("num_batches_tracked")
     }
-    load_weights(target, head, weights)
+    copy_weights(weights, target, head)
     for name, value in weights.items():
         assert torch.equal(target.state_dict()[name], value)
     assert all(torch.equal(now, then) for now, then in zip(head, fresh, strict=True))
 
     thousand = {names[id(head[0])]: torch.zeros(1000, head[0].shape[1])}
-    load_weights(target, head, weights | thousand)
+    copy_weights(weights | thousand, target, head)
     assert torch.equal(head[0], fresh[0])
 
     body = next(name for name, value in weights.items() if value.ndim == 4)
@@ -120,4 +120,4 @@ def test_weights_to_start_from_may_lack_the_classifier_alone() -> None:
         (weights | {body: torch.zeros(1, 1, 7, 7)}, f"have another shape of {body}"),
     ):
         with pytest.raises(InputError, match=words):
-            load_weights(target, head, wrong)
+            copy_weights(wrong, target, head)

@@ -12,7 +12,7 @@ from models.networks.preprocess import Preprocess
 from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
-from tuning.training import loop, stem
+from tuning.training import learner, stem
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import EpochReport, EpochState, Fitted, TrainSettings, fit
 from tuning.training.optimiser import freeze
@@ -28,7 +28,7 @@ BACKBONES = ["mobilenetv3_small_050", "mobilenetv2_035", "resnet18", "densenet12
 def at_every_step(spec: ModelSpec, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> Fitted:
     """The oracle."""
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "keeps_still", lambda settings: False)
+        patched.setattr(learner, "keeps_still", lambda settings: False)
         return fit(spec, TRAIN, VAL, settings)
 
 
