@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from models.errors import BundleError, InputError
+from models.networks.tensor_names import FAMILIARITY, LIMIT
 from models.spec import ModelSpec
 from models.statistics.calibration import Calibration
 
@@ -37,9 +38,6 @@ WEIGHTS: Final = "weights.safetensors"
 CALIBRATION: Final = "calibration.json"
 EVALUATION: Final = "evaluation.json"
 CARD: Final = "card.html"
-FAMILIARITY: Final = "familiarity."
-"""Begins the names of those tensors among the weights that are not the network's."""
-LIMIT: Final = f"{FAMILIARITY}limit"
 FILES: Final = (WEIGHTS, CALIBRATION, EVALUATION, CARD)
 """Everything every bundle has but the manifest, which is written last: a folder without it is no bundle."""
 GRAPH: Final = ("graph.xml", "graph.bin")

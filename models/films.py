@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,3 +56,18 @@ def joined(parts: Sequence[Films]) -> Films:
     groups = {kind: np.concatenate([part.groups[kind] for part in parts]) for kind in sorted(kinds)}
     films = Films(pixels=pixels, labels=labels, patients=patients, subtypes=subtypes, scan_ids=scan_ids, groups=groups)
     return films.take(np.argsort(scan_ids, kind="stable"))
+
+
+def choose_films(labels: npt.NDArray[np.integer[Any]], most: int) -> npt.NDArray[np.int64]:
+    """Rising indices of about `most` films of class indices [N], or of all N if there are fewer.
+
+    Each class keeps its share, and has one film at least. The seed is fixed: the same labels give the same films.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(0)
+    chosen = []
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        chosen.append(rng.permutation(own)[: max(1, round(most * len(own) / len(labels)))])
+    return np.sort(np.concatenate(chosen))

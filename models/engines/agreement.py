@@ -17,7 +17,7 @@ from models.engines.engine import Engine, EngineError, Inference
 from models.statistics.calibration import Calibration, called_positive
 from models.statistics.metrics import Labels, auc
 
-FILMS: Final = 1000
+COMPARED_FILMS: Final = 1000
 """Validation films compared at most: enough to see 1 % of flips, in seconds for a small model."""
 MOST_FLIPS: Final = 0.01
 """Share of the films that may change sides at an operating point."""
@@ -58,18 +58,6 @@ class Agreement:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, with `allowed`."""
         return {**asdict(self), "reasons": list(self.reasons), "allowed": not self.reasons}
-
-
-def choose_films(labels: Labels, most: int = FILMS) -> npt.NDArray[np.int64]:
-    """Rising indices of at most about `most` films, by a fixed seed, of each class in proportion and at least one."""
-    if len(labels) <= most:
-        return np.arange(len(labels))
-    rng = np.random.default_rng(0)
-    chosen = []
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        chosen.append(rng.permutation(own)[: max(1, round(most * len(own) / len(labels)))])
-    return np.sort(np.concatenate(chosen))
 
 
 def compare(

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.bundle import FAMILIARITY
 from models.errors import InputError, RayscanError
 from models.messages import first_line
+from models.networks.tensor_names import FAMILIARITY
 from models.networks.zoo import entry, layer_groups
 from models.spec import ModelSpec, Normalise
 

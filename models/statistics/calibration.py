@@ -62,7 +62,7 @@ class Calibration:
         """Calibrated class probabilities [N, C] of logits [N, C]; the kinds of disease keep their shares."""
         scaled = logits / np.float32(self.temperature)
         if self.curve or self.bias:
-            odds = disease_odds(scaled)
+            odds = disease_log_odds(scaled)
             scaled[:, 0] += odds - self._mapped(odds)
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         shares: npt.NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
@@ -111,11 +111,14 @@ def called_positive(probability: npt.ArrayLike, threshold: float) -> npt.NDArray
     return called
 
 
-def disease_odds(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
-    """Log-odds of disease [N] of logits [N, C], whose first class is its absence."""
-    of_kinds = logits[:, 1:]
-    top = of_kinds.max(axis=1)
-    odds: npt.NDArray[Any] = top + np.log(np.exp(of_kinds - top[:, None]).sum(axis=1)) - logits[:, 0]
+def disease_log_odds(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
+    """Logits [N, C] -> log-odds [N] of any disease against none: ln((1 - p) / p) of the first class's probability p.
+
+    From the logits, as the probability itself is 0 or 1 in float32 for films a network is sure of, and ties them.
+    """
+    diseases, none = logits[:, 1:], logits[:, 0]
+    highest = diseases.max(axis=1)
+    odds: npt.NDArray[Any] = highest + np.log(np.exp(diseases - highest[:, None]).sum(axis=1)) - none
     return odds
 
 
@@ -130,13 +133,13 @@ def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, metho
     points = {DEFAULT_POINT: 0.5}
     if method == "temperature":
         return Calibration(temperature=fit_temperature(logits, labels), operating_points=points)
-    odds = disease_odds(logits)
+    odds = disease_log_odds(logits)
     if method == "platt":
         slope, bias = _platt(odds, disease)
         return Calibration(temperature=1 / slope, operating_points=points, bias=bias)
     if method == "isotonic":
         temperature = fit_temperature(logits, labels)
-        curve = _isotonic(disease_odds(logits / temperature), disease)
+        curve = _isotonic(disease_log_odds(logits / temperature), disease)
         return Calibration(temperature=temperature, operating_points=points, curve=curve)
     raise InputError(f"unknown calibration {method!r}; choose {', '.join(METHODS)}")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.films import Films, joined
+from models.films import Films, choose_films, joined
 from tests.models.synthetic import blob_films
 
 
@@ -38,3 +38,16 @@ def test_joined_films_stand_in_the_order_of_their_scan_ids() -> None:
         own = whole.take(whole.groups["site"] == site)
         np.testing.assert_array_equal(own.pixels, part.pixels)
         np.testing.assert_array_equal(own.labels, part.labels)
+
+
+def test_films_are_chosen_by_class_in_proportion_and_always_the_same() -> None:
+    labels = (np.arange(6000) % 100 == 0).astype(np.int64)
+    chosen = choose_films(labels, 1000)
+    assert abs(len(chosen) - 1000) <= 1
+    assert (np.diff(chosen) > 0).all()
+    assert labels[chosen].sum() == 10
+    assert (chosen == choose_films(labels, 1000)).all()
+    assert len(choose_films(labels[:900], 1000)) == 900
+    rare = np.zeros(5000, dtype=np.int64)
+    rare[17] = 1
+    assert 17 in choose_films(rare, 1000)

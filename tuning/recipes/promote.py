@@ -19,13 +19,13 @@ import numpy.typing as npt
 import torch
 
 from models.bundle import Bundle, save_bundle
-from models.engines.agreement import choose_films, measure
+from models.engines.agreement import COMPARED_FILMS, measure
 from models.engines.allocator import keep_memory
 from models.engines.choice import CPU_BATCH, GPU_BATCH, EngineBuilder
 from models.engines.engine import EngineError
 from models.engines.export import export_graph
 from models.engines.machine import choose_device, this_machine
-from models.films import Films
+from models.films import Films, choose_films
 from models.networks.classifier import ScanClassifier
 from models.networks.familiarity import Familiarity, fit_familiarity
 from models.networks.preprocess import Preprocess
@@ -218,7 +218,7 @@ def _engines(
 
     A model promoted on a GPU is compared on that machine's CPU, too, so that both may score with it.
     """
-    chosen = choose_films(val.labels)
+    chosen = choose_films(val.labels, COMPARED_FILMS)
     pixels, labels = val.pixels[chosen], val.labels[chosen]
     agreements: dict[str, Any] = {}
     for machine in [this_machine(place) for place in dict.fromkeys(["cpu", str(device)])]:

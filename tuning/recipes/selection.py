@@ -12,8 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.engines.agreement import choose_films
-from models.films import Films
+from models.films import Films, choose_films
 from models.statistics.calibration import DEFAULT_POINT, operating_points
 from models.statistics.robustness import robustness, score_copies
 

@@ -17,12 +17,13 @@ import ray.train.torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from models.engines.latency import latency_ms
 from models.errors import RayscanError
 from pipelines.errors import StorageError
 from tuning.search.trial import Progress, TrialJob, own_id, plan_of, start_of
 from tuning.study.store import brief, load_checkpoint
 from tuning.training.loop import fit
-from tuning.training.objectives import LATENCY, latency_ms
+from tuning.training.objectives import LATENCY
 from tuning.training.workers import Workers
 
 DRIVER: Final = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])

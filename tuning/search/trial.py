@@ -19,6 +19,7 @@ from typing import Any
 from ray import tune
 from torch import Tensor
 
+from models.engines.latency import latency_ms
 from models.errors import RayscanError
 from models.films import Films
 from models.spec import ModelSpec, Preprocessing, Scalar
@@ -28,7 +29,7 @@ from tuning.spaces.space import TrialPlan, to_plan
 from tuning.study.store import brief, load_checkpoint, save_checkpoint, save_logits, save_weights
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import EpochReport, EpochState, TrainSettings, fit
-from tuning.training.objectives import AUC, LATENCY, latency_ms
+from tuning.training.objectives import AUC, LATENCY
 from tuning.training.start import pretrained_start
 
 METRIC = "auc"

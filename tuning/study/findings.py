@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.films import Films
+from models.statistics.calibration import disease_log_odds
 from models.statistics.comparison import delong_test
 from models.statistics.metrics import auc_interval
 from pipelines.errors import NotFoundError
@@ -34,7 +35,6 @@ from tuning.study.importance import Importance, importance
 from tuning.study.optimism import LEAST_PATIENTS, Optimism, estimate
 from tuning.study.store import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
 from tuning.study.winner import logits_of
-from tuning.training.loop import disease_log_odds
 
 log = logging.getLogger("rayscan")
 

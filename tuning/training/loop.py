@@ -26,6 +26,7 @@ from models.engines.machine import choose_device
 from models.errors import InputError
 from models.films import Films
 from models.spec import ModelSpec
+from models.statistics.calibration import disease_log_odds
 from models.statistics.metrics import auc
 from tuning.training.checkpoint import Checkpoint, under
 from tuning.training.learner import Learner, StateDict
@@ -242,17 +243,6 @@ class _Training:
         if self.best is report:
             self.best_state, self.best_logits = self.learner.state_dict(), logits
         return report
-
-
-def disease_log_odds(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Logits [N, C] -> log-odds [N] of any disease against none: ln((1 - p) / p) of the first class's probability p.
-
-    From the logits, as the probability itself is 0 or 1 in float32 for films a network is sure of, and ties them.
-    """
-    diseases, none = logits[:, 1:], logits[:, 0]
-    highest = diseases.max(axis=1)
-    odds: npt.NDArray[np.float32] = highest + np.log(np.exp(diseases - highest[:, None]).sum(axis=1)) - none
-    return odds
 
 
 def _digest(train: Films, val: Films) -> str:

@@ -7,7 +7,6 @@ trials that are stopped early have it, too.
 """
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,10 @@ from typing import TYPE_CHECKING, Final, Literal
 from models.errors import InputError
 
 if TYPE_CHECKING:  # settings and recipes name objectives, and are read without numpy
-    from models.spec import ModelSpec
     from models.statistics.metrics import Labels, Scores
 
 AUC: Final = "auc"
 LATENCY: Final = "latency"
-BATCHES: Final = 15
-"""Of films that are timed, after two that warm the engine up."""
 _SENSITIVITY: Final = re.compile(r"sensitivity@specificity=(0(?:\.\d+)?|\.\d+|1(?:\.0*)?)")
 
 Judge = Callable[["Labels", "Scores"], float]
@@ -102,50 +98,3 @@ def pareto_front(points: Sequence[Sequence[float]], objectives: Sequence[Objecti
         for place, own in enumerate(values)
         if not ((values >= own).all(axis=1) & (values > own).any(axis=1)).any()
     ]
-
-
-def latency_ms(spec: "ModelSpec", *, device: str, threads: int) -> float:
-    """Milliseconds a film on the engine this machine would score with, in batches: the median of `BATCHES`.
-
-    The weights are random. The fastest engine there is on this machine counts, though a bundle may later be refused
-    it: whether its precision suits a model shows only when the model is trained.
-    """
-    import numpy as np  # noqa: PLC0415 (see above)
-
-    from models.engines.choice import CPU_BATCH, GPU_BATCH, EngineBuilder, probe_films  # noqa: PLC0415
-    from models.engines.engine import EngineError  # noqa: PLC0415
-    from models.engines.export import export_graph  # noqa: PLC0415
-    from models.engines.machine import this_machine  # noqa: PLC0415
-    from models.networks.classifier import ScanClassifier  # noqa: PLC0415 (torch, which a settings file does without)
-    from models.networks.preprocess import Preprocess  # noqa: PLC0415
-    from models.networks.zoo import build  # noqa: PLC0415
-
-    classifier = ScanClassifier(Preprocess(spec.preprocessing), build(spec)).eval()
-    machine = this_machine(device)
-    batch = GPU_BATCH if machine.has_gpu else CPU_BATCH
-    try:
-        graph = None if machine.has_gpu else export_graph(classifier)
-    except EngineError:  # torch runs what OpenVINO cannot
-        graph = None
-    builder = EngineBuilder(
-        lambda: classifier,
-        graph,
-        machine,
-        size=spec.preprocessing.size,
-        classes=len(spec.classes),
-        batch=batch,
-        threads=threads,
-    )
-    films = probe_films(batch, spec.preprocessing.film_size)
-    for kind in machine.kinds():
-        try:
-            engine = builder.build(kind)
-        except EngineError:
-            continue
-        spent = []
-        for _ in range(2 + BATCHES):
-            begun = time.perf_counter()
-            engine(films)
-            spent.append(time.perf_counter() - begun)
-        return float(np.median(spent[2:])) * 1000 / batch
-    raise InputError(f"no engine of this machine runs {spec.name}; leave {LATENCY} out of the objectives")

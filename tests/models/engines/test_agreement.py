@@ -2,7 +2,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.engines.agreement import FILMS, choose_films, compare, measure
+from models.engines.agreement import compare, measure
 from models.engines.engine import Inference
 from models.engines.machine import this_machine
 from models.statistics.calibration import Calibration
@@ -82,16 +82,3 @@ def test_every_engine_of_the_machine_is_compared_with_eager_float32() -> None:
     assert exact.films == 60
     assert not exact.reasons
     assert all(agreement.version for agreement in found.values())
-
-
-def test_films_are_chosen_by_class_in_proportion_and_always_the_same() -> None:
-    labels = (np.arange(6000) % 100 == 0).astype(np.int64)
-    chosen = choose_films(labels)
-    assert abs(len(chosen) - FILMS) <= 1
-    assert (np.diff(chosen) > 0).all()
-    assert labels[chosen].sum() == 10
-    assert (chosen == choose_films(labels)).all()
-    assert len(choose_films(labels[:900])) == 900
-    rare = np.zeros(5000, dtype=np.int64)
-    rare[17] = 1
-    assert 17 in choose_films(rare)

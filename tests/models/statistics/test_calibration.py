@@ -14,7 +14,7 @@ from models.statistics.calibration import (
     Calibration,
     Method,
     called_positive,
-    disease_odds,
+    disease_log_odds,
     fit_calibration,
     fit_temperature,
     operating_points,
@@ -185,7 +185,7 @@ def test_each_map_is_better_than_none_on_other_films_and_keeps_their_order(class
     for method in METHODS:
         found = fit_calibration(*fitted_on, method).probabilities(tested_on[0].astype(np.float32))
         assert found.sum(axis=1) == pytest.approx(np.ones(len(found)), abs=1e-5)
-        odds = disease_odds(tested_on[0] / fit_calibration(*fitted_on, method).temperature)
+        odds = disease_log_odds(tested_on[0] / fit_calibration(*fitted_on, method).temperature)
         assert (np.diff(1 - found[np.argsort(odds), 0]) > -1e-6).all(), method
 
 
@@ -224,3 +224,14 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         fit_calibration(np.zeros((2, 2)), np.array([0, 1]), "beta")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="must rise"):
         Calibration(temperature=1.0, operating_points={"balanced": 0.5}, curve=((0.0, 1.0), (1.0, 1.0)))
+
+
+def test_log_odds_of_disease_hold_where_probabilities_round_to_one() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (50, 4)).astype(np.float32)
+    none = torch.softmax(torch.from_numpy(logits).double(), dim=1)[:, 0].numpy()
+    np.testing.assert_allclose(disease_log_odds(logits), np.log((1 - none) / none), rtol=1e-4, atol=1e-4)
+    extreme = np.array([[-500, 400, -900], [-500, 401, -900], [900, -900, -900]], dtype=np.float32)
+    np.testing.assert_allclose(disease_log_odds(extreme), [900, 901, -1800 + np.log(2)])
+    two = logits[:, :2]
+    assert np.array_equal(disease_log_odds(two), two[:, 1] - two[:, 0])

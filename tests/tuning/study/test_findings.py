@@ -10,6 +10,7 @@ import pytest
 
 from models.films import Films
 from models.spec import Preprocessing
+from models.statistics.calibration import disease_log_odds
 from models.statistics.metrics import auc
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
@@ -19,7 +20,7 @@ from tuning.spaces.space import to_spec_and_settings
 from tuning.study.findings import Findings, conclude
 from tuning.study.store import FINDINGS, TrialRecord, begin_study, load_logits, save_logits, save_weights
 from tuning.study.winner import promote_best
-from tuning.training.loop import disease_log_odds, fit
+from tuning.training.loop import fit
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from models.networks.zoo import build, layer_groups
 from models.spec import ModelSpec, Preprocessing
 from models.statistics.metrics import auc
 from tests.models.synthetic import blob_films, small_spec
-from tuning.training.loop import EpochReport, Fitted, StateDict, TrainSettings, disease_log_odds, fit
+from tuning.training.loop import EpochReport, Fitted, StateDict, TrainSettings, fit
 
 TRAIN, VAL = blob_films(96), blob_films(48, seed=1)
 QUICK = TrainSettings(epochs=2, batch_size=16, device="cpu", threads=1)
@@ -343,17 +343,6 @@ def test_three_classes_are_judged_as_disease_against_none() -> None:
     assert late.best.val_auc > 0.97
     # each disease is told from the other, too: it is no binary model with a spare output
     assert (late.val_logits.argmax(axis=1) == val.labels).mean() > 0.85
-
-
-def test_log_odds_of_disease_hold_where_probabilities_round_to_one() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (50, 4)).astype(np.float32)
-    none = torch.softmax(torch.from_numpy(logits).double(), dim=1)[:, 0].numpy()
-    np.testing.assert_allclose(disease_log_odds(logits), np.log((1 - none) / none), rtol=1e-4, atol=1e-4)
-    extreme = np.array([[-500, 400, -900], [-500, 401, -900], [900, -900, -900]], dtype=np.float32)
-    np.testing.assert_allclose(disease_log_odds(extreme), [900, 901, -1800 + np.log(2)])
-    two = logits[:, :2]
-    assert np.array_equal(disease_log_odds(two), two[:, 1] - two[:, 0])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is glibc's")

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from models.errors import InputError
 from models.spec import ModelSpec, Preprocessing
+from models.statistics.calibration import disease_log_odds
 from models.statistics.metrics import auc
 from pipelines.ingest.dataset import load_films
 from tests.tuning.films import SIZE, write_dataset
-from tuning.training.loop import TrainSettings, disease_log_odds, fit
-from tuning.training.objectives import latency_ms, pareto_front, parse_objective, parse_objectives, sensitivity_at
+from tuning.training.loop import TrainSettings, fit
+from tuning.training.objectives import pareto_front, parse_objective, parse_objectives, sensitivity_at
 
 scores = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 
@@ -65,15 +66,6 @@ def test_the_objective_of_the_films_comes_first() -> None:
 def test_what_cannot_be_an_objective(names: list[str]) -> None:
     with pytest.raises(InputError, match="objective"):
         parse_objectives(names)
-
-
-def test_the_latency_of_a_wider_network_is_longer() -> None:
-    def measured(width: int) -> float:
-        spec = ModelSpec(name="cnn", parameters={"width": width}, preprocessing=Preprocessing(size=64))
-        return latency_ms(spec, device="cpu", threads=1)
-
-    # 256 times the arithmetic: far beyond what a busy machine adds
-    assert 0 < measured(4) < measured(64)
 
 
 def test_the_epoch_of_the_best_objective_is_kept(tmp_path: Path) -> None:
