@@ -13,8 +13,8 @@ from cluster.cli import VERBS
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PACKAGES = ("models", "pipelines", "tuning", "cluster")
-ROOMS = [ROOT / name / "README.md" for name in (*PACKAGES, "tests", "tests/benchmarks")]
-DOCUMENTS = [README, *ROOMS, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"))]
+GUIDES = [ROOT / name / "README.md" for name in (*PACKAGES, "tests", "tests/benchmarks")]
+DOCUMENTS = [README, *GUIDES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"))]
 EXAMPLES = sorted((ROOT / "cluster" / "examples").glob("*.toml"))
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -56,7 +56,7 @@ def test_every_verb_stands_in_the_readme() -> None:
     assert [verb.__name__ for verb in VERBS if not re.search(rf"`rayscan {verb.__name__}\b", table)] == []
 
 
-def rooms_of(package: str) -> set[str]:
+def subpackages(package: str) -> set[str]:
     """The packages directly below one of ours, and its folders of examples."""
     folders = [folder for folder in (ROOT / package).iterdir() if folder.is_dir()]
     return {folder.name for folder in folders if (folder / "__init__.py").exists() or folder.name == "examples"}
@@ -71,11 +71,11 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
         else:
             package = name
             told[package] = set()
-    assert told == {name: rooms_of(name) for name in PACKAGES} | {"tests": set()}
+    assert told == {name: subpackages(name) for name in PACKAGES} | {"tests": set()}
 
 
-@pytest.mark.parametrize("document", ROOMS, ids=name_of)
-def test_each_room_begins_with_a_mental_model_and_a_glossary(document: Path) -> None:
+@pytest.mark.parametrize("document", GUIDES, ids=name_of)
+def test_each_guide_begins_with_a_mental_model_and_a_glossary(document: Path) -> None:
     sections = re.findall(r"^## (.+)$", prose(document), flags=re.MULTILINE)
     assert sections[:2] == ["The mental model", "Glossary"]
     assert re.findall(r"^(\d)\. ", section(document, "The mental model"), flags=re.MULTILINE) == list("12345")
@@ -86,9 +86,9 @@ def test_each_room_begins_with_a_mental_model_and_a_glossary(document: Path) -> 
 
 
 @pytest.mark.parametrize("document", [ROOT / package / "README.md" for package in PACKAGES[:3]], ids=name_of)
-def test_each_room_lists_its_packages(document: Path) -> None:
+def test_each_guide_lists_its_packages(document: Path) -> None:
     told = re.findall(r"^\| `([\w-]+)/` \|", section(document, "The packages"), flags=re.MULTILINE)
-    assert set(told) == rooms_of(document.parent.name)
+    assert set(told) == subpackages(document.parent.name)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -126,13 +126,13 @@ def test_each_record_of_a_measurement_is_linked() -> None:
 
 
 def test_each_measurement_says_whether_it_gates() -> None:
-    told = set(re.findall(r"^\| `(test_\w+\.py)` \|", section(ROOMS[-1], "Which gate, which inform"), re.MULTILINE))
-    assert told == {path.name for path in ROOMS[-1].parent.glob("test_*.py")}
+    told = set(re.findall(r"^\| `(test_\w+\.py)` \|", section(GUIDES[-1], "Which gate, which inform"), re.MULTILINE))
+    assert told == {path.name for path in GUIDES[-1].parent.glob("test_*.py")}
 
 
 def test_each_example_is_named_in_a_readme() -> None:
     assert {path.stem for path in EXAMPLES} == {"night", "search", "space", "recipe"}
-    text = "".join(document.read_text() for document in [README, *ROOMS])
+    text = "".join(document.read_text() for document in [README, *GUIDES])
     assert [path.name for path in EXAMPLES if f"examples/{path.name}" not in text] == []
 
 
