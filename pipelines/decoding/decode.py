@@ -22,7 +22,8 @@ from models.gate.checks import ScanTags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.decoding import dicom
-from pipelines.decoding.dicom import MALFORMED, MAX_PIXELS, Header, silence
+from pipelines.decoding.dicom import MAX_PIXELS, Header
+from pipelines.decoding.dicom_file import MALFORMED, is_bare_dicom, silence
 from pipelines.errors import UnreadableScanError
 
 _JPEG: Final = b"\xff\xd8\xff"
@@ -54,7 +55,7 @@ def sniff(data: bytes) -> str | None:
         return "jpeg"
     if data.startswith(_PNG):
         return "png"
-    return "dicom" if data[128:132] == b"DICM" or dicom.is_bare_dicom(data) else None
+    return "dicom" if data[128:132] == b"DICM" or is_bare_dicom(data) else None
 
 
 def read_header(data: bytes) -> Header:

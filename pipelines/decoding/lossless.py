@@ -7,21 +7,20 @@ worker and its shard; the round trip adds about a twentieth to the time of such 
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.contracts import Reason
 from pipelines.decoding.child import DecoderChildren, serve
+from pipelines.decoding.dicom_file import MALFORMED, decode_frame, parse
+from pipelines.decoding.windowing import Stored
 from pipelines.errors import UnreadableScanError
 
 DEADLINE: Final = 60.0
 """Seconds for one film; a large one takes one."""
 MEMORY: Final = 8 << 30
 """Bytes of address space: far above any film, below what would hurt the machine."""
-
-Stored = npt.NDArray[np.integer[Any]]
 
 _children = DecoderChildren("pipelines.decoding.lossless", deadline=DEADLINE, memory=MEMORY)
 
@@ -40,8 +39,6 @@ def decode_lossless(data: bytes) -> Stored:
 
 def _answer(data: bytes, _: Sequence[str]) -> bytes:
     """The child: the stored values, or nothing where they cannot be had."""
-    from pipelines.decoding.dicom import MALFORMED, decode_frame, parse  # noqa: PLC0415 (they import this module)
-
     try:
         pixels = decode_frame(parse(data, pixels=True), "gdcm")
     except (UnreadableScanError, MemoryError, *MALFORMED):
