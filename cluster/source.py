@@ -71,10 +71,10 @@ def check_packages(folders: dict[str, Path]) -> None:
 
 
 def source_hash(folders: dict[str, Path]) -> str:
-    """16 hex of blake2b over the names and bytes of all Python files of our packages at these folders."""
+    """16 hex of blake2b over names and bytes of our packages' Python files, and of the numbers they compute with."""
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(folders):
-        for file in sorted(folders[name].rglob("*.py")):
+        for file in sorted(file for file in folders[name].rglob("*") if file.suffix in {".py", ".safetensors"}):
             content = file.read_bytes()
             digest.update(f"{name}/{file.relative_to(folders[name]).as_posix()}\0{len(content)}\0".encode())
             digest.update(content)

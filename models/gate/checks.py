@@ -32,8 +32,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.gate.orientation import Templates, from_text, look
-from models.gate.orientation_templates import TOLD
+from models.gate.orientation import Templates, load_templates, look
 
 MODALITIES: Final = frozenset({"CR", "DX", "DR", "RG", "OT"})
 """DICOM PS3.3 C.7.3.1.1.1: computed and digital radiography, radiographic film; OT is what film digitisers write."""
@@ -120,4 +119,4 @@ def _check_orientation(pixels: npt.NDArray[np.uint8]) -> str | None:
 
 @cache
 def _templates() -> Templates:
-    return from_text(TOLD)
+    return load_templates()

@@ -144,7 +144,9 @@ def test_the_hash_follows_every_byte_of_code_and_no_cache(tmp_path: Path) -> Non
     (folder / "a.py").rename(folder / "b.py")
     renamed = source.source_hash({"models": folder})
     (folder / "b.py").write_text("one = 2\n")
-    assert len({before, renamed, source.source_hash({"models": folder})}) == 3
+    changed = source.source_hash({"models": folder})
+    (folder / "numbers.safetensors").write_bytes(b"which the code computes with")
+    assert len({before, renamed, changed, source.source_hash({"models": folder})}) == 4
 
 
 def test_a_job_refuses_code_other_than_the_submitted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ from PIL import Image
 
 from models.errors import InputError
 from models.gate.checks import JUDGED, ScanTags, check_distance, check_pixels, check_tags
-from models.gate.orientation import fit_templates, from_text, look, thumbnail, to_text
-from models.gate.orientation_templates import TOLD
+from models.gate.orientation import AXES, SIDE, fit_templates, load_templates, look, save_templates, thumbnail
 from models.spec import Preprocessing
 from pipelines.decoding.decode import decode
 from tests.models.chest_films import Film, kermany, phantoms
@@ -164,8 +163,20 @@ def test_judging_a_film_takes_little(unseen_phantoms: list[Film]) -> None:
     assert min(spent) < 5e-4  # 0.1 ms on a free core; a busy machine counts more
 
 
+def test_templates_are_read_back_bit_for_bit(tmp_path: Path) -> None:
+    templates = load_templates()
+    shapes = {name: array.shape for name, array in vars(templates).items()}
+    row = (SIDE**2,)
+    assert shapes == {"upright": row, "parts": (3, *row), "offsets": (3,), "mean": row, "axes": (AXES, *row)}
+    save_templates(templates, tmp_path / "templates")
+    again = load_templates(tmp_path / "templates")
+    for name, array in vars(templates).items():
+        assert array.dtype == np.float32
+        assert vars(again)[name].tobytes() == array.tobytes(), name
+
+
 def test_templates_fitted_to_phantoms_tell_phantoms() -> None:
-    templates = from_text(to_text(fit_templates(phantoms(range(40)))))
+    templates = fit_templates(phantoms(range(40)))
     told = Counter(look(np.rot90(film), templates).lie for film in phantoms(range(3000, 3030)))
     assert told["rotated"] >= 28
     with pytest.raises(InputError, match="give 16 or more"):
@@ -215,7 +226,7 @@ def test_real_films_that_lie_wrong_are_told(real_films: tuple[list[Film], list[F
 
 def test_templates_are_made_again(real_films: tuple[list[Film], list[Film]]) -> None:
     again = fit_templates(real_films[0] + phantoms(range(300)))
-    told = from_text(TOLD)
+    told = load_templates()
     for film in real_films[1][:100]:
         one, two = look(film, told), look(film, again)
         assert one.lie == two.lie or max(one.lead, two.lead) < 0.5
