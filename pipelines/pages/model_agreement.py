@@ -20,7 +20,7 @@ from pipelines.errors import InputError
 from pipelines.pages.charts import BLUE, GREY, VERMILION, chart
 from pipelines.pages.frame import render
 from pipelines.storage import open_store
-from pipelines.table.query import read_scores
+from pipelines.table.query import fetch_rows, read_scores
 from pipelines.table.views import NEWEST
 
 BINS: Final = 40
@@ -64,7 +64,7 @@ def model_agreement_page(uri: str, model_a: str, model_b: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """What the table says; rows as `_rows` makes them."""
+    """The answers of the table; each dict is one row of a result."""
 
     a: str
     b: str
@@ -160,7 +160,7 @@ _FLIPS: Final = "count(*) FILTER (now AND NOT was) AS to_positive, count(*) FILT
 
 def _totals(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """Counts, differences and Spearman's rank correlation, ties at their mean rank; None where it is undefined."""
-    (totals,) = _rows(
+    (totals,) = fetch_rows(
         connection,
         f"SELECT count(*) AS films, {_FLIPS}, count(*) FILTER (was) AS was_positive,"  # noqa: S608
         " count(*) FILTER (now) AS now_positive, avg(abs(b - a)) AS mean_difference, max(abs(b - a)) AS most,"
@@ -168,8 +168,8 @@ def _totals(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     )
     correlation = None
     # A model that gives every film the same has no ranks.
-    if _rows(connection, "SELECT min(a) < max(a) AND min(b) < max(b) AS ranked FROM pairs")[0]["ranked"]:
-        (ranks,) = _rows(
+    if fetch_rows(connection, "SELECT min(a) < max(a) AND min(b) < max(b) AS ranked FROM pairs")[0]["ranked"]:
+        (ranks,) = fetch_rows(
             connection,
             """
             SELECT corr(a_rank, b_rank) AS correlation FROM (
@@ -184,7 +184,7 @@ def _totals(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
 
 def _sites(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """The sites with most flips."""
-    return _rows(
+    return fetch_rows(
         connection,
         f"SELECT site, count(*) OVER () AS sites, count(*) AS films, {_FLIPS}, avg(b - a) AS bias FROM pairs"  # noqa: S608
         " GROUP BY site ORDER BY to_positive + to_negative DESC, films DESC, site LIMIT ?",
@@ -194,7 +194,7 @@ def _sites(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 def _cells(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """Films by bin of both probabilities, 0 to BINS - 1, and how many of them flipped."""
-    return _rows(
+    return fetch_rows(
         connection,
         "SELECT least(floor(a * $bins), $bins - 1)::INTEGER AS x, least(floor(b * $bins), $bins - 1)::INTEGER AS y,"
         " count(*) AS films, count(*) FILTER (was <> now) AS flips FROM pairs GROUP BY ALL ORDER BY x, y".replace(
@@ -204,7 +204,7 @@ def _cells(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def _most_different(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    return _rows(
+    return fetch_rows(
         connection,
         """
         SELECT uri, scores.site, study_date, a, b, was, now
@@ -221,17 +221,12 @@ def _most_different(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any
 
 def _points(connection: duckdb.DuckDBPyConnection, model: str) -> str:
     """The operating points a model's calls were made at; more than one when somebody changed it between runs."""
-    rows = _rows(
+    rows = fetch_rows(
         connection,
         "SELECT DISTINCT operating_point FROM scores WHERE model_id = ? AND operating_point IS NOT NULL ORDER BY 1",
         model,
     )
     return ", ".join(row["operating_point"] for row in rows) or "not recorded"
-
-
-def _rows(connection: duckdb.DuckDBPyConnection, sql: str, *params: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = connection.sql(sql, params=list(params)).to_arrow_table().to_pylist()
-    return rows
 
 
 def _histogram_chart(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> Markup:

@@ -20,7 +20,7 @@ Photometric = Literal["MONOCHROME1", "MONOCHROME2"]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _INTERCEPT = -1024
-"""Of 12-bit films: their stored values are not what the window speaks of, so that readers must rescale first."""
+"""Rescale intercept of 12-bit films. Their window is in rescaled values, so a reader must rescale first."""
 
 
 def encode(pixels: npt.NDArray[np.uint8], form: Literal["jpeg", "png"]) -> bytes:
@@ -44,24 +44,37 @@ def dicom_bytes(
     """Grey levels uint8 [H, W], dense = bright, as a DICOM file that shows them so.
 
     The values are stretched to `bits` and inverted for MONOCHROME1; rescale and window lead back to `pixels`. The
-    header is explicit VR little endian, uncompressed. Name, birth date and accession number are there, and fake: what
-    reads the file can be shown not to repeat them. `study_date` is YYYYMMDD.
+    header is explicit VR little endian, uncompressed. Name, birth date and accession number are there, and fake, so a
+    test can show that a reader does not repeat them. `study_date` is YYYYMMDD.
     """
     top = 2**bits - 1
     stored = np.round(pixels.astype(np.float64) * (top / 255))
     if photometric == "MONOCHROME1":
         stored = top - stored
-    intercept = _INTERCEPT if bits == 12 else 0
-
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     file = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    # The same film gets the same identifiers, so that an archive of one seed has the same bytes wherever it is made.
+    file.Modality = modality
+    file.BodyPartExamined = body_part
+    file.ViewPosition = view
+    file.PresentationIntentType = "FOR PRESENTATION"
+    _set_identity(file, pixels, patient_id, study_date)
+    _set_pixels(file, stored, bits, photometric)
+    out = BytesIO()
+    file.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def _set_identity(file: FileDataset, pixels: npt.NDArray[np.uint8], patient_id: str, study_date: str) -> None:
+    """Patient, study and unique identifiers.
+
+    The same film gets the same identifiers, so that an archive of one seed has the same bytes wherever it is made.
+    """
     words = [patient_id, study_date, hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()]
     file.StudyInstanceUID = generate_uid(entropy_srcs=["study", *words])
     file.SeriesInstanceUID = generate_uid(entropy_srcs=["series", *words])
-    file.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", *words])
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", *words])
     file.SOPClassUID = DigitalXRayImageStorageForPresentation
     file.PatientID = patient_id
     file.PatientName = f"Phantom^{patient_id}"
@@ -70,11 +83,13 @@ def dicom_bytes(
     file.AccessionNumber = f"ACC{patient_id[-8:]}"
     file.StudyDate = file.ContentDate = study_date
     file.StudyTime = file.ContentTime = "120000"
-    file.Modality = modality
-    file.BodyPartExamined = body_part
-    file.ViewPosition = view
-    file.PresentationIntentType = "FOR PRESENTATION"
-    file.Rows, file.Columns = pixels.shape
+
+
+def _set_pixels(file: FileDataset, stored: npt.NDArray[np.float64], bits: Bits, photometric: Photometric) -> None:
+    """Stored values [H, W], and the rescale and window that lead from them to the display."""
+    top = 2**bits - 1
+    intercept = _INTERCEPT if bits == 12 else 0
+    file.Rows, file.Columns = stored.shape
     file.SamplesPerPixel = 1
     file.PhotometricInterpretation = photometric
     file.PixelRepresentation = 0
@@ -90,9 +105,6 @@ def dicom_bytes(
     data = stored.astype("u1" if bits == 8 else "<u2").tobytes()
     file.PixelData = data + bytes(len(data) % 2)
     file["PixelData"].VR = "OB" if bits == 8 else "OW"
-    out = BytesIO()
-    file.save_as(out, enforce_file_format=True)
-    return out.getvalue()
 
 
 def broken_files(seed: int) -> dict[str, bytes]:

@@ -104,24 +104,7 @@ def score(
             log.info("run %s was left unfinished; taking it up again under its own plan", plan.run_id)
             # The same model may lie somewhere else by now.
             records.append(_run(night, replace(plan, bundle=open_store(bundle_uri).root)))
-        log.info("listing %s", source)
-        plan = _planned_while_connecting(
-            night,
-            lambda: make_plan(
-                store,
-                source=source,
-                bundle=bundle_uri,
-                model_id=bundle.model_id,
-                operating_point=point,
-                shard_size=settings.shard_size,
-                max_nights=settings.max_nights,
-            ),
-        )
-        try:
-            lease.confirm()
-        except IncompleteError:  # another run planned meanwhile: two plans of the same scans would double rows
-            forget_plan(store, plan)
-            raise
+        plan = _plan_new(night, source, bundle_uri, point)
         if plan.planned == 0:
             log.info("nothing new: model %s has scored all %d scans of %s", bundle.model_id, plan.listed, source)
         records.append(_run(night, plan))
@@ -142,6 +125,29 @@ def preview(
         max_nights=settings.max_nights,
         price_per_core_hour=price_per_core_hour,
     )
+
+
+def _plan_new(night: _Night, source: str, bundle_uri: str, point: str) -> Plan:
+    """The plan of a new run. Raises `IncompleteError` when the lease was lost while it was made."""
+    log.info("listing %s", source)
+    plan = _planned_while_connecting(
+        night,
+        lambda: make_plan(
+            night.store,
+            source=source,
+            bundle=bundle_uri,
+            model_id=night.bundle.model_id,
+            operating_point=point,
+            shard_size=night.settings.shard_size,
+            max_nights=night.settings.max_nights,
+        ),
+    )
+    try:
+        night.lease.confirm()
+    except IncompleteError:  # another run planned meanwhile: two plans of the same scans would double rows
+        forget_plan(night.store, plan)
+        raise
+    return plan
 
 
 def _planned_while_connecting(night: _Night, plan: Callable[[], Plan]) -> Plan:

@@ -21,7 +21,7 @@ A compaction may delete parts while a question is being answered. `read_scores` 
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -43,7 +43,16 @@ from pipelines.table.parts import (
 )
 from pipelines.table.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
 
-__all__ = ["ask", "create_scores_view", "is_part", "is_scores", "local_parts", "open_scores", "read_scores"]
+__all__ = [
+    "ask",
+    "create_scores_view",
+    "fetch_rows",
+    "is_part",
+    "is_scores",
+    "local_parts",
+    "open_scores",
+    "read_scores",
+]
 
 ATTEMPTS = 4
 KEPT_FROM_ROWS = 1_000_000
@@ -85,6 +94,12 @@ def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T]) ->
                     _refuse_spoilt(parts, error)
                     raise
     raise PartVanishedError(f"{uri}: the parts were replaced again and again while they were read; ask again later")
+
+
+def fetch_rows(connection: duckdb.DuckDBPyConnection, sql: str, *params: Any) -> list[dict[str, Any]]:
+    """A small result as one dict per row; `params` fill the placeholders of `sql`."""
+    rows: list[dict[str, Any]] = connection.sql(sql, params=list(params)).to_arrow_table().to_pylist()
+    return rows
 
 
 SUMMARY = """

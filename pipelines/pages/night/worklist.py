@@ -18,9 +18,6 @@ from pipelines.decoding.decode import decode
 from pipelines.decoding.fetch import fetch
 from pipelines.errors import ScanError
 from pipelines.pages.frame import data_uri
-from pipelines.pages.page import check_thumbnails
-
-__all__ = ["WorklistFilm", "check_thumbnails", "with_thumbnails", "worklist"]
 
 LENGTH: Final = 25
 SIDE: Final = 160

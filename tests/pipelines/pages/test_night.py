@@ -20,8 +20,7 @@ from pipelines.contracts import Reason
 from pipelines.decoding.decode import decode
 from pipelines.pages.card import render_card
 from pipelines.pages.frame import data_uri
-from pipelines.pages.night import maps, todo, worklist
-from pipelines.pages.night import page as night
+from pipelines.pages.night import figures, maps, todo, worklist
 from pipelines.pages.night.history import Night, courses
 from pipelines.phantom import dicom_bytes, encode
 from pipelines.storage import Store, open_store
@@ -121,7 +120,7 @@ class TestRun:
         edges = [Outcome(1, probability=p) for p in (0.0, 0.025, 0.5, 0.9999, 1.0)]
         run_id = write_run(store, 0, edges)
         with open_scores(store.root) as connection:
-            bins = night._histogram(connection, run_id)
+            bins = figures._histogram(connection, run_id)
         assert sorted((row["bin"], row["positive"], row["scans"]) for row in bins) == [
             (0, False, 1),
             (1, False, 1),
