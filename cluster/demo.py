@@ -30,7 +30,7 @@ from pipelines.ingest.prepare import PrepareSettings, prepare
 from pipelines.pages.audit import audit_page
 from pipelines.pages.frame import data_uri
 from pipelines.pages.night.demo import DemoFigures, demo_page, drift_in_words
-from pipelines.pages.page import put_page
+from pipelines.pages.page_file import put_page
 from pipelines.phantom import FOREIGN_SCANNER, HOME_SCANNER, Scanner, draw_patient, render, write_archive
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.storage import open_store

@@ -95,7 +95,7 @@ def check_uri(uri: str) -> None:
 
 def check_page(out: str | None) -> None:
     """A page can be written there, if one is wanted."""
-    from pipelines.pages.page import page_place
+    from pipelines.pages.page_file import page_place
 
     if out is not None:
         page_place(out)[0].require_place()
@@ -175,14 +175,14 @@ def check_search(dataset: str, out: str, settings: "SearchSettings", optuna_stor
 
 def check_runs(uri: str) -> None:
     """A run was recorded there."""
-    from pipelines.table.checks import require_runs
+    from pipelines.table.presence import require_runs
 
     require_runs(uri)
 
 
 def check_scores(uri: str, model: str | None) -> None:
     """There are scores, of this model if one is named."""
-    from pipelines.table.checks import require_scores
+    from pipelines.table.presence import require_scores
 
     require_scores(uri, model)
 
@@ -190,7 +190,7 @@ def check_scores(uri: str, model: str | None) -> None:
 def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -> None:
     """There is something to report on, of which this can be had, and the page can be written."""
     from cluster.report import reported_kind
-    from pipelines.pages.page import check_thumbnails
+    from pipelines.pages.page_file import check_thumbnails
     from pipelines.storage import open_store
     from tuning.study.info import read_study
 

@@ -7,9 +7,9 @@ that `cluster/preflight.py` can ask what there is to report on.
 from typing import Literal
 
 from pipelines.errors import InputError
-from pipelines.pages.page import put_page
+from pipelines.pages.page_file import put_page
 from pipelines.storage import Store, open_store
-from pipelines.table.checks import has_runs
+from pipelines.table.presence import has_runs
 
 Kind = Literal["study", "bundle", "scores"]
 

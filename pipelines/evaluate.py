@@ -21,7 +21,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.pages.comparison import EvaluatedModel, comparison_page
 from pipelines.pages.evaluation import evaluation_page
-from pipelines.pages.page import put_page
+from pipelines.pages.page_file import put_page
 from pipelines.progress import progress
 
 BATCH = 32

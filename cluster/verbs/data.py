@@ -82,7 +82,7 @@ def audit(
     preflight.check_catalog(catalog)
     from pipelines.ingest.audit import audit as run_audit
     from pipelines.pages.audit import audit_page
-    from pipelines.pages.page import put_page
+    from pipelines.pages.page_file import put_page
 
     findings = run_audit(catalog)
     if out:

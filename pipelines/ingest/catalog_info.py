@@ -1,4 +1,8 @@
-"""How a catalogue is made, and what catalog.json says. Imports nothing heavy: what is wrong is told at once."""
+"""The settings of a catalogue and what its catalog.json says.
+
+A module of its own because it imports nothing heavy: `cluster/preflight.py` reports wrong settings or a missing
+catalogue before pyarrow, Ray or torch is loaded. `catalog.py` builds and reads the rows.
+"""
 
 import json
 from dataclasses import dataclass
@@ -17,11 +21,11 @@ class CatalogSettings:
     labels: str | None = None
     """`path`, or the path or URI of a CSV file; None for an archive without labels."""
     inspect: bool = False
-    """Read every file: header, tags, hash of the content."""
+    """Read every file for its header, tags and content hash."""
     val_fraction: float = 0.15
-    """Share of the films, where there are labels."""
+    """Share of the labelled films."""
     test_fraction: float | None = None
-    """None: 0 where the archive has its own train, val or test folders, else 0.15."""
+    """None: 0 if the archive has its own train, val or test folders, else 0.15."""
     site: str | None = None
     seed: int = 0
 
@@ -54,12 +58,12 @@ def require_labels(uri: str) -> None:
 
 
 def no_labels(catalog: str) -> InputError:
-    """A catalogue nothing can be learned from."""
+    """The error for a catalogue without labels."""
     return InputError(f"{catalog}: no labelled films; make the catalogue with --labels path or --labels FILE.csv")
 
 
 def no_scans(store: Store) -> InputError:
-    """An archive without a file, or a prefix with a typo, which lists nothing either."""
+    """The error for an archive without files; a prefix with a typo lists nothing either."""
     return InputError(f"{store.root}: no scans here; check the path")
 
 

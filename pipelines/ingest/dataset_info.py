@@ -1,4 +1,8 @@
-"""What dataset.json says of a prepared data set. Imports nothing heavy: what does not fit is told at once."""
+"""What dataset.json says of a prepared data set.
+
+A module of its own because it imports nothing heavy: `cluster/preflight.py` reports a data set that is missing or does
+not fit the model before pyarrow, Ray or torch is loaded. `dataset.py` reads the films.
+"""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +18,7 @@ MANIFEST = "dataset.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What dataset.json says."""
+    """The contents of dataset.json."""
 
     size: int
     """Side of the square films in pixels."""
@@ -24,7 +28,7 @@ class DatasetInfo:
     counts: Mapping[str, Mapping[str, int]]
     """Split -> label -> films."""
     parts: Mapping[str, tuple[str, ...]]
-    """Split -> names of its parts; in this order they hold the films in the order of their scan ids."""
+    """Split -> names of its parts, ordered so that their films are sorted by scan id."""
 
 
 def read_dataset_info(uri: str) -> DatasetInfo:
@@ -55,7 +59,7 @@ def check_fits(wanted: Preprocessing, info: DatasetInfo, dataset: str) -> None:
 
 
 def require_split(info: DatasetInfo, split: str, dataset: str) -> None:
-    """Raise `InputError` where the data set named `dataset` has no films in a split."""
+    """Raise `InputError` if the data set named `dataset` has no films in a split."""
     if not info.parts.get(split):
         have = ", ".join(name for name, films in info.counts.items() if films) or "none"
         raise InputError(f"{dataset}: no films in split {split!r}; it has {have}")

@@ -23,7 +23,7 @@ from models.bundle import Bundle
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import AccessError, IncompleteError, NotFoundError, RayscanError, StorageError
-from pipelines.pages.page import put_page
+from pipelines.pages.page_file import put_page
 from pipelines.progress import progress
 from pipelines.scoring.attempts import forget_attempts, lost_workers
 from pipelines.scoring.layout import Layout, choose_layout

@@ -1,11 +1,15 @@
-"""How a night is scored: what a person or a job file may choose. Imports nothing heavy."""
+"""How a night is scored: what a person or a job file may choose.
+
+A module of its own because it imports nothing heavy: `cluster/preflight.py` refuses wrong settings before Ray, torch or
+DuckDB is loaded.
+"""
 
 from dataclasses import dataclass
 
 from models.engines.machine import PRECISIONS, Precision
 from models.errors import InputError
 from models.statistics.calibration import Calibration
-from pipelines.pages.page import check_thumbnails
+from pipelines.pages.page_file import check_thumbnails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +19,19 @@ class ScoreSettings:
     shard_size: int = 256
     """Scans of one part."""
     operating_point: str | None = None
-    """Name of the locked threshold that decides `prediction`; None takes the bundle's default."""
+    """Name of the locked threshold behind `prediction`; None: the bundle's default."""
     precision: Precision | None = None
-    """`fp32` scores exactly as the model was judged; None takes the fastest engine that the bundle allows."""
+    """`fp32` scores exactly as the model was evaluated; None: the fastest engine that the bundle allows."""
     max_nights: int = 5
-    """A scan that failed in so many runs is not planned again."""
+    """A scan that failed in this many runs is not planned again."""
     most_actors: int | None = None
-    """On a cluster that grows: ask for up to so many scoring actors."""
+    """On an autoscaling cluster: the most scoring actors to ask for."""
     wait: float = 0.0
-    """Seconds to wait for another run with this model at the same scores."""
+    """Seconds to wait for another run with this model on the same scores."""
     report: bool = True
     """Write the night's report beside its record."""
     thumbnails: int = 0
-    """Films of the worklist that the report shows, the first with the model's map; they are patients' images."""
+    """Worklist films shown as pictures in the report, the first of them with the model's map. They are patients' images."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= 100_000:
@@ -42,7 +46,7 @@ class ScoreSettings:
 
 
 def operating_point(calibration: Calibration, name: str | None) -> str:
-    """The name of the locked threshold to decide by, the default for None. Raises `InputError` for one there is not."""
+    """The name of the operating point to use; None: the default. Raises `InputError` for an unknown one."""
     points = calibration.operating_points
     if name is not None and name not in points:
         raise InputError(f"the model has no operating point {name!r}; choose from {', '.join(sorted(points))}")

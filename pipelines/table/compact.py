@@ -31,7 +31,6 @@ import pyarrow.parquet as pq
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError, NotFoundError, StorageError
 from pipelines.storage import ObjectInfo, Store, open_store
-from pipelines.table.checks import check_models, require_any
 from pipelines.table.lease import held_lease
 from pipelines.table.parts import (
     FETCH_THREADS,
@@ -46,6 +45,7 @@ from pipelines.table.parts import (
     replaced,
     spoilt_part,
 )
+from pipelines.table.presence import check_models, require_any
 from pipelines.table.query import create_scores_view
 
 ROWS = 1_000_000

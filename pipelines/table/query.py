@@ -30,7 +30,6 @@ import pyarrow.parquet as pq
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError
 from pipelines.storage import ObjectInfo, Store, open_store
-from pipelines.table.checks import is_scores, no_run
 from pipelines.table.parts import (
     PartVanishedError,
     fetch_parts,
@@ -41,6 +40,7 @@ from pipelines.table.parts import (
     mirror_folder,
     spoilt_part,
 )
+from pipelines.table.presence import is_scores, no_run
 from pipelines.table.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
 
 __all__ = [

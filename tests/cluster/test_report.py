@@ -11,7 +11,7 @@ from pipelines.bundles import record_evaluation
 from pipelines.errors import InputError
 from pipelines.pages.evaluation import evaluation_page
 from pipelines.pages.frame import duration, interval, share, time
-from pipelines.pages.page import put_page
+from pipelines.pages.page_file import put_page
 from pipelines.storage import Store, open_store
 from tests.pipelines.pages.samples import (
     HOSTILE,

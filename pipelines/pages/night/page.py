@@ -23,7 +23,7 @@ from pipelines.pages.night.history import Night, courses
 from pipelines.pages.night.maps import MOST, with_maps
 from pipelines.pages.night.todo import NightFacts, advice, tasks
 from pipelines.pages.night.worklist import LENGTH, WorklistFilm, with_thumbnails
-from pipelines.pages.page import check_thumbnails
+from pipelines.pages.page_file import check_thumbnails
 from pipelines.storage import Store, open_store
 from pipelines.table.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
 from pipelines.table.query import read_scores

@@ -1,23 +1,27 @@
-"""Whether scores lie at a URI, told by a request or two. Imports nothing heavy."""
+"""Whether scores are present at a URI, found out with a request or two.
+
+A module of its own because it imports nothing heavy: `cluster/preflight.py` reports a wrong path before DuckDB, Ray or
+torch is loaded.
+"""
 
 from pipelines.errors import InputError
 from pipelines.storage import Store, open_store
 
 
 def is_scores(uri: str) -> bool:
-    """Whether scores lie at this URI."""
+    """Whether a run was begun at this URI."""
     return has_runs(open_store(uri))
 
 
 def has_runs(store: Store) -> bool:
-    """Whether a run was begun here."""
+    """Whether a run was begun in this store."""
     if store.is_local and not (store.path / "runs").is_dir():
         return False
     return any(chunk for chunk in store.list("runs"))
 
 
 def require_runs(uri: str) -> None:
-    """Raise `InputError` unless a run was recorded at this URI, `NotFoundError` where there is not even a folder."""
+    """Raise `InputError` unless a run was planned or recorded at this URI, `NotFoundError` if the folder is missing."""
     store = open_store(uri)
     names = (info.key for chunk in store.list("runs") for info in chunk)
     if not any(name.endswith(("/plan.json", "/run.json")) for name in names):
@@ -25,12 +29,12 @@ def require_runs(uri: str) -> None:
 
 
 def no_run(store: Store) -> InputError:
-    """Nothing was ever scored here."""
+    """The error for a store into which nothing was ever scored."""
     return InputError(f"{store.root}: no run was recorded here; score into it first, or check the path")
 
 
 def require_scores(uri: str, model: str | None = None) -> None:
-    """Raise `InputError` unless there are scores at this URI, of this model where one is named."""
+    """Raise `InputError` unless there are scores at this URI; of this model, if one is given."""
     store = open_store(uri)
     if model is not None and any(chunk for chunk in store.list(f"scores/model={model}")):
         return
@@ -41,13 +45,13 @@ def require_scores(uri: str, model: str | None = None) -> None:
 
 
 def require_any(store: Store) -> None:
-    """Raise `InputError` where no run was ever begun."""
+    """Raise `InputError` if no run was ever begun."""
     if not has_runs(store):
         raise InputError(f"{store.root}: no scores here; check the path")
 
 
 def check_models(store: Store, models: set[str], model: str | None) -> None:
-    """Raise `InputError` where a model that is named is none of those that have scored here."""
+    """Raise `InputError` if a model is given that is not among `models`, those that have scored here."""
     if model is not None and model not in models:
         have = ", ".join(sorted(models)) or "none"
         raise InputError(f"{store.root}: no model {model!r} has scored here; there are {have}")

@@ -1,4 +1,8 @@
-"""Where a page goes. Imports nothing heavy, so that a bad place is refused before Ray or torch is loaded."""
+"""A page as a file: where it may be written, and how many thumbnails it may hold.
+
+A module of its own because it imports nothing heavy: `cluster/preflight.py` refuses a bad `--out` or `--thumbnails`
+before Ray, torch or matplotlib is loaded.
+"""
 
 from typing import Final
 
@@ -19,7 +23,7 @@ def put_page(html: str, out: str) -> str:
 
 
 def page_place(out: str) -> tuple[Store, str]:
-    """The store and the key a page is put at. Raises `InputError` when `out` is a folder or a bucket, and no file."""
+    """The store and the key of a page. Raises `InputError` when `out` is a folder or a bucket."""
     target = open_store(out)
     folder, _, name = target.root.rpartition("/")
     if out.endswith("/") or folder.endswith(":/") or (target.is_local and target.path.is_dir()):
@@ -28,6 +32,6 @@ def page_place(out: str) -> tuple[Store, str]:
 
 
 def check_thumbnails(number: int) -> None:
-    """Raise `InputError` for a number of thumbnails that no page takes."""
+    """Raise `InputError` for a number of thumbnails out of range."""
     if not 0 <= number <= MOST_THUMBNAILS:
         raise InputError(f"{number} thumbnails are out of range; choose 0 to {MOST_THUMBNAILS}")
