@@ -13,14 +13,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from models.bundle import save_bundle
-from models.networks.zoo import build
-from models.statistics.calibration import Calibration
-from pipelines.pages.card import render_card
 from pipelines.phantom import encode
 from pipelines.storage import Store, open_store
 from pipelines.table.query import ask
-from tests.models.synthetic import small_spec
+from tests.pipelines.bundles import save_untrained
 from tests.servers import clean_environment
 
 SECONDS = 180
@@ -113,16 +109,7 @@ class Night:
 
 def make_night(rayscan: str, folder: Path, *, films: int, root: str | None = None, side: int = 600) -> Night:
     """A night over small films; archive and scores below `root` (a URI), by default in the folder."""
-    spec = small_spec()
-    save_bundle(
-        folder / "bundle",
-        render_card=render_card,
-        spec=spec,
-        state_dict=build(spec).state_dict(),
-        calibration=Calibration(temperature=1.0, operating_points={"balanced": 0.5}),
-        evaluation={},
-        lineage={},
-    )
+    save_untrained(folder / "bundle")
     place = root or str(folder)
     archive, rng = open_store(f"{place}/archive"), np.random.default_rng(0)
     for number in range(films):

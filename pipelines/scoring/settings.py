@@ -31,7 +31,7 @@ class ScoreSettings:
     report: bool = True
     """Write the night's report beside its record."""
     thumbnails: int = 0
-    """Worklist films shown as pictures in the report, the first of them with the model's map. They are patients' images."""
+    """Worklist films pictured in the report, the first of them with the model's map. They are images of patients."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= 100_000:

@@ -24,13 +24,8 @@ from tests.pipelines.pages.samples import (
     write_bundle,
     write_run,
     write_study,
+    written_report,
 )
-
-
-def report(store: Store, out: Path) -> Page:
-    uri = write_report(store.root, str(out))
-    assert uri == f"file://{out}"
-    return read_page(out.read_text())
 
 
 @pytest.fixture
@@ -41,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 class TestModel:
     def test_the_card_and_what_came_later(self, store: Store, tmp_path: Path) -> None:
         bundle = write_bundle(store.path, study="s3://studies/one", trial=7, training={"epochs": 8})
-        page = report(store, tmp_path / "model.html")
+        page = written_report(store, tmp_path / "model.html")
         card = read_page((store.path / "card.html").read_text())
         assert bundle.model_id in page.text
         assert "study s3://studies/one" in page.text
@@ -59,7 +54,7 @@ class TestModel:
         tested = entry("test", seed=1)
         record_evaluation(store.root, {**tested, "dataset": "s3://films/kermany", "when": "2026-11-21T09:31:00+00:00"})
         record_evaluation(store.root, {"split": "test"})
-        page = report(store, tmp_path / "model.html")
+        page = written_report(store, tmp_path / "model.html")
         assert "Tested since 2 times" in page.text
         assert f"2026-11-21 09:31 UTC test 200 {interval(tested['metrics']['auc'])}" in page.text
         assert "not recorded test no figures recorded not recorded" in page.text
@@ -67,7 +62,7 @@ class TestModel:
     def test_hostile_text_is_text(self, store: Store, tmp_path: Path) -> None:
         write_bundle(store.path, study=HOSTILE, training={HOSTILE: HOSTILE})
         record_evaluation(store.root, {"split": HOSTILE, "dataset": HOSTILE, "when": HOSTILE})
-        page = report(store, tmp_path / "model.html")
+        page = written_report(store, tmp_path / "model.html")
         assert page.text.count(HOSTILE) == 3 + 3 + 2, "lineage, ledger, and the training settings among the CLAIM items"
 
     def test_a_changed_bundle_is_refused(self, store: Store, tmp_path: Path) -> None:
@@ -82,7 +77,7 @@ class TestStudy:
         diverged = trial(3, status="failed", error="the loss is nan; lower the learning rate")
         baseline = trial(0, 0.5, model="majority", parameters='{"family": "majority", "baseline": true}')
         write_study(store, [trial(2, 0.91, status="pruned"), diverged, trial(1, 0.9, 0.9754), baseline])
-        page = report(store, tmp_path / "study.html")
+        page = written_report(store, tmp_path / "study.html")
         assert "Trials 4 2 complete, 1 pruned, 1 failed" in page.text
         assert "Best AUC 0.9754 trial 1, cnn" in page.text
         assert "Time of all trials 4 min 00 s" in page.text
@@ -97,7 +92,7 @@ class TestStudy:
     def test_the_promoted_bundle(self, store: Store, tmp_path: Path) -> None:
         write_study(store, [trial(0, 0.97)])
         bundle = write_bundle(store.path / "best")
-        page = report(store, tmp_path / "study.html")
+        page = written_report(store, tmp_path / "study.html")
         assert interval(bundle.evaluation["val"]["metrics"]["auc"]) in page.text
         assert f"Bundle of the winner: {store.root}/best , model {bundle.model_id}" in page.text
 
@@ -105,7 +100,7 @@ class TestStudy:
         parameters = '{"family": "cnn", "note": "' + HOSTILE + '"}'
         failed = trial(1, status="failed", error=HOSTILE, parameters=parameters)
         write_study(store, [trial(0, 0.9, 0.8, model=HOSTILE, parameters=parameters), failed])
-        assert report(store, tmp_path / "study.html").text.count(HOSTILE) >= 5
+        assert written_report(store, tmp_path / "study.html").text.count(HOSTILE) >= 5
 
     @pytest.mark.parametrize(
         ("trials", "says"),
@@ -118,7 +113,7 @@ class TestStudy:
         self, store: Store, tmp_path: Path, trials: list[dict[str, Any]] | None, says: str
     ) -> None:
         write_study(store, trials)
-        page = report(store, tmp_path / "study.html")
+        page = written_report(store, tmp_path / "study.html")
         assert says in page.text
         assert page.charts == []
 
@@ -126,7 +121,7 @@ class TestStudy:
         good = [trial(n, 0.95, 0.96 + n / 10_000, seconds=4000.0) for n in range(40)]
         lost = trial(40, 0.31, status="pruned", seconds=30_000.0)
         write_study(store, [*good, lost])
-        page = report(store, tmp_path / "study.html")
+        page = written_report(store, tmp_path / "study.html")
         assert "Trials 41 40 complete, 1 pruned, 0 failed" in page.text
         assert "Core-hours spent" in page.text
         assert "The other 21 trials" in page.text

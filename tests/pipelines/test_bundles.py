@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import FILES, MANIFEST, Bundle, save_bundle
-from models.networks.zoo import build
-from models.statistics.calibration import Calibration
+from models.bundle import FILES, MANIFEST, Bundle
 from pipelines.bundles import cache_folder, evaluations, fetch_bundle, publish_bundle, record_evaluation
 from pipelines.errors import BundleError
-from pipelines.pages.card import render_card
 from pipelines.storage import Store, open_store
 from tests.models.synthetic import small_spec
+from tests.pipelines.bundles import save_untrained
 
 
 @pytest.fixture(autouse=True)
@@ -27,16 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    spec = small_spec("mlp")
-    return save_bundle(
-        tmp_path_factory.mktemp("saved") / "mlp",
-        render_card=render_card,
-        spec=spec,
-        state_dict=build(spec).state_dict(),
-        calibration=Calibration(temperature=1.0, operating_points={"balanced": 0.5}),
-        evaluation={},
-        lineage={"seed": 1},
-    )
+    return save_untrained(tmp_path_factory.mktemp("saved") / "mlp", small_spec("mlp"), lineage={"seed": 1})
 
 
 @pytest.fixture(params=["local", "rclone", "moto"])
@@ -117,15 +106,7 @@ class TestCache:
         self, bundle: Bundle, remote: Store, tmp_path: Path
     ) -> None:
         first = fetch_bundle(remote.root)
-        other = save_bundle(
-            tmp_path / "other",
-            render_card=render_card,
-            spec=bundle.spec,
-            state_dict=build(bundle.spec).state_dict(),
-            calibration=bundle.calibration,
-            evaluation={},
-            lineage={"seed": 2},
-        )
+        other = save_untrained(tmp_path / "other", bundle.spec, lineage={"seed": 2})
         publish_bundle(other.folder, remote.root)
         assert fetch_bundle(remote.root).model_id == other.model_id != first.model_id
 

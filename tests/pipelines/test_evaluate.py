@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle, save_bundle
+from models.bundle import Bundle
 from models.engines.choice import load_engine
 from models.films import Films
 from models.networks.zoo import build
@@ -17,9 +17,9 @@ from models.statistics.evaluation import evaluation_entry
 from pipelines.bundles import evaluations
 from pipelines.errors import InputError
 from pipelines.evaluate import BATCH, compare, evaluate
-from pipelines.pages.card import render_card
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films, small_spec
+from tests.pipelines.bundles import save_untrained
 from tests.pipelines.datasets import write_dataset
 
 SPLITS = {"val": blob_films(40, seed=1), "test": blob_films(2 * BATCH + 6, seed=2)}
@@ -44,25 +44,12 @@ def bundle(tmp_path: Path) -> Bundle:
     torch.manual_seed(3)
     network = build(spec)
     points = {"balanced": 0.5, "rule_out": 0.2}
-    draft = save_bundle(
-        tmp_path / "draft",
-        render_card=render_card,
-        spec=spec,
-        state_dict=network.state_dict(),
-        calibration=Calibration(temperature=1.0, operating_points=points),
-        evaluation={},
-        lineage={},
+    draft = save_untrained(
+        tmp_path / "draft", spec, network=network, calibration=Calibration(temperature=1.0, operating_points=points)
     )
     median = float(np.median(probabilities(draft, SPLITS["test"])))
-    return save_bundle(
-        tmp_path / "bundle",
-        render_card=render_card,
-        spec=spec,
-        state_dict=network.state_dict(),
-        calibration=Calibration(temperature=1.0, operating_points=points | {"balanced": median}),
-        evaluation={},
-        lineage={},
-    )
+    calibration = Calibration(temperature=1.0, operating_points=points | {"balanced": median})
+    return save_untrained(tmp_path / "bundle", spec, network=network, calibration=calibration)
 
 
 def probabilities(bundle: Bundle, films: Films) -> np.ndarray:
@@ -137,15 +124,7 @@ def test_what_the_graph_does_by_itself_needs_no_other_films(tmp_path: Path, data
     spec = replace(
         small_spec("mlp"), preprocessing=Preprocessing(size=SIZE // 2, decoded_size=SIZE, normalise="symmetric")
     )
-    save_bundle(
-        tmp_path / "small",
-        render_card=render_card,
-        spec=spec,
-        state_dict=build(spec).state_dict(),
-        calibration=Calibration(temperature=1.0, operating_points={"balanced": 0.5}),
-        evaluation={},
-        lineage={},
-    )
+    save_untrained(tmp_path / "small", spec)
     assert evaluate(str(tmp_path / "small"), dataset, "val").films == len(SPLITS["val"])
 
 
@@ -175,15 +154,7 @@ def test_subgroups_and_intervals_over_patients_stand_in_the_ledger(bundle: Bundl
 
 def test_models_are_compared_on_the_same_films(bundle: Bundle, dataset: str, tmp_path: Path) -> None:
     torch.manual_seed(4)
-    other = save_bundle(
-        tmp_path / "other",
-        render_card=render_card,
-        spec=bundle.spec,
-        state_dict=build(bundle.spec).state_dict(),
-        calibration=bundle.calibration,
-        evaluation={},
-        lineage={},
-    )
+    other = save_untrained(tmp_path / "other", bundle.spec, calibration=bundle.calibration)
     page = tmp_path / "comparison.html"
     summary = compare([str(bundle.folder), str(other.folder)], dataset, "test", report=str(page))
     alone = [evaluate(str(one.folder), dataset, "test") for one in (bundle, other)]
@@ -215,14 +186,12 @@ def test_a_share_of_disease_is_estimated_only_when_asked_for(
     entry = evaluation_entry(
         split="val", labels=films.labels, probability=good, subtypes=films.subtypes, calibration=points
     )
-    judged = save_bundle(
+    judged = save_untrained(
         tmp_path / "judged",
-        render_card=render_card,
-        spec=bundle.spec,
-        state_dict=bundle.network().state_dict(),
+        bundle.spec,
+        network=bundle.network(),
         calibration=bundle.calibration,
         evaluation={"val": entry},
-        lineage={},
     )
     page = tmp_path / "page.html"
     found = evaluate(str(judged.folder), dataset, "val", prior_shift=method, report=str(page)).prior_shift

@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.bundle import Bundle, save_bundle
-from models.networks.zoo import build
+from cluster.report import write_report
+from models.bundle import Bundle
 from models.spec import DISCLAIMER, ModelSpec, Preprocessing
 from models.statistics.calibration import Calibration, operating_points
 from models.statistics.evaluation import evaluation_entry
 from pipelines import contracts
-from pipelines.pages.card import render_card
 from pipelines.storage import Store
+from tests.pipelines.bundles import save_untrained
 
 HOSTILE = "<script>alert('$x')</script>"
 EVENING = datetime(2026, 11, 19, 22, 0, tzinfo=UTC)
@@ -65,11 +65,9 @@ def entry(split: str = "val", seed: int = 0, calibration: Calibration | None = N
 def write_bundle(folder: Path, **lineage: Any) -> Bundle:
     spec = ModelSpec(name="majority", preprocessing=Preprocessing(size=32))
     counts = {"train": {"films": 4684, "patients": 2490, "classes": {"NORMAL": 1208, "PNEUMONIA": 3476}}}
-    return save_bundle(
+    return save_untrained(
         folder,
-        render_card=render_card,
-        spec=spec,
-        state_dict=build(spec).state_dict(),
+        spec,
         calibration=_calibration(),
         evaluation={"val": entry()},
         lineage={"counts": counts, "history": history(0.9, 0.95), "best_epoch": 2, **lineage},
@@ -219,6 +217,12 @@ class Page(HTMLParser):
     def charts(self) -> list[str]:
         """What each chart says it shows."""
         return [attributes["aria-label"] or "" for tag, attributes in self.tags if tag == "svg"]
+
+
+def written_report(store: Store, out: Path, **options: Any) -> Page:
+    """The page that `rayscan report` writes to `out` of what lies in the store, checked."""
+    assert write_report(store.root, str(out), **options) == f"file://{out}"
+    return read_page(out.read_text())
 
 
 def read_page(html: str) -> Page:

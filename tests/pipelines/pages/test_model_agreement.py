@@ -7,20 +7,14 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cluster.report import write_report
 from pipelines.contracts import scan_id
 from pipelines.errors import InputError
 from pipelines.pages import model_agreement
-from pipelines.storage import Store, open_store
+from pipelines.storage import Store
 from pipelines.table.query import open_scores
-from tests.pipelines.pages.samples import HOSTILE, MODEL_ID, Outcome, Page, read_page, write_run
+from tests.pipelines.pages.samples import HOSTILE, MODEL_ID, Outcome, Page, write_run
 
 OTHER = "ffeeddccbbaa9988"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "it"))
 
 
 def write_both(
@@ -41,8 +35,7 @@ def write_both(
 
 
 def compared(store: Store, out: Path, a: str = MODEL_ID, b: str = OTHER) -> Page:
-    write_report(store.root, str(out), compare=f"{a},{b}")
-    return read_page(out.read_text())
+    return written_report(store, out, compare=f"{a},{b}")
 
 
 PAIRS: list[tuple[float | None, float | None]] = [

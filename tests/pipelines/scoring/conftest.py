@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import save_bundle
-from models.networks.zoo import build
 from models.statistics.calibration import Calibration
-from pipelines.pages.card import render_card
 from pipelines.phantom import broken_files, dicom_bytes, encode
 from pipelines.storage import Store, open_store
-from tests.models.synthetic import small_spec
+from tests.pipelines.bundles import save_untrained
 
 GOOD = 9
 BAD = {
@@ -31,19 +28,9 @@ BAD = {
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained cnn of 32 pixels: any probabilities will do here, as long as they are its own."""
     folder = tmp_path_factory.mktemp("bundles") / "cnn"
-    spec = small_spec()
     torch.manual_seed(3)
     calibration = Calibration(temperature=1.5, operating_points={"balanced": 0.5, "rule_out": 0.1})
-    save_bundle(
-        folder,
-        render_card=render_card,
-        spec=spec,
-        state_dict=build(spec).state_dict(),
-        calibration=calibration,
-        evaluation={},
-        lineage={},
-    )
-    return folder
+    return save_untrained(folder, calibration=calibration).folder
 
 
 def write_films(store: Store) -> int:
