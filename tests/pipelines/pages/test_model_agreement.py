@@ -12,7 +12,7 @@ from pipelines.errors import InputError
 from pipelines.pages import model_agreement
 from pipelines.storage import Store
 from pipelines.table.query import open_scores
-from tests.pipelines.pages.samples import HOSTILE, MODEL_ID, Outcome, Page, write_run
+from tests.pipelines.pages.samples import HOSTILE, MODEL_ID, Outcome, Page, write_run, written_report
 
 OTHER = "ffeeddccbbaa9988"
 
