@@ -4,10 +4,7 @@ The listing flows past; the ids of what was dealt with are the build side, 128 b
 Whatever outgrows MEMORY spills into a temporary folder. `tests/benchmarks/test_plan_scale.py` has the figures.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,12 +12,13 @@ import duckdb
 import pyarrow as pa
 
 from pipelines.contracts import PLAN, SCORES
-from pipelines.errors import InputError, RayscanError
+from pipelines.errors import RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
 from pipelines.ingest.catalog_info import no_scans
 from pipelines.ingest.listing import list_archive
 from pipelines.storage import Store, open_store
-from pipelines.table.parts import PartVanishedError, list_scores, local_parts, spoilt_part
+from pipelines.table.bounded import bounded_connection
+from pipelines.table.parts import PartVanishedError, list_scores, local_parts, refuse_spoilt
 from pipelines.table.query import create_scores_view
 
 MEMORY = "768MiB"
@@ -100,7 +98,8 @@ def with_stale(
         parts: list[Path] = []
         try:
             parts = _parts(store, model_id)
-            with _bounded() as connection:
+            with bounded_connection("plan", memory=MEMORY, threads=THREADS) as connection:
+                connection.execute("SET preserve_insertion_order = false")
                 _load_done(connection, parts, max_nights)
                 connection.register("listing", listing.reader())
                 result = use(connection, listing)
@@ -111,7 +110,7 @@ def with_stale(
                 raise listing.error from None
             if not all(part.exists() for part in parts):
                 continue
-            _refuse_spoilt(parts, error)
+            refuse_spoilt(parts, SCORES.names, error)
             raise
         if not listing.rows:  # an S3 prefix with a typo lists nothing, too: that night must not pass for a quiet one
             raise no_scans(open_store(source))
@@ -125,18 +124,6 @@ def _parts(store: Store, model_id: str) -> list[Path]:
     return local_parts(store, list_scores(store, f"scores/model={model_id}"))
 
 
-@contextmanager
-def _bounded() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that holds at most MEMORY and spills the rest."""
-    with tempfile.TemporaryDirectory(prefix="rayscan-plan-") as folder, duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY}'")
-        connection.execute(f"SET threads = {min(THREADS, os.cpu_count() or 1)}")
-        connection.execute("SET preserve_insertion_order = false")
-        connection.execute("SET enable_progress_bar = false")  # it goes to stdout, where results go
-        connection.execute("SET temp_directory = '{}'".format(folder.replace("'", "''")))
-        yield connection
-
-
 def _load_done(connection: duckdb.DuckDBPyConnection, parts: list[Path], max_nights: int) -> None:
     """Make the tables `done` and `tired`, of one column `key`: dealt with, and failed in too many runs."""
     create_scores_view(connection, parts)
@@ -146,13 +133,3 @@ def _load_done(connection: duckdb.DuckDBPyConnection, parts: list[Path], max_nig
         " GROUP BY ALL HAVING count(DISTINCT run_id) >= ?",
         [max_nights],
     )
-
-
-def _refuse_spoilt(parts: list[Path], error: duckdb.Error) -> None:
-    spoilt = spoilt_part(parts, SCORES.names)
-    if spoilt:
-        part, fault = spoilt
-        raise InputError(
-            f"the scores cannot be read: {part} is spoilt ({fault}); restore it, or move it and its run's folder away"
-            " and score again"
-        ) from error

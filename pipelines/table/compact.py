@@ -15,9 +15,7 @@ A part of more than half of ROWS rows is left alone from then on, so a row is re
 """
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ import pyarrow.parquet as pq
 from pipelines.contracts import SCORES
 from pipelines.errors import InputError, NotFoundError, StorageError
 from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table.bounded import bounded_connection
 from pipelines.table.lease import held_lease
 from pipelines.table.parts import (
     FETCH_THREADS,
@@ -52,6 +51,7 @@ ROWS = 1_000_000
 """Most rows of a compacted part made of several."""
 ROWS_PER_GROUP = 122_880
 MEMORY = "1GiB"
+THREADS = 4
 ATTEMPTS = 10
 """Lost races and vanished parts, in a row, before it gives up."""
 
@@ -265,12 +265,8 @@ def _merged(files: list[Path], names: set[str]) -> tuple[bytes, int]:
 
 
 def _sorted_groups(files: list[Path]) -> Iterator[pa.Table]:
-    with tempfile.TemporaryDirectory(prefix="rayscan-compact-") as folder, duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY}'")
-        connection.execute(f"SET threads = {min(4, os.cpu_count() or 1)}")
-        connection.execute("SET temp_directory = '{}'".format(folder.replace("'", "''")))
+    with bounded_connection("compact", memory=MEMORY, threads=THREADS) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET enable_progress_bar = false")  # it goes to stdout, where results go
         try:
             create_scores_view(connection, files)
             query = f"SELECT {', '.join(SCORES.names)} FROM scores ORDER BY uri, scored_at, scan_id"  # noqa: S608

@@ -136,6 +136,17 @@ def spoilt_part(files: Iterable[Path], columns: list[str]) -> tuple[Path, str] |
     return None
 
 
+def refuse_spoilt(files: Iterable[Path], columns: list[str], error: Exception) -> None:
+    """Raise `InputError` from `error` if one of these parts is spoilt, naming it; `error` may name none, or another."""
+    spoilt = spoilt_part(files, columns)
+    if spoilt:
+        part, fault = spoilt
+        raise InputError(
+            f"the scores cannot be read: {part} is spoilt ({fault}); restore it, or move it and its run's folder away"
+            " and score again"
+        ) from error
+
+
 def _listed(store: Store, prefix: str) -> list[ObjectInfo]:
     return [info for chunk in store.list(prefix) for info in chunk]
 

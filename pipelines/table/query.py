@@ -38,7 +38,7 @@ from pipelines.table.parts import (
     live_parts,
     local_parts,
     mirror_folder,
-    spoilt_part,
+    refuse_spoilt,
 )
 from pipelines.table.presence import is_scores, no_run
 from pipelines.table.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
@@ -223,17 +223,11 @@ def _refuse_vanished(parts: Iterable[Path]) -> None:
 
 
 def _refuse_spoilt(parts: Iterable[Path], error: duckdb.Error) -> None:
-    """Raise `InputError` naming the spoilt part, if one is at fault; the answer of DuckDB may name none, or another."""
+    """Raise `InputError` naming the spoilt part, if the error is one that a spoilt part can cause."""
     if isinstance(
         error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
     ):
-        spoilt = spoilt_part(parts, SCORES.names)
-        if spoilt:
-            part, fault = spoilt
-            raise InputError(
-                f"the scores cannot be read: {part} is spoilt ({fault}); restore it, or move it and its run's folder"
-                " away and score again"
-            ) from error
+        refuse_spoilt(parts, SCORES.names, error)
 
 
 def _unglobbed(path: Path) -> str:
