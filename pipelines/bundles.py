@@ -1,6 +1,6 @@
-"""Bundles between their URI and this machine: publish one, bring one into a verified local cache, note a test read.
+"""Bundles at a URI: publish one, fetch one into a verified local cache, record who read a test split.
 
-`models/bundle.py` knows local folders only; here they meet object storage.
+`models/bundle.py` knows local folders only; this module adds object storage.
 """
 
 import json
@@ -19,13 +19,13 @@ from pipelines.storage import Store, open_store
 
 
 def cache_folder(kind: str) -> Path:
-    """Where what can be had again is kept: remote `bundles`, `scores`, `features` of films, `folds`.
+    """The cache for things that can be fetched or computed again: `bundles`, `scores`, `features` of films, `folds`.
 
-    In RAYSCAN_CACHE or `~/.cache/rayscan`; made for its owner only.
+    In RAYSCAN_CACHE or `~/.cache/rayscan`; readable by its owner only.
     """
     cache = Path(os.environ.get("RAYSCAN_CACHE") or "~/.cache/rayscan").expanduser().absolute()
     folder = cache / kind
-    # The folder itself, too: RAYSCAN_CACHE may be a scratch folder that everyone can read.
+    # The cache folder itself too: RAYSCAN_CACHE may lie in a scratch folder that everyone can read.
     for made in (cache, folder):
         made.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
@@ -40,9 +40,9 @@ def publish_bundle(folder: Path, uri: str) -> None:
 
 
 def fetch_bundle(uri: str) -> Bundle:
-    """The bundle at a URI, verified. A remote one is kept by its model id and not fetched again.
+    """The bundle at a URI, verified. A remote one is cached by its model id and not fetched again.
 
-    Raises `BundleError` when the bundle is absent, incomplete or changed after it was made.
+    Raises `BundleError` if the bundle is absent, incomplete or was changed after it was made.
     """
     store = open_store(uri)
     if store.is_local:
@@ -54,7 +54,7 @@ def fetch_bundle(uri: str) -> Bundle:
 
 
 def record_evaluation(uri: str, entry: Mapping[str, Any]) -> None:
-    """Add one line to the bundle's ledger: who reads a test split often fits to it. Never part of the model id."""
+    """Add an entry to the bundle's ledger: reading a test split often means fitting to it. Not part of the model id."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     open_store(uri).create(f"ledger/{stamp}-{secrets.token_hex(3)}.json", json.dumps(dict(entry), indent=1).encode())
 
@@ -81,20 +81,20 @@ def _model_id(store: Store) -> str:
 
 
 def _download(store: Store, folder: Path) -> None:
-    """Fetch to one side and rename, so that two processes of one node never see half a bundle."""
-    side = Path(tempfile.mkdtemp(dir=folder.parent))
+    """Fetch into a temporary folder and rename it, so that no other process on this node sees half a bundle."""
+    partial = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         manifest = store.get(MANIFEST)
-        (side / MANIFEST).write_bytes(manifest)
+        (partial / MANIFEST).write_bytes(manifest)
         for name in files_of(manifest):
-            (side / name).write_bytes(store.get(name))
-        load_bundle(side)
-        side.rename(folder)
+            (partial / name).write_bytes(store.get(name))
+        load_bundle(partial)
+        partial.rename(folder)
     except NotFoundError as error:
         raise BundleError(f"{error}; {store.root} is not a whole bundle") from error
     except OSError:
-        # Another process of this node was first; its copy is verified as ours was.
+        # Another process on this node was faster; its copy was verified like ours.
         if not folder.exists():
             raise
     finally:
-        shutil.rmtree(side, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)

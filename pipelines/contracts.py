@@ -1,7 +1,7 @@
-"""Every table rayscan writes, and the closed lists their columns draw from. The only definition.
+"""The schema of every table rayscan writes, and the closed lists of values; defined here only.
 
-Fields of DICOM headers pass an allow-list before they reach any of these tables: no patient name, birth date,
-accession number or raw patient id is ever written. `patient_key` is an HMAC (see `pipelines/ingest/patients.py`).
+DICOM header fields pass an allow-list before they reach these tables: no patient name, birth date, accession number
+or raw patient id is ever written. `patient_key` is an HMAC (see `pipelines/ingest/patients.py`).
 """
 
 import hashlib
@@ -11,19 +11,19 @@ import pyarrow as pa
 
 
 class Status(StrEnum):
-    """What became of one scan of a plan."""
+    """The outcome of one scan of a plan."""
 
     SCORED = "scored"
     REJECTED = "rejected"
     """Readable, but not a film for this model."""
     UNREADABLE = "unreadable"
-    """The bytes are not a scan that can be decoded; reading them again will not help."""
+    """The bytes cannot be decoded; reading them again will not help."""
     FAILED = "failed"
-    """Transient: storage or machine failed; the next run tries again."""
+    """Transient: storage or a machine failed; the next run tries again."""
 
 
 class Reason(StrEnum):
-    """Why a scan was not scored. The closed list; STATUS_OF_REASON says which status each belongs to."""
+    """Why a scan was not scored: a closed list. STATUS_OF_REASON gives the status of each."""
 
     # unreadable
     EMPTY_FILE = "empty_file"
@@ -82,7 +82,7 @@ STATUS_OF_REASON: dict[Reason, Status] = {
 LABELS = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
 EXCLUDED = "excluded"
-"""Split of a film whose patient stands in the archive's own test folder: it may serve neither side."""
+"""Split of a film outside test whose patient also has films in the archive's test folder; it is used for nothing."""
 
 
 def scan_id(uri: str, etag: str) -> str:
@@ -99,7 +99,7 @@ CATALOG = pa.schema(
         pa.field("etag", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("modified", TIMESTAMP, nullable=False),
-        pa.field("format", pa.string()),  # jpeg, png, dicom; null where only the content can tell
+        pa.field("format", pa.string()),  # jpeg, png or dicom by the file name; null if the name does not tell
         pa.field("site", pa.string()),
         pa.field("patient_key", pa.string()),
         pa.field("study_date", pa.date32()),
@@ -111,14 +111,14 @@ CATALOG = pa.schema(
         pa.field("label", pa.string()),  # one of LABELS
         pa.field("subtype", pa.string()),  # bacteria, virus
         pa.field("split", pa.string()),  # one of SPLITS, or EXCLUDED
-        pa.field("content_hash", pa.string()),  # with --inspect: BLAKE2b of the bytes, to find copies
+        pa.field("content_hash", pa.string()),  # with --inspect: BLAKE2b of the bytes, to find duplicates
         pa.field("problem", pa.string()),  # with --inspect: the Reason this file cannot be read
     ]
 )
 
 
 def dataset_schema(size: int) -> pa.Schema:
-    """Prepared films: `pixels` is a fixed-shape uint8 tensor column of [size, size] grey levels."""
+    """Prepared films; `pixels` is a fixed-shape tensor column of uint8 grey levels [size, size]."""
     return pa.schema(
         [
             pa.field("scan_id", pa.string(), nullable=False),
@@ -164,8 +164,8 @@ SCORES = pa.schema(
         pa.field("prediction", pa.string()),  # one of LABELS, at `operating_point`
         pa.field("operating_point", pa.string()),
         pa.field("ood_score", pa.float32()),  # distance from the training films in feature space
-        pa.field("grey_mean", pa.float32()),  # grey levels of the decoded film, 0 to 255: what drift is judged by
-        pa.field("grey_spread", pa.float32()),
+        pa.field("grey_mean", pa.float32()),  # mean grey level of the decoded film, 0 to 255; used to detect drift
+        pa.field("grey_spread", pa.float32()),  # standard deviation of the grey levels
         pa.field("model_id", pa.string(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
@@ -181,10 +181,8 @@ TRIALS = pa.schema(
         pa.field("model", pa.string()),
         pa.field("parameters", pa.string(), nullable=False),  # JSON
         pa.field("auc", pa.float64()),  # of the best epoch, on the validation films
-        pa.field(
-            "objective", pa.float64()
-        ),  # of the same epoch; null in studies from before there were others than auc
-        pa.field("latency_ms", pa.float64()),  # a film, on the engine of the trial's machine; null where nobody asked
+        pa.field("objective", pa.float64()),  # of the same epoch; null in studies made before other objectives existed
+        pa.field("latency_ms", pa.float64()),  # per film, on the engine of the trial's machine; null if not measured
         pa.field("epochs", pa.int32(), nullable=False),
         pa.field("history", pa.string(), nullable=False),  # JSON: metrics of each epoch
         pa.field("seconds", pa.float64(), nullable=False),

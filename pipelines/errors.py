@@ -1,13 +1,13 @@
 """The exception tree.
 
-RayscanError                  exit 1   one line for the person, no traceback
+RayscanError                  exit 1   one line for the user, no traceback
 ├── InputError                exit 2   wrong usage or input: what, and how to mend it
-│   ├── BundleError           exit 2   a model bundle is incomplete or was tampered with
+│   ├── BundleError           exit 2   a model bundle is incomplete or was changed
 │   ├── NotFoundError         exit 2   no object at this URI
 │   │   └── NoBucketError     exit 2   not even the bucket it would be in
 │   └── AccessError           exit 2   the store refuses these credentials
 ├── StorageError              exit 1   the store failed after bounded retries; worth trying again later
-├── IncompleteError           exit 3   work is left over; the same command resumes it
+├── IncompleteError           exit 3   work is left; the same command resumes it
 └── ScanError                 (never reaches the command line: it becomes a row)
     ├── UnreadableScanError            the bytes are not a readable scan
     └── RejectedScanError              readable, but not a film for this model
@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 from models.errors import BundleError, InputError, RayscanError
 
 if TYPE_CHECKING:
-    from pipelines.contracts import Reason  # pyarrow takes a fifth of a second, and what raises these may be light
+    from pipelines.contracts import (
+        Reason,
+    )  # importing pyarrow takes a fifth of a second, and light modules raise these errors
 
 __all__ = [
     "AccessError",
@@ -43,7 +45,7 @@ class NotFoundError(InputError):
 
 
 class NoBucketError(NotFoundError):
-    """The bucket is not there: what it held cannot be told from what it never held."""
+    """The bucket does not exist, so nothing can be said about what it held."""
 
 
 class AccessError(InputError):
@@ -51,17 +53,17 @@ class AccessError(InputError):
 
 
 class StorageError(RayscanError):
-    """The store failed after bounded retries: throttled, unreachable or broken. Worth trying again later."""
+    """The store failed after bounded retries: throttled, unreachable or broken. Try again later."""
 
 
 class IncompleteError(RayscanError):
-    """Work is left over; the message says how much. The same command resumes it."""
+    """Work is left; the message says how much. The same command resumes it."""
 
     exit_code = 3
 
 
 class ScanError(RayscanError):
-    """One scan cannot be scored. It becomes a row with this reason, never an abort."""
+    """One scan cannot be scored. It becomes a row with this reason; it never stops a run."""
 
     def __init__(self, reason: "Reason") -> None:
         super().__init__(reason.value)

@@ -1,4 +1,4 @@
-"""`rayscan evaluate`: one model on one split of one data set. Reading the test split is written into the ledger."""
+"""`rayscan evaluate`: one or more models on one split of a data set. Each read of a test split is recorded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSummary:
-    """How a model did, at its default operating point."""
+    """How a model performed, at its default operating point."""
 
     model_id: str
     dataset: str
@@ -40,14 +40,14 @@ class EvaluationSummary:
     """As models.statistics.metrics.Evaluation.to_json gives them."""
     subtypes: Mapping[str, Any]
     prior_shift: Mapping[str, Any] | None
-    """Where it was asked for: `training`, `estimated` and `true` share of disease; `brier` and `ece` before, after."""
+    """If asked for: `training`, `estimated` and `true` prevalence; `brier` and `ece` before and after correction."""
     report: str | None
     notice: str = DISCLAIMER
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSummary:
-    """How several models did on the same films, in the order they were named."""
+    """How several models performed on the same films, in the order given."""
 
     dataset: str
     split: str
@@ -57,8 +57,8 @@ class ComparisonSummary:
     notice: str = DISCLAIMER
 
     def in_short(self) -> dict[str, Any]:
-        """A line for each model, at its default operating point."""
-        return {**vars(self), "models": [_in_words(one) for one in self.models]}
+        """One line per model, at its default operating point."""
+        return {**vars(self), "models": [_in_words(summary) for summary in self.models]}
 
 
 def evaluate(
@@ -66,45 +66,47 @@ def evaluate(
 ) -> EvaluationSummary:
     """Score the films of a split and compare with their labels; `report` names a page to write.
 
-    `prior_shift`, one of `models.statistics.prior_shift.METHODS`, estimates the share of disease from the scores alone,
-    and says what probabilities corrected for it would be worth: the entry gets `prior_shift`. Nothing else changes by
-    it.
+    `prior_shift`, one of `models.statistics.prior_shift.METHODS`, estimates the prevalence from the scores alone and
+    reports how good probabilities corrected for it would be, in the entry `prior_shift`. It changes nothing else.
 
     Raises `InputError` when the data set was not prepared as the model expects its films.
     """
     films = _films([bundle_uri], dataset, split)
-    one = _judge(bundle_uri, dataset, split, films, prior_shift)
+    model = _judge(bundle_uri, dataset, split, films, prior_shift)
     if report:
-        page = evaluation_page(one.entry, model=one.name, model_id=one.model_id, dataset=dataset)
+        page = evaluation_page(model.entry, model=model.name, model_id=model.model_id, dataset=dataset)
         report = put_page(page, report)
-    return _summary(one, dataset, split, films, report)
+    return _summary(model, dataset, split, films, report)
 
 
 def compare(bundle_uris: Sequence[str], dataset: str, split: str, *, report: str | None = None) -> ComparisonSummary:
-    """The same for several models on the same films; `report` names a page that shows them side by side.
+    """`evaluate` several models on the same films; `report` names a page that shows them side by side.
 
-    Raises `InputError` as `evaluate`, and when two of the bundles are one model.
+    Raises `InputError` as `evaluate` does, and when two of the bundles hold the same model.
     """
     films = _films(bundle_uris, dataset, split)
     judged = [_judge(uri, dataset, split, films) for uri in bundle_uris]
-    if len({one.model_id for one in judged}) < len(judged):
+    if len({model.model_id for model in judged}) < len(judged):
         raise InputError("two of the bundles hold the same model; name each once")
-    names = [one.name for one in judged]
-    told = [replace(one, name=f"{one.name} {one.model_id[:6]}") if names.count(one.name) > 1 else one for one in judged]
+    names = [model.name for model in judged]
+    labelled = [
+        replace(model, name=f"{model.name} {model.model_id[:6]}") if names.count(model.name) > 1 else model
+        for model in judged
+    ]
     if report:
-        report = put_page(comparison_page(films.labels, told, split=split, dataset=dataset), report)
-    models = [_summary(one, dataset, split, films, None) for one in judged]
+        report = put_page(comparison_page(films.labels, labelled, split=split, dataset=dataset), report)
+    models = [_summary(model, dataset, split, films, None) for model in judged]
     return ComparisonSummary(dataset=dataset, split=split, films=len(films), models=models, report=report)
 
 
-def _in_words(one: EvaluationSummary) -> str:
-    figures = (f"{name} {one.metrics[name]['value']:.3f}" for name in ("accuracy", "sensitivity", "specificity"))
-    auc = one.metrics["auc"]
-    return f"{one.model_id}  AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}), {', '.join(figures)}"
+def _in_words(summary: EvaluationSummary) -> str:
+    figures = (f"{name} {summary.metrics[name]['value']:.3f}" for name in ("accuracy", "sensitivity", "specificity"))
+    auc = summary.metrics["auc"]
+    return f"{summary.model_id}  AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}), {', '.join(figures)}"
 
 
 def _films(bundle_uris: Sequence[str], dataset: str, split: str) -> Films:
-    """The films of the split, when they are what all these models take."""
+    """The films of the split, checked to be what all these models take."""
     specs = [fetch_bundle(uri).spec for uri in bundle_uris]
     info = read_dataset_info(dataset)
     for spec in specs:
@@ -147,8 +149,8 @@ def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift:
 def _prior_shift(bundle: Bundle, method: str, films: Films, probability: npt.NDArray[np.float32]) -> dict[str, Any]:
     known = bundle.evaluation.get("val", {}).get("metrics")
     if method not in METHODS or not known:
-        what = f"there is no estimate {method!r} of a prior; choose {' or '.join(METHODS)}"
-        raise InputError(what if known else f"{bundle.model_id} does not say how it did on validation films")
+        what = f"unknown estimate of the prevalence {method!r}; choose {' or '.join(METHODS)}"
+        raise InputError(what if known else f"{bundle.model_id} does not record its results on validation films")
     training = known["positives"] / known["n"]
     if method == "saerens":
         shift = saerens(probability, training)
@@ -164,16 +166,16 @@ def _prior_shift(bundle: Bundle, method: str, films: Films, probability: npt.NDA
     }
 
 
-def _summary(one: EvaluatedModel, dataset: str, split: str, films: Films, report: str | None) -> EvaluationSummary:
+def _summary(model: EvaluatedModel, dataset: str, split: str, films: Films, report: str | None) -> EvaluationSummary:
     return EvaluationSummary(
-        model_id=one.model_id,
+        model_id=model.model_id,
         dataset=dataset,
         split=split,
         films=len(films),
-        operating_point=one.entry["operating_point"],
-        metrics=one.entry["metrics"],
-        subtypes=one.entry["subtypes"],
-        prior_shift=one.entry.get("prior_shift"),
+        operating_point=model.entry["operating_point"],
+        metrics=model.entry["metrics"],
+        subtypes=model.entry["subtypes"],
+        prior_shift=model.entry.get("prior_shift"),
         report=report,
     )
 

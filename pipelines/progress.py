@@ -1,8 +1,7 @@
 """Progress of long work on stderr: a bar on a terminal, a plain line every few seconds anywhere else.
 
-One thing is drawn at a time. While it is, rich takes the place of `sys.stderr` and puts what is written there above the
-picture; so a log handler must look `sys.stderr` up for each line (`cluster/output.py`) and not keep the stream it began
-with.
+Only one thing is drawn at a time. Meanwhile rich replaces `sys.stderr` and prints what is written there above the
+picture, so a log handler must look up `sys.stderr` for each line (`cluster/output.py`) and not keep the first stream.
 """
 
 import logging
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10
 ROOMY = 60
-"""Columns from which on a terminal has room for the time beside the bar."""
+"""Terminal columns from which on there is room for the time beside the bar."""
 
 log = logging.getLogger("rayscan")
 
 
 class Advance(Protocol):
-    """Call it with what was done since the last call."""
+    """Called with the amount of work done since the last call."""
 
     def __call__(self, done: int) -> None:
         """Move on by `done`."""
@@ -42,7 +41,7 @@ def progress(what: str, total: int, unit: str = "scans") -> Iterator[Advance]:
 
 @contextmanager
 def live(picture: Callable[[], "RenderableType"]) -> Iterator[None]:
-    """On a terminal, draw the picture four times a second while the block runs, and wipe it out at the end."""
+    """On a terminal, redraw the picture four times a second while the block runs, and erase it at the end."""
     console = terminal()
     if console is None:
         yield
@@ -54,7 +53,7 @@ def live(picture: Callable[[], "RenderableType"]) -> Iterator[None]:
 
 
 def terminal() -> "Console | None":
-    """The terminal on stderr; None where stderr is none, or one on which nothing can be drawn over (TERM=dumb)."""
+    """The terminal on stderr; None if stderr is not a terminal, or cannot redraw (TERM=dumb)."""
     if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown"):
         return None
     from rich.console import Console  # noqa: PLC0415 (only on a terminal)

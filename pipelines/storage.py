@@ -1,12 +1,12 @@
-"""Every byte rayscan reads or writes goes through here: one `Store` a root, on S3, GCS, Azure or local disk.
+"""All reading and writing goes through here: a `Store` is one root on S3, GCS, Azure or local disk.
 
-The carrier is obstore (Rust's object_store): a GET costs about half the CPU of pyarrow's and a third of boto3's, it
-lists etags, knows conditional puts, and its local put is atomic too. Credentials come from boto3's chain; an
-S3-compatible server (Ceph, MinIO, `rclone serve s3`) is named by AWS_ENDPOINT_URL.
+It uses obstore (Rust's object_store): a GET costs about half the CPU of pyarrow's and a third of boto3's, listings
+contain etags, conditional puts are supported, and a local put is atomic too. Credentials come from boto3's chain; an
+S3-compatible server (Ceph, MinIO, `rclone serve s3`) is set by AWS_ENDPOINT_URL.
 
-A single-object put is the unit of commit: whole or not at all. A folder is committed by the object written last.
-Requests answered 5xx or 429, and broken connections, are tried again at most RETRIES times with jittered, growing
-pauses; after that a `StorageError` goes up.
+A put of one object is the unit of commit: whole or not at all. A folder is committed by the object written last.
+Requests answered with 5xx or 429, and broken connections, are retried at most RETRIES times with growing, jittered
+pauses; then a `StorageError` is raised.
 """
 
 import errno
@@ -49,24 +49,24 @@ class ObjectInfo:
     size: int
     """Bytes."""
     etag: str
-    """Changes when the content does, without the quotes HTTP puts around it."""
+    """Changes when the content changes; without the quotes that HTTP puts around it."""
     modified: datetime
-    """With time zone UTC."""
+    """In UTC."""
 
 
 @dataclass(frozen=True)
 class Store:
     """One root: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`. Cheap to pickle: it holds only the URI.
 
-    Every method raises `AccessError` when the credentials are missing or refused, and `StorageError` when the store
-    still fails after the retries.
+    Every method raises `AccessError` if the credentials are missing or refused, and `StorageError` if the store still
+    fails after the retries.
     """
 
     root: str
     """Canonical URI without a trailing slash; build one with `open_store`."""
 
     def uri(self, key: str) -> str:
-        """Full URI of a key. Keys are not percent-encoded: the URI reads as the file name does."""
+        """Full URI of a key. Keys are not percent-encoded: the URI contains the file name as it is."""
         return f"{self.root}/{key}" if key else self.root
 
     def child(self, key: str) -> "Store":
@@ -96,7 +96,7 @@ class Store:
         object.__setattr__(self, "root", state["root"])
 
     def list(self, prefix: str = "") -> Iterator[list[ObjectInfo]]:
-        """All objects below a folder, in chunks as the store gives them, in no particular order.
+        """All objects below a folder, in the store's own chunks, in no particular order.
 
         Raises `NotFoundError` when the bucket or the local root does not exist; an empty folder lists nothing.
         """
@@ -106,13 +106,13 @@ class Store:
             while True:
                 try:
                     for chunk in obstore.list(self._backend, prefix=prefix or None, offset=last or None):
-                        # Not every S3 server knows offsets.
+                        # Not every S3 server supports offsets.
                         infos = [_info(meta) for meta in chunk if self.is_local or meta["path"] > last]
                         last, failures = max((info.key for info in infos), default=last), 0
                         yield infos
                 except exceptions.BaseError as error:
                     # obstore resumes the body of an object that was cut off, but not that of a listing. Servers list
-                    # in the order of the keys, so it goes on behind the last one that came.
+                    # keys in order, so the listing continues after the last key received.
                     failures += 1
                     if _CUT_OFF not in str(error) or failures > RETRIES:
                         raise
@@ -130,7 +130,7 @@ class Store:
         return self.get_version(key)[0]
 
     def get_version(self, key: str) -> tuple[bytes, str]:
-        """The whole object, and the etag of the version these bytes are. Raises `NotFoundError`."""
+        """The whole object and the etag of the version that was read. Raises `NotFoundError`."""
         self._require_root()
         with _translated(self.uri(key)):
             answer = obstore.get(self._backend, key)
@@ -156,7 +156,7 @@ class Store:
         return True
 
     def has_conditional_put(self) -> bool:
-        """Whether `create` really refuses a taken key here; found out by trying, on a key of its own."""
+        """Whether `create` really refuses an existing key here; tested on a key of its own."""
         key = f".rayscan-probe-{secrets.token_hex(8)}"
         try:
             return self.create(key, b"") and not self.create(key, b"")
@@ -164,7 +164,7 @@ class Store:
             self.delete(key)
 
     def clock(self) -> datetime:
-        """The time by the store's own clock, told by an object written just now; UTC, in whole seconds on S3."""
+        """The time on the store's own clock, read from an object written just now; UTC, whole seconds on S3."""
         key = f".rayscan-clock-{secrets.token_hex(8)}"
         try:
             self.put(key, b"")
@@ -173,13 +173,13 @@ class Store:
             self.delete(key)
 
     def require_writable(self) -> None:
-        """Raise now what a later put would raise: before the work whose result is to be put there."""
+        """Raise what a later put would raise, before the work whose result is to be stored here."""
         self.clock()
 
     def require_place(self) -> None:
-        """Raise now, and touch nothing, what a put would raise: no folder can be made here, no bucket, no credentials.
+        """Raise what a put would raise (folder cannot be made, no bucket, no credentials) without writing anything.
 
-        Who may write to a bucket need not be allowed to list it, so that refusal is none here.
+        A user who may write to a bucket need not be allowed to list it, so a refused listing raises nothing.
         """
         if self.is_local:
             self._require_room()
@@ -189,7 +189,7 @@ class Store:
             next(self.list(), None)
 
     def _require_room(self) -> None:
-        # os.path takes a folder behind one that may not be searched for absent; Path.exists would raise
+        # os.path.exists is False below a folder that may not be searched, where Path.exists would raise
         there = next(folder for folder in (self.path, *self.path.parents) if os.path.exists(folder))
         reason = ""
         if not there.is_dir():
@@ -200,7 +200,7 @@ class Store:
             raise _no_folder(self.path, f"{reason}: {there}" if there != self.path else reason)
 
     def delete_all(self, keys: Sequence[str]) -> None:
-        """Remove many objects, as many a request as the store takes; absent ones are no error."""
+        """Remove many objects, as many per request as the store takes; absent ones are no error."""
         with _translated(self.root):
             try:
                 obstore.delete(self._backend, list(keys))
@@ -251,7 +251,7 @@ def open_store(uri: str) -> Store:
 
 
 def split_uri(uri: str) -> tuple[Store, str]:
-    """The store holding one object, and the object's key in it. Stores are kept per process, one a bucket."""
+    """The store that holds an object, and the object's key in it. One store per bucket is kept in the process."""
     scheme, _, rest = uri.partition("://")
     if scheme == "file":
         return _kept_store("file://"), rest.lstrip("/")
@@ -266,7 +266,7 @@ def read_object(uri: str) -> bytes:
 
 
 def require_file(uri: str, what: str) -> None:
-    """Raise `NotFoundError` unless there is an object at a URI or a file at a local path; `what` it is to be."""
+    """Raise `NotFoundError` unless there is an object at a URI or local path; `what` names it in the message."""
     store, key = split_uri(open_store(uri).root)
     absent = NotFoundError(f"{uri}: there is no such {what}; check the path")
     if store.is_local and not (store.path / key).is_file():
@@ -306,7 +306,7 @@ def _connect_s3(bucket: str, prefix: str) -> S3Store:
     except ValueError as error:
         raise AccessError(
             f"s3://{bucket}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or AWS_PROFILE, or run where an instance role stands"
+            "or AWS_PROFILE, or run on a machine with an instance role"
         ) from error
     options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or credentials.config.get("region", "us-east-1")}
     if endpoint:
@@ -322,7 +322,7 @@ def _info(meta: Any) -> ObjectInfo:
 
 @contextmanager
 def _translated(uri: str) -> Iterator[None]:
-    """Turn what obstore raises into the tree of `pipelines/errors.py`, naming the object."""
+    """Turn obstore's exceptions into those of `pipelines/errors.py`, naming the object."""
     try:
         yield
     except FileNotFoundError as error:

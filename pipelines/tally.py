@@ -1,10 +1,10 @@
-"""Counts scans while their shards are still being worked on, so that a bar moves before the first shard ends.
+"""Counts scans while their shards are still in work, so that the progress bar moves before the first shard ends.
 
-Ray Data hands the driver one row a shard, at its end. So the workers tell a small actor how far they are, twice a
-second at most, and the driver asks it. It costs one process, next to the driver. The alternatives refused: shards of a
-few scans (a part and a marker each), and Ray's internal key-value store (no public interface).
+Ray Data gives the driver one row per shard, at its end. So the workers report to a small actor how far they are, at
+most twice a second, and the driver asks it. It costs one process on the driver's node. Alternatives refused: shards of
+a few scans (a part and a marker each), and Ray's internal key-value store (no public interface).
 
-What is counted is for people to look at: if the actor is lost, the count goes by whole shards, and the work goes on.
+The count is only for display: if the actor is lost, it continues by whole shards, and the work goes on.
 """
 
 import logging
@@ -20,38 +20,38 @@ from pipelines.progress import Advance
 T = TypeVar("T")
 
 REPORT_SECONDS: Final = 0.5
-"""Between two reports of a worker, and between two questions of the driver."""
+"""Seconds between two reports of a worker, and between two questions of the driver."""
 ANSWER_SECONDS: Final = 30.0
-"""The tally's process may take a while to start on a busy machine; an answer later than that will not come."""
+"""Seconds the driver waits for an answer: the actor's process may start slowly on a busy machine."""
 
 log = logging.getLogger("rayscan")
 
 
 class Tally:
-    """The actor: how many scans of each shard have been read, of the shards that somebody reported on lately."""
+    """The actor: scans read so far of each shard reported on since the last `take`."""
 
     def __init__(self) -> None:
         self._read: dict[int, int] = {}
 
     def report(self, shard: int, read: int) -> None:
-        """So many scans of this shard have been read."""
+        """Note that `read` scans of this shard have been read."""
         self._read[shard] = read
 
     def take(self) -> dict[int, int]:
-        """What was reported since the last call: shard -> scans."""
+        """The reports since the last call: shard -> scans read."""
         read, self._read = self._read, {}
         return read
 
 
 @dataclass(frozen=True)
 class Reporter:
-    """What a worker reports through. Picklable; without a tally it reports nothing."""
+    """A worker's side of the count. Picklable; without a tally it reports nothing."""
 
     tally: Any = None
     """Handle of the `Tally` actor."""
 
     def counted(self, shard: int, scans: Iterable[T]) -> Iterator[T]:
-        """The scans of one shard as they are read, reported on the way."""
+        """Pass on the scans of one shard as they are read, and report their number."""
         due = 0.0
         for read, scan in enumerate(scans, 1):
             if self.tally is not None and (now := time.monotonic()) >= due:
@@ -64,7 +64,7 @@ SILENT: Final = Reporter()
 
 
 class Count:
-    """The driver's side: what has been read of all shards, those that have ended and those under way."""
+    """The driver's side: scans read of all shards, ended and in work."""
 
     def __init__(self, advance: Advance, reporter: Reporter) -> None:
         self.reporter = reporter
@@ -77,13 +77,13 @@ class Count:
         self._shown = 0
 
     def add(self, read: dict[int, int]) -> None:
-        """Workers reported so many scans of these shards."""
+        """Take the workers' reports: shard -> scans read."""
         with self._lock:
             self._under_way |= {shard: scans for shard, scans in read.items() if shard not in self._ended}
             self._show()
 
     def end(self, shard: int, scans: int) -> None:
-        """A shard has ended, with so many scans."""
+        """Note that a shard ended, with this many scans."""
         with self._lock:
             self._ended.add(shard)
             self._under_way.pop(shard, None)
@@ -91,7 +91,7 @@ class Count:
             self._show()
 
     def _show(self) -> None:
-        """A shard that is begun anew, as its worker died, counts from 0 again; the bar does not go back."""
+        """A shard that is restarted because its worker died counts from 0 again; the bar does not go back."""
         reached = self._scans_ended + sum(self._under_way.values())
         if reached > self._shown:
             self._advance(reached - self._shown)
@@ -100,24 +100,24 @@ class Count:
 
 @contextmanager
 def counting(advance: Advance) -> Iterator[Count]:
-    """Count scans as they are read while the block runs; where Ray is not initialised, by whole shards."""
-    import ray  # noqa: PLC0415 (what uses this is imported without Ray, too)
+    """Count scans as they are read while the block runs; by whole shards if Ray is not initialised."""
+    import ray  # noqa: PLC0415 (modules that use this are also imported without Ray)
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-    if not ray.is_initialized():  # asked for an actor, Ray would start itself, and not as `cluster/session.py` does
+    if not ray.is_initialized():  # creating an actor would start Ray, but not as `cluster/session.py` does
         yield Count(advance, SILENT)
         return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     tally: Any = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=here).remote()
     count = Count(advance, Reporter(tally))
-    over = threading.Event()
+    ended = threading.Event()
 
     def ask() -> None:
-        while not over.wait(REPORT_SECONDS):
+        while not ended.wait(REPORT_SECONDS):
             try:
                 count.add(ray.get(tally.take.remote(), timeout=ANSWER_SECONDS))
             except ray.exceptions.RayError as error:
-                log.debug("progress is counted by whole shards from here: %s", error)
+                log.debug("progress is counted by whole shards from here on: %s", error)
                 return
 
     asking = threading.Thread(target=ask, name="tally", daemon=True)
@@ -125,6 +125,6 @@ def counting(advance: Advance) -> Iterator[Count]:
     try:
         yield count
     finally:
-        over.set()
+        ended.set()
         ray.kill(tally)
         asking.join()

@@ -1,13 +1,13 @@
 """Every metric rayscan exports, in one place.
 
-Ray exports them on each node's metrics port, prefixed `ray_` (a counter also gets the suffix `_total`), about ten
-seconds late. They are what the dashboards and alerts read; the results themselves never depend on them. In a process
-without Ray the functions do nothing: Ray would keep such values and show them under the next session.
+Ray exports them on each node's metrics port, prefixed `ray_` (counters also get the suffix `_total`), about ten seconds
+late. Dashboards and alerts read them; results never depend on them. In a process without Ray the functions do nothing:
+Ray would keep such values and show them in the next session.
 
-A gauge that is set once is exported once: it stands on the port for some twenty seconds (seen with Ray 2.60), also when
-its process ends meanwhile. A dashboard or alert asks for `max_over_time` of it.
+A gauge that is set once is exported once: it stays on the port for about twenty seconds (seen with Ray 2.60), even if
+its process has ended. So dashboards and alerts ask for its `max_over_time`.
 
-Seconds are counters, not histograms: Ray estimates a histogram's sum from the middles of its buckets.
+Seconds are counters, not histograms: Ray estimates a histogram's sum from the midpoints of its buckets.
 """
 
 import sys
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.table.drift import DriftFinding
 
 DRIFT_SITES: Final = 50
-"""Sites with drift gauges of their own, those with most films; each tag value is a time series for ever."""
+"""Sites with drift gauges of their own, those with most films; each tag value is a permanent time series."""
 ALL_SITES: Final = "all sites"
 _LEVEL_VALUES: Final = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
 
@@ -43,7 +43,7 @@ class _Metrics:
 
 @cache
 def _metrics() -> _Metrics:
-    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415 (costs a second where there is no session)
+    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415 (takes a second where there is no session)
 
     return _Metrics(
         scans=Counter("rayscan_scans", "Scans that got a verdict.", tag_keys=("status", "model")),
@@ -66,39 +66,39 @@ def _metrics() -> _Metrics:
 
 
 def count_scans(statuses: Mapping[str, int], *, model: str) -> None:
-    """Add scans by status (`scored`, `rejected`, `unreadable`, `failed`) for one model id."""
+    """Count scans of one model id by status (`scored`, `rejected`, `unreadable`, `failed`)."""
     if _exported():
         for status, scans in statuses.items():
             _add(_metrics().scans, scans, {"status": status, "model": model})
 
 
 def count_bytes(size: int) -> None:
-    """Add bytes fetched from an archive."""
+    """Count bytes fetched from an archive."""
     if _exported():
         _add(_metrics().bytes, size, {})
 
 
 def count_seconds(stages: Mapping[str, float]) -> None:
-    """Add seconds by stage (`fetch`, `decode`, `infer`)."""
+    """Count seconds by stage (`fetch`, `decode`, `infer`)."""
     if _exported():
         for stage, seconds in stages.items():
             _add(_metrics().stage_seconds, seconds, {"stage": stage})
 
 
 def count_trial(status: str) -> None:
-    """Add one ended trial (`complete`, `pruned`, `failed`)."""
+    """Count one ended trial (`complete`, `pruned`, `failed`)."""
     if _exported():
         _add(_metrics().trials, 1, {"status": status})
 
 
 def set_running(trials: int) -> None:
-    """Set how many trials are under way."""
+    """Set the number of running trials."""
     if _exported():
         _metrics().trials_running.set(float(trials))
 
 
 def count_epoch(seconds: float, *, model: str) -> None:
-    """Add one epoch of a trial of a family."""
+    """Count one epoch of a trial, by model family."""
     if _exported():
         _add(_metrics().epochs, 1, {"model": model})
         _add(_metrics().epoch_seconds, seconds, {"model": model})
@@ -111,7 +111,7 @@ def set_best_value(value: float, *, metric: str) -> None:
 
 
 def set_drift(findings: Sequence["DriftFinding"], *, model: str) -> None:
-    """Set what a run's drift came to, of all sites and of the `DRIFT_SITES` largest; too few films set nothing."""
+    """Set the drift of a run, over all sites and for the `DRIFT_SITES` largest; `too_few` films set nothing."""
     if not _exported():
         return
     films: dict[str, int] = {}
@@ -129,7 +129,7 @@ def set_drift(findings: Sequence["DriftFinding"], *, model: str) -> None:
 
 
 def _exported() -> bool:
-    ray = sys.modules.get("ray")  # importing it takes a second; who is in a session has it
+    ray = sys.modules.get("ray")  # importing it takes a second; a process in a session has imported it
     return ray is not None and bool(ray.is_initialized())
 
 

@@ -176,7 +176,7 @@ def test_models_are_compared_on_the_same_films(bundle: Bundle, dataset: str, tmp
 def test_a_share_of_disease_is_estimated_only_when_asked_for(
     bundle: Bundle, dataset: str, tmp_path: Path, method: str
 ) -> None:
-    with pytest.raises(InputError, match="does not say how it did on validation films"):
+    with pytest.raises(InputError, match="does not record its results on validation films"):
         evaluate(str(bundle.folder), dataset, "val", prior_shift=method)
     val = evaluate(str(bundle.folder), dataset, "val")
     assert val.prior_shift is None
