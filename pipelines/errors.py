@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING
 from models.errors import BundleError, InputError, RayscanError
 
 if TYPE_CHECKING:
-    from pipelines.contracts import (
-        Reason,
-    )  # importing pyarrow takes a fifth of a second, and light modules raise these errors
+    from pipelines.contracts import Reason  # imports pyarrow, and the light modules raise these errors
 
 __all__ = [
     "AccessError",

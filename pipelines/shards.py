@@ -82,8 +82,8 @@ def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -
 
 def _ray_failed(error: Exception) -> str:
     return (
-        f"Ray could not continue ({type(error).__name__}: {first_line(error)}); its logs say why. If no actor starts at all on"
-        " a cluster without token authentication, set RAY_AUTH_MODE=disabled. Then run the same command again"
+        f"Ray could not continue ({type(error).__name__}: {first_line(error)}); its logs say why. If no actor starts at"
+        " all on a cluster without token authentication, set RAY_AUTH_MODE=disabled. Then run the same command again"
     )
 
 
