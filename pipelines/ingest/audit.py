@@ -1,7 +1,7 @@
-"""What in an archive would spoil a study: imbalance, copies, patients on two sides, shortcuts, broken files.
+"""What in an archive would spoil a study: imbalance, duplicates, patients in two splits, shortcuts, broken files.
 
-Works on a catalogue alone; what needs the files' content (copies, broken files, image sizes) needs one made with
-`--inspect`, and the audit says so where it is missing.
+Reads a catalogue only. Duplicates, broken files and image sizes need one made with `--inspect`; the audit says so if
+it was not.
 """
 
 from collections import Counter, defaultdict
@@ -20,7 +20,7 @@ from pipelines.ingest.catalog import read_catalog
 from pipelines.storage import open_store
 
 SHORTCUT_AUC = 0.7
-"""Above this, a single fact about the file tells the classes apart well enough for a model to lean on it."""
+"""Above this AUC, one fact about the file separates the classes well enough for a model to rely on it."""
 FACTS = {
     "size": "File size",
     "width": "Image width",
@@ -32,7 +32,7 @@ FACTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """The findings; `verdicts` says them in words."""
+    """The findings; `verdicts` puts them into sentences."""
 
     catalog: str
     scans: int
@@ -42,13 +42,13 @@ class Audit:
     shared_patients: int
     """Patients with films in more than one of train, val and test."""
     copies: int | None
-    """Files whose bytes stand in the archive already; None without --inspect."""
+    """Files whose bytes are identical to another file's; None without --inspect."""
     copies_across: int | None
-    """Groups of copies that lie in more than one of train, val and test, or have more than one label."""
+    """Groups of identical files in more than one of train, val and test, or with more than one label."""
     problems: Mapping[str, int] | None
     """Files that cannot be read, by reason; None without --inspect."""
     shortcuts: Mapping[str, float]
-    """AUC, 0.5 to 1, with which one fact about the file alone tells pneumonia from normal."""
+    """Fact -> AUC, 0.5 to 1, with which this fact about the file alone separates pneumonia from normal."""
     verdicts: tuple[str, ...]
     notice: str = DISCLAIMER
 
@@ -58,23 +58,23 @@ class Audit:
 
 
 def audit(catalog: str) -> Audit:
-    """Examine a catalogue. Raises `InputError` when there is none."""
+    """Audit the catalogue at a URI. Raises `InputError` if there is none."""
     table = read_catalog(catalog)
     rows = table.select(["split", "label", "patient_key", "content_hash", "problem"]).to_pylist()
     inspected = any(row["content_hash"] for row in rows)
     splits: dict[str, Counter[str]] = defaultdict(Counter)
-    sides: dict[str, set[str]] = defaultdict(set)
+    splits_of_patient: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row["label"]:
             splits[row["split"] or "none"][row["label"]] += 1
         if row["patient_key"]:
-            sides[row["patient_key"]].add(row["split"])
+            splits_of_patient[row["patient_key"]].add(row["split"])
     copies, across = _copies(rows)
     facts: dict[str, Any] = {
         "scans": len(rows),
         "splits": {name: dict(sorted(labels.items())) for name, labels in sorted(splits.items())},
-        "patients": len(sides),
-        "shared_patients": sum(len(found - {EXCLUDED, None}) > 1 for found in sides.values()),
+        "patients": len(splits_of_patient),
+        "shared_patients": sum(len(own - {EXCLUDED, None}) > 1 for own in splits_of_patient.values()),
         "copies": copies if inspected else None,
         "copies_across": across if inspected else None,
         "problems": dict(Counter(r["problem"] for r in rows if r["problem"])) if inspected else None,
@@ -84,7 +84,7 @@ def audit(catalog: str) -> Audit:
 
 
 def _copies(rows: list[dict[str, Any]]) -> tuple[int, int]:
-    """Copies, and groups of copies on two sides or with two labels. Files that cannot be read, as empty ones, aside."""
+    """Duplicates, and groups of them in two splits or with two labels; files that cannot be read (empty ones) aside."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["content_hash"] and not row["problem"]:
@@ -99,18 +99,18 @@ def _copies(rows: list[dict[str, Any]]) -> tuple[int, int]:
 def _shortcuts(table: pa.Table) -> dict[str, float]:
     labels = np.array([label == "PNEUMONIA" for label in table["label"].to_pylist()], dtype=np.int64)
     labelled = table["label"].is_valid().to_numpy()
-    found = {}
+    aucs = {}
     for fact, values in _facts(table).items():
         use = labelled & np.isfinite(values)
         if len(set(labels[use])) == 2:
-            found[fact] = round(_separation(labels[use], values[use]), 3)
-    return found
+            aucs[fact] = round(_separation(labels[use], values[use]), 3)
+    return aucs
 
 
 def _facts(table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
-    """What the file alone tells of each scan, as numbers [N]; NaN where it is not known."""
+    """Facts about each file as numbers [N]; NaN if unknown."""
     facts = {name: table[name].to_numpy().astype(np.float64) for name in ("size", "width", "height")}
-    # How hard the image was compressed: the setting of a scanner or of whoever exported the films.
+    # The degree of compression: a setting of the scanner or of the export.
     facts["bytes_per_pixel"] = facts["size"] / (facts["width"] * facts["height"])
     formats = table["format"].to_pylist()
     order = [name for name, _ in Counter(formats).most_common()]
@@ -119,28 +119,28 @@ def _facts(table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _separation(labels: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> float:
-    """AUC of one number, whichever way round it tells more."""
+    """AUC of one number, in the direction in which it is at least 0.5."""
     value = auc(labels, values)
     return max(value, 1.0 - value)
 
 
 def _verdicts(facts: Mapping[str, Any]) -> list[str]:
-    said = []
+    sentences = []
     for split, labels in facts["splits"].items():
         if len(labels) == 1 and split != EXCLUDED:
-            said.append(f"{split} holds only {next(iter(labels))}: nothing can be learned or judged on it.")
+            sentences.append(f"{split} holds only {next(iter(labels))}: nothing can be learned or evaluated on it.")
     if facts["shared_patients"]:
-        said.append(f"{facts['shared_patients']} patients have films on two sides: results would be too good.")
+        sentences.append(f"{facts['shared_patients']} patients have films in two splits: results would be too good.")
     if facts["copies_across"]:
-        said.append(f"{facts['copies_across']} groups of identical files lie on two sides or have two labels.")
+        sentences.append(f"{facts['copies_across']} groups of identical files lie in two splits or have two labels.")
     for fact, value in facts["shortcuts"].items():
         if value >= SHORTCUT_AUC:
-            said.append(
-                f"{FACTS[fact]} alone tells the classes apart (AUC {value}):"
+            sentences.append(
+                f"{FACTS[fact]} alone separates the classes (AUC {value}):"
                 " a model may learn how the films were made, not the disease."
             )
     if facts["problems"]:
-        said.append(f"{sum(facts['problems'].values())} files cannot be read.")
+        sentences.append(f"{sum(facts['problems'].values())} files cannot be read.")
     if facts["problems"] is None:
-        said.append("Copies, broken files and image sizes were not looked at: make the catalogue with --inspect.")
-    return said or ["Nothing was found that would spoil a study."]
+        sentences.append("Duplicates, broken files, image sizes: not checked; make the catalogue with --inspect.")
+    return sentences or ["Nothing was found that would spoil a study."]

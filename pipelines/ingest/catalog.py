@@ -1,10 +1,10 @@
-"""The catalogue: one row per scan of an archive, with its label and split where they are known.
+"""The catalogue: one row per scan of an archive, with its label and split if known.
 
     CATALOG/<token>-00000.parquet   rows of contracts.CATALOG
-    CATALOG/catalog.json            written last: names the parts; a folder without it is no catalogue
+    CATALOG/catalog.json            written last: names the parts; a folder without it is not a catalogue
 
-Without labels the listing is streamed and memory stays bounded, whatever the size of the archive. Labels need all rows
-at once: a patient's films must be seen together to be put on one side.
+Without labels the listing is streamed, and memory stays bounded whatever the size of the archive. With labels all rows
+are held at once: a patient's films must be seen together to go into one split.
 """
 
 import json
@@ -52,19 +52,19 @@ log = logging.getLogger("rayscan")
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogSummary:
-    """What was found."""
+    """What a catalogue holds."""
 
     catalog: str
     scans: int
     ignored: int
-    """Files that are no scans by their names: hidden ones, text, archives."""
+    """Files that are not scans by their names: hidden files, text, archives."""
     bytes: int
     formats: dict[str, int]
     labels: dict[str, int]
     splits: dict[str, dict[str, int]]
     """Split -> label -> films."""
     patients: int | None
-    """Known ones; None where nothing tells patients apart."""
+    """Known patients; None if nothing identifies patients."""
     problems: dict[str, int] | None
     """Files that cannot be read, by reason; None without --inspect."""
 
@@ -72,7 +72,7 @@ class CatalogSummary:
 def build_catalog(archive: str, out: str, settings: CatalogSettings) -> CatalogSummary:
     """List an archive into a catalogue.
 
-    Raises `InputError` where the archive or the labels are unusable: nothing to list, a label of no file.
+    Raises `InputError` if the archive or the labels are unusable: nothing to list, or a label without a file.
     """
     listing = Listing(open_store(archive), settings.site)
     labelled = settings.labels is not None
@@ -101,14 +101,14 @@ def _nothing_in(listing: Listing) -> InputError:
 
 
 def read_catalog(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a catalogue, contracts.CATALOG. Raises `InputError` when there is none."""
+    """The rows of a catalogue, contracts.CATALOG. Raises `InputError` if there is none."""
     store = open_store(uri)
     tables = [pq.read_table(pa.BufferReader(store.get(part)), columns=columns) for part in catalog_parts(store)]
     return pa.concat_tables(tables)
 
 
 def stream_catalog(uri: str, columns: list[str]) -> Iterator[pa.Table]:
-    """The same rows in tables of ROWS_PER_TABLE, so that no more than one part stands in memory."""
+    """The same rows in tables of ROWS_PER_TABLE, so that no more than one part is in memory."""
     store = open_store(uri)
     for part in catalog_parts(store):
         with pq.ParquetFile(pa.BufferReader(store.get(part))) as file:
@@ -117,7 +117,7 @@ def stream_catalog(uri: str, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[str, Label]:
-    """Labels by URI. A CSV line without a file is an error: it may be a film that was lost."""
+    """Labels by URI. A CSV line without a file is an error: the film may have been lost."""
     if settings.labels is None or settings.labels == "path":
         root = open_store(archive).root
         return {row["uri"]: label_from_path(row["uri"].removeprefix(root)) for row in rows}
@@ -135,13 +135,13 @@ def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[st
 def _finish(
     rows: list[Row], labels: dict[str, Label], keys: PatientKeys | None, settings: CatalogSettings
 ) -> list[Row]:
-    """Fill in what labels and headers tell of these rows."""
+    """Fill in these rows from labels and, with --inspect, from headers."""
     patients = {uri: label.patient_id for uri, label in labels.items() if label.patient_id}
     for row in rows:
         if (label := labels.get(row["uri"])) is not None:
             row |= {"label": label.label, "subtype": label.subtype, "site": label.site or row["site"]}
     if settings.inspect:
-        # A CSV knows the patient better than a header does, and a header better than a file name.
+        # For the patient a CSV is trusted more than a header, and a header more than a file name.
         inspected = _inspect(rows)
         patients = patients | inspected if settings.labels == "path" else inspected | patients
     if settings.labels is not None:
@@ -155,7 +155,7 @@ def _finish(
 def _inspect(rows: list[Row]) -> dict[str, str]:
     """Read every file and fill in its row; returns raw patient ids by URI."""
 
-    def look(row: Row) -> str | None:
+    def read_into(row: Row) -> str | None:
         try:
             data = fetch(row["uri"], row["etag"])
             row["content_hash"] = blake2b(data, digest_size=16).hexdigest()
@@ -171,7 +171,7 @@ def _inspect(rows: list[Row]) -> dict[str, str]:
 
     patients = {}
     with ThreadPoolExecutor(INSPECT_THREADS) as threads, progress("inspect", len(rows)) as advance:
-        for row, patient in zip(rows, threads.map(look, rows), strict=True):
+        for row, patient in zip(rows, threads.map(read_into, rows), strict=True):
             advance(1)
             if patient:
                 patients[row["uri"]] = patient
@@ -183,7 +183,7 @@ def _assign_splits(
 ) -> None:
     """Give every labelled film a split.
 
-    From folders only `test` is kept: Kaggle's own val has 16 films, so train and val are pooled and split anew. The
+    Of folder names only `test` is kept: Kaggle's own val has 16 films, so train and val are pooled and split again. The
     splits of a CSV are kept as they are.
     """
     films = [row for row in rows if row["label"]]
@@ -191,7 +191,9 @@ def _assign_splits(
         raise InputError(f"no label was found by {settings.labels}; name folders NORMAL and PNEUMONIA, or give a CSV")
     unknown = sum(row["uri"] not in patients for row in films)
     if unknown:
-        log.warning("%d films tell no patient: each counts as its own; a CSV patient_id or --inspect may help", unknown)
+        log.warning(
+            "%d films have no patient id, each counts as a patient; a CSV patient_id or --inspect may help", unknown
+        )
     own = [labels[row["uri"]].split for row in films]
     test = settings.test_fraction
     if test is None:
@@ -264,7 +266,7 @@ def _write_part(store: Store, name: str, tables: list[pa.Table]) -> str:
 
 
 def _commit(store: Store, manifest: dict[str, Any], parts: list[str]) -> None:
-    """Name the new parts in one put; then remove those of an earlier catalogue."""
+    """Name the new parts with one put; then remove those of an earlier catalogue."""
     old = json.loads(store.get(MANIFEST)).get("parts", []) if store.exists(MANIFEST) else []
     store.put(MANIFEST, json.dumps({**manifest, "parts": parts}, indent=1).encode())
     for part in old:

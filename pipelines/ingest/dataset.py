@@ -24,9 +24,9 @@ __all__ = ["MANIFEST", "DatasetInfo", "check_fits", "load_films", "read_dataset_
 READ_THREADS = 8
 _ROWS = ["scan_id", "label", "subtype", "patient_key"]
 _GROUPS = ["site", "view", "width"]
-"""Columns whose values are subgroups of an evaluation."""
+"""Columns whose values define the subgroups of an evaluation."""
 _WIDTHS = (0, 800, 1200, 1600, 2000)
-"""Lower ends of the groups of widths, in pixels of the file."""
+"""Lower bounds of the width groups, in pixels of the original file."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -34,7 +34,7 @@ Pixels = npt.NDArray[np.uint8]
 def load_films(uri: str, split: str) -> Films:
     """The films of one split, in the order of their scan ids.
 
-    Raises `InputError` when there is no data set, the split has no films, or a part is missing or spoilt.
+    Raises `InputError` if there is no data set, the split has no films, or a part is missing or unreadable.
     """
     info = read_dataset_info(uri)
     store = open_store(uri)
@@ -44,10 +44,10 @@ def load_films(uri: str, split: str) -> Films:
     tables: list[pa.Table] = []
     start = 0
     with ThreadPoolExecutor(READ_THREADS) as threads:
-        for rows, some in threads.map(lambda part: _read_part(store, part), parts):
-            pixels[start : start + len(some)] = some
+        for rows, part_pixels in threads.map(lambda part: _read_part(store, part), parts):
+            pixels[start : start + len(part_pixels)] = part_pixels
             tables.append(rows)
-            start += len(some)
+            start += len(part_pixels)
     table = pa.concat_tables(tables)
     return Films(
         pixels=pixels,
@@ -60,15 +60,15 @@ def load_films(uri: str, split: str) -> Films:
 
 
 def _names(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
-    """The subgroup of each film; empty where the column says nothing."""
+    """The subgroup of each film; empty if the column is null."""
     if pa.types.is_integer(column.type):
         low = np.array(_WIDTHS)
         names = [f"{a} to {b - 1} px" for a, b in pairwise(low)] + [f"{low[-1]} px and more"]
         known = pc.fill_null(column, -1).to_numpy()
         named = np.array(names)[np.searchsorted(low, known, side="right") - 1]
         return np.where(known < 0, "", named)
-    found: npt.NDArray[np.str_] = pc.fill_null(column, "").to_numpy(zero_copy_only=False).astype(str)
-    return found
+    values: npt.NDArray[np.str_] = pc.fill_null(column, "").to_numpy(zero_copy_only=False).astype(str)
+    return values
 
 
 def _read_part(store: Store, part: str) -> tuple[pa.Table, Pixels]:

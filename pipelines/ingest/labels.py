@@ -1,4 +1,4 @@
-"""What the films show, told by their folders or by a CSV file; in memory, joined to the listing by path or URI."""
+"""Labels of the films, from their folders or from a CSV file; in memory, joined to the listing by path or URI."""
 
 import csv
 import io
@@ -23,14 +23,14 @@ class Label:
     subtype: str | None = None
     patient_id: str | None = field(default=None, repr=False)
     split: str | None = None
-    """The split the archive itself gives, one of contracts.SPLITS."""
+    """The split given by the archive itself, one of contracts.SPLITS."""
     site: str | None = None
     line: int | None = None
-    """Of the CSV file."""
+    """Line number in the CSV file."""
 
 
 def label_from_path(key: str) -> Label:
-    """Kaggle's layout: `…/train|val|test/NORMAL|PNEUMONIA/name`, the names as Kermany gave them."""
+    """Kaggle's layout: `…/train|val|test/NORMAL|PNEUMONIA/name`, with file names as in Kermany's set."""
     folders = [part.lower() for part in PurePosixPath(key).parts[:-1]]
     label = next((part.upper() for part in reversed(folders) if part.upper() in LABELS), None)
     split = next((part for part in reversed(folders) if part in SPLITS), None)
@@ -40,7 +40,7 @@ def label_from_path(key: str) -> Label:
 def labels_from_csv(uri: str, archive: str) -> dict[str, Label]:
     """Labels by URI from a CSV file with a column `path` (below the archive) or `uri`, and a column `label`.
 
-    Columns `subtype`, `patient_id`, `split` and `site` are read where they are there. A label is NORMAL, PNEUMONIA,
+    Columns `subtype`, `patient_id`, `split` and `site` are optional. A label is NORMAL, PNEUMONIA,
     0 or 1; an empty one leaves the film unlabelled. Raises `InputError` naming the line.
     """
     store = open_store(archive)
@@ -51,22 +51,24 @@ def labels_from_csv(uri: str, archive: str) -> dict[str, Label]:
         if film == store.root:
             raise InputError(f"{where}: names no film; fill in `path` or `uri`")
         if film in labels:
-            raise InputError(f"{where}: this film has a line already; keep one")
+            raise InputError(f"{where}: this film already has a line; keep one")
         labels[film] = replace(_label(row, where), line=line)
     return labels
 
 
 def _rows(uri: str) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """The lines below the header, by number. No message quotes a cell: it may hold a patient's name out of place."""
+    """Line numbers and rows below the header. No message quotes a cell: a misplaced one may hold a patient's name."""
     rows = csv.DictReader(io.StringIO(_text(uri), newline=""))
     try:
         columns = set(rows.fieldnames or ())
         if "label" not in columns or not columns & {"path", "uri"}:
-            raise InputError(f"{uri}, line 1: the header needs the columns `path` (or `uri`) and `label`, by commas")
+            raise InputError(
+                f"{uri}, line 1: the header needs the columns `path` (or `uri`) and `label`, separated by commas"
+            )
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:
-        raise InputError(f"{uri}, line {rows.line_num}: {error}; is there a quote that does not end?") from error
+        raise InputError(f"{uri}, line {rows.line_num}: {error}; is a quotation mark not closed?") from error
 
 
 def _text(uri: str) -> str:

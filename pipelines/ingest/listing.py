@@ -1,4 +1,4 @@
-"""What an archive holds: the candidate scans below a root, streamed, nothing opened."""
+"""The candidate scans of an archive: all files below a root, streamed; none is opened."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +23,16 @@ Row = dict[str, Any]
 
 
 def list_archive(store: Store) -> Iterator[pa.Table]:
-    """The candidate scans of an archive as tables of contracts.CATALOG, streamed. Nothing is opened."""
+    """The candidate scans of an archive as tables of contracts.CATALOG, streamed."""
     for rows in Listing(store):
         yield pa.Table.from_pylist(rows, schema=CATALOG)
 
 
 class Listing:
-    """The candidate scans below a root, in chunks of rows; counts what it leaves out.
+    """The candidate scans below a root, in chunks of rows; counts the files it ignores.
 
-    Left out are hidden files and a closed list of names that are never scans. Everything else is a candidate: DICOM
-    exports often have no suffix, or a UID that looks like one.
+    Ignored are hidden files and a closed list of names that are never scans. Everything else is a candidate: DICOM
+    exports often have no suffix, or end in a part of a UID that looks like one.
     """
 
     def __init__(self, store: Store, site: str | None = None) -> None:
@@ -55,7 +55,7 @@ class Listing:
         try:
             yield from self.store.list()
         except InputError as error:
-            # obstore can neither list nor fetch a key with an empty, "." or ".." segment, and gives the page up.
+            # obstore can neither list nor fetch a key with an empty, "." or ".." segment, and abandons the listing.
             if "invalid path" not in str(error):
                 raise
             raise InputError(
@@ -71,9 +71,9 @@ class Listing:
         return True
 
     def _without_markers(self, candidates: list[ObjectInfo]) -> list[ObjectInfo]:
-        """Leave out the empty objects by which S3 consoles mark a folder.
+        """Leave out the empty objects with which S3 consoles mark folders.
 
-        Their keys end in "/", which the listing takes off; without it there is no such object.
+        Their keys end in "/", which the listing removes; an object without the slash does not exist.
         """
         empty = [] if self.store.is_local else [info for info in candidates if info.size == 0]
         if not empty:

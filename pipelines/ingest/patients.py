@@ -1,7 +1,7 @@
-"""Who a film is of: a raw id, in memory only, and the key that may be written.
+"""The patient of a film: the raw id, in memory only, and the key that may be written.
 
-patient_key = HMAC-SHA256(secret, raw id). Whoever has the secret can tell that two films are of one patient, and
-nobody can tell which patient; without the secret, not even by trying all ids.
+patient_key = HMAC-SHA256(secret, raw id). Equal keys show that two films are of one patient, but not of which patient;
+without the secret, not even by trying all ids.
 """
 
 import hmac
@@ -31,29 +31,29 @@ def kermany_patient(name: str) -> str | None:
 
 
 def kermany_subtype(name: str) -> str | None:
-    """`bacteria` or `virus` where a Kermany file name tells."""
+    """`bacteria` or `virus` from a Kermany file name, or None."""
     match = _PNEUMONIA.match(PurePosixPath(name).name)
     return match.group(2).lower() if match else None
 
 
 class PatientKeys:
-    """Turns raw ids into keys under one secret."""
+    """Turns raw patient ids into keys with one secret."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode()
 
     @classmethod
     def from_environment(cls) -> "PatientKeys":
-        """Under RAYSCAN_PATIENT_SECRET, or under a random secret that is good for this catalogue only."""
+        """With the secret in RAYSCAN_PATIENT_SECRET, else with a random one that serves this catalogue only."""
         secret = os.environ.get(SECRET_VARIABLE)
         if not secret:
             log.info(
-                "%s is not set, so the patient keys of this catalogue match no other's; to have them match, set it to a"
-                " long random text that stays the same and stays secret",
+                "%s is not set, so the patient keys of this catalogue match no other; to make them match, set it"
+                " to a long random text that stays the same and secret",
                 SECRET_VARIABLE,
             )
         return cls(secret or secrets.token_hex(32))
 
     def key(self, raw_id: str) -> str:
-        """The key of a raw id: 64 hex digits."""
+        """The key of a raw id: 64 hexadecimal digits."""
         return hmac.digest(self._secret, raw_id.encode(), "sha256").hex()

@@ -1,7 +1,7 @@
-"""Decode once: from the labelled rows of a catalogue to a data set, by Ray Data.
+"""Decode once: from the labelled rows of a catalogue to a data set, with Ray Data.
 
-One row of the Ray dataset is one shard of films; one actor fetches and decodes it and writes its part itself, so that
-pixels never cross the object store. Films that cannot be read are listed in dataset.json with their reasons.
+One row of the Ray dataset is one shard of films. One actor fetches and decodes it and writes its part itself, so pixels
+never cross the object store. Films that cannot be read are listed in dataset.json with their reasons.
 """
 
 import json
@@ -38,7 +38,7 @@ from pipelines.tally import SILENT, Reporter, counting
 
 FILMS_PER_SHARD = 256
 BYTES_PER_SHARD = 64 << 20
-"""Of pixels: bounds an actor's memory where films are large."""
+"""Bytes of pixels per shard: bounds an actor's memory if films are large."""
 THREADS = 8
 
 log = logging.getLogger("rayscan")
@@ -46,7 +46,7 @@ log = logging.getLogger("rayscan")
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
-    """How to prepare."""
+    """How to prepare a data set."""
 
     size: int = 224
     """Side of the square films in pixels."""
@@ -54,17 +54,17 @@ class PrepareSettings:
     """See models.spec.Preprocessing."""
 
     def __post_init__(self) -> None:
-        _ = self.preprocessing  # refuses values out of range before any work begins
+        _ = self.preprocessing  # refuses values out of range before the work begins
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the model's preprocessing will start from. Raises `InputError` for values out of range."""
+        """The preprocessing these films are made for. Raises `InputError` for values out of range."""
         return Preprocessing(size=self.size, decode=self.decode)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSummary:
-    """What was prepared."""
+    """The prepared data set."""
 
     dataset: str
     films: int
@@ -79,7 +79,7 @@ class DatasetSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """What one shard came to."""
+    """The result of one shard."""
 
     name: str
     split: str
@@ -90,7 +90,7 @@ class _Part:
 
 
 class PrepareFilms:
-    """The Ray Data actor: one shard of catalogue rows in, one part out."""
+    """The Ray Data actor: reads one shard of catalogue rows, writes one part."""
 
     def __init__(self, dataset: str, token: str, preprocessing: Preprocessing, reporter: Reporter = SILENT) -> None:
         self.store = Store(dataset)
@@ -100,7 +100,7 @@ class PrepareFilms:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch-decode")
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
-        """Prepare one shard; the summary is JSON, since its lists differ in length."""
+        """Prepare one shard; the summary is JSON, because its lists differ in length."""
         rows = json.loads(str(batch["rows"][0]))
         shard = int(batch["shard"][0])
         results = list(self.reporter.counted(shard, self.threads.map(self._decode, rows)))
@@ -109,7 +109,9 @@ class PrepareFilms:
             name=f"{self.token}-{shard:05d}.parquet",
             split=rows[0]["split"],
             rows=[(row["scan_id"], row["label"], row["split"]) for row, _ in films],
-            unreadable=[(row["uri"], r) for row, r in zip(rows, results, strict=True) if isinstance(r, str)],
+            unreadable=[
+                (row["uri"], reason) for row, reason in zip(rows, results, strict=True) if isinstance(reason, str)
+            ],
         )
         if films:
             self.store.put(part.name, _to_parquet(films, self.preprocessing.size))
@@ -123,9 +125,9 @@ class PrepareFilms:
 
 
 def prepare(catalog: str, out: str, settings: PrepareSettings) -> DatasetSummary:
-    """Decode the labelled films of a catalogue once; Ray is initialised already.
+    """Decode the labelled films of a catalogue once; Ray is already initialised.
 
-    Raises `InputError` when the catalogue has no labels, or one class or no film is left to train on.
+    Raises `InputError` if the catalogue has no labels, or one class or no film is left to train on.
     """
     started = time.perf_counter()
     films = _labelled(catalog)
@@ -139,9 +141,9 @@ def prepare(catalog: str, out: str, settings: PrepareSettings) -> DatasetSummary
     if not written:
         raise InputError(f"{catalog}: none of its {films.num_rows} labelled films can be read; see the log above")
     counts = {
-        split: dict(sorted(Counter(label for _, label, place in written if place == split).items())) for split in SPLITS
+        split: dict(sorted(Counter(label for _, label, own in written if own == split).items())) for split in SPLITS
     }
-    # films of another hospital may be there to be judged on, and for nothing else
+    # films of another hospital may be prepared for evaluation only
     only_tested = set(counts["test"]) == set(LABELS) and not counts["train"] and not counts["val"]
     if set(counts["train"]) != set(LABELS) and not only_tested:
         raise InputError(f"{catalog}: training needs films of both classes, its split train has {counts['train']}")
@@ -169,11 +171,11 @@ def prepare(catalog: str, out: str, settings: PrepareSettings) -> DatasetSummary
 
 
 def _refuse_transient(unreadable: list[tuple[str, str]]) -> None:
-    """A data set must not depend on how the store felt today."""
+    """Raise `StorageError` for films that could not be fetched: a data set must not depend on a failing store."""
     lost = [uri for uri, reason in unreadable if reason in {Reason.ACCESS_DENIED, Reason.STORAGE_ERROR}]
     if lost:
         raise StorageError(
-            f"{len(lost)} films could not be fetched, first {lost[0]}; prepare again when the store is up"
+            f"{len(lost)} films could not be fetched, the first is {lost[0]}; prepare again when the store is up"
         )
 
 
@@ -189,11 +191,11 @@ def _labelled(catalog: str) -> pa.Table:
 
 
 def _shards(films: pa.Table, preprocessing: Preprocessing) -> list[dict[str, Any]]:
-    """The work of each call: consecutive films of one split, so that parts in their order hold them in theirs."""
+    """The work of each call: consecutive films of one split, so that parts in order hold the films in order."""
     per_shard = max(1, min(FILMS_PER_SHARD, BYTES_PER_SHARD // preprocessing.size**2))
-    sides = [films.filter(pc.equal(films["split"], split)) for split in SPLITS]
-    rows = [side.slice(start, per_shard).to_pylist() for side in sides for start in range(0, side.num_rows, per_shard)]
-    return [{"shard": number, "rows": json.dumps(some)} for number, some in enumerate(rows)]
+    splits = [films.filter(pc.equal(films["split"], split)) for split in SPLITS]
+    rows = [part.slice(start, per_shard).to_pylist() for part in splits for start in range(0, part.num_rows, per_shard)]
+    return [{"shard": number, "rows": json.dumps(shard)} for number, shard in enumerate(rows)]
 
 
 def _decode_all(films: pa.Table, store: Store, preprocessing: Preprocessing) -> Iterator[_Part]:
@@ -221,8 +223,8 @@ def _to_parquet(films: list[tuple[Mapping[str, Any], Scan]], size: int) -> bytes
         columns[name] if name == "pixels" else pa.array(columns[name], schema.field(name).type) for name in schema.names
     ]
     sink = pa.BufferOutputStream()
-    # Parquet knows no bytes inside lists and stores each grey level as 32 bits. Byte streams put the empty 24 aside for
-    # zstd: a fifth smaller than zstd alone, and a third less CPU to write and to read.
+    # Parquet has no bytes inside lists and stores each grey level as 32 bits. Splitting byte streams separates the 24
+    # empty bits for zstd: a fifth smaller than zstd alone, and a third less CPU to write and to read.
     pq.write_table(
         pa.table(arrays, schema=schema),
         sink,
@@ -241,10 +243,10 @@ def _fingerprint(rows: list[tuple[str, str, str]], preprocessing: Preprocessing)
 
 
 def _commit(store: Store, manifest: dict[str, Any]) -> None:
-    """Name the new parts in one put; then remove those of an earlier preparation."""
+    """Name the new parts with one put; then remove those of an earlier preparation."""
     try:
         old = read_dataset_info(store.root).parts
-    except InputError:  # none here, or one of another version of rayscan
+    except InputError:  # there is none, or one of another version of rayscan
         old = {}
     store.put(MANIFEST, json.dumps(manifest, indent=1).encode())
     for part in chain.from_iterable(old.values()):

@@ -1,7 +1,7 @@
-"""Splits that keep every film of a patient on one side, stratified and seeded.
+"""Splits that keep all films of a patient in one split, stratified and seeded.
 
-Patients are shuffled by a hash of seed and id, so a patient's place does not depend on who else is in the archive's
-listing order. Within each stratum the next patient goes to the split that lacks most films of its share.
+Patients are shuffled by a hash of seed and id, so a patient's position does not depend on the order of the listing.
+Within each stratum the next patient goes to the split that is furthest below its share of films.
 """
 
 from collections import Counter, defaultdict
@@ -19,11 +19,11 @@ def assign_splits(
     fractions: Mapping[str, float],
     seed: int,
 ) -> list[str]:
-    """The split of each film, where some films bring theirs; all sequences are parallel, one entry a film.
+    """The split of each film, if some films already have one (`kept`); all sequences have one entry per film.
 
-    A patient belongs where most is at stake: in test if any film was kept there, else in val, else in train. Films of
-    a patient of test or val that were not kept there are `excluded`; those of a patient of train join train. All other
-    patients are dealt by `split_patients`.
+    A patient with kept films belongs to test if any of them is in test, else to val, else to train. Other films of a
+    test or val patient are `excluded`; those of a train patient join train. All other patients are assigned by
+    `split_patients`.
     """
     homes: dict[str, str] = {}
     for patient, split in zip(patients, kept, strict=True):
@@ -45,8 +45,8 @@ def split_patients(
 ) -> list[str]:
     """The split of each film.
 
-    `patients` and `strata` are parallel, one entry a film; `fractions` names the splits and the share of films each
-    should get, summing to 1. A patient with films of several strata counts to the rarest of them.
+    `patients` and `strata` have one entry per film; `fractions` gives each split's share of the films, summing to 1. A
+    patient with films of several strata counts as one of the rarest of them.
     """
     films = Counter(patients)
     stratum_of = _strata_of_patients(patients, strata)

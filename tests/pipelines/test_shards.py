@@ -64,7 +64,9 @@ def test_actors_that_die_as_they_start_are_given_up_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shards, "PATIENCE", 5.0)
-    with pytest.raises(IncompleteError, match=r"^Ray could not continue \(ExecutionTimeoutError: .*\n?.*the same command"):
+    with pytest.raises(
+        IncompleteError, match=r"^Ray could not continue \(ExecutionTimeoutError: .*\n?.*the same command"
+    ):
         list(run_shards("squares", SHARDS, Stage(actor=Dies, settings={"refused": 3}, actors=1)))
     assert "Traceback" not in capfd.readouterr().err
 

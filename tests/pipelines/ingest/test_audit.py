@@ -38,7 +38,7 @@ def test_a_shortcut_in_the_files_is_named(tmp_path: Path) -> None:
     found = examine(write(tmp_path / "archive", files), labels="path", inspect=True)
     assert found.shortcuts["size"] == found.shortcuts["width"] == 1.0
     assert found.shortcuts["height"] == found.shortcuts["format"] == 0.5
-    assert any("Image width alone tells the classes apart (AUC 1.0)" in line for line in found.verdicts)
+    assert any("Image width alone separates the classes (AUC 1.0)" in line for line in found.verdicts)
 
 
 def test_the_format_can_be_the_shortcut(tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_a_patient_on_two_sides_is_named(tmp_path: Path) -> None:
         ],
     )
     assert (found.patients, found.shared_patients) == (4, 1)
-    assert "1 patients have films on two sides: results would be too good." in found.verdicts
+    assert "1 patients have films in two splits: results would be too good." in found.verdicts
 
 
 def test_a_side_of_one_class_is_named(kaggle: Path) -> None:
     for path in (kaggle / "test/NORMAL").iterdir():
         path.unlink()
     found = examine(kaggle, labels="path", inspect=True)
-    assert found.verdicts == ("test holds only PNEUMONIA: nothing can be learned or judged on it.",)
+    assert found.verdicts == ("test holds only PNEUMONIA: nothing can be learned or evaluated on it.",)
 
 
 def test_without_inspect_it_says_what_it_did_not_see(kaggle: Path) -> None:

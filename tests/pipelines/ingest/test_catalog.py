@@ -153,7 +153,7 @@ def test_raw_patient_ids_of_a_csv_are_nowhere(tmp_path: Path, caplog: pytest.Log
     written = b"".join(path.read_bytes() for path in (tmp_path / "catalog").iterdir())
     assert b"SECRET-4711" not in written
     assert b"4711" not in caplog.text.encode()
-    assert "1 films tell no patient" in caplog.text
+    assert "1 films have no patient id" in caplog.text
 
 
 def test_inspect_reads_every_file(tmp_path: Path) -> None:
