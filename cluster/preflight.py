@@ -153,7 +153,7 @@ def check_search(dataset: str, out: str, settings: "SearchSettings", optuna_stor
 
     from pipelines.storage import open_store
     from tuning.search.mirror_place import check_storage
-    from tuning.study.info import check_goes_on, read_study, require_free
+    from tuning.study.store import check_goes_on, read_study, require_free
     from tuning.toml_files import read_toml
 
     if optuna_storage is not None:
@@ -192,7 +192,7 @@ def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -
     from cluster.report import reported_kind
     from pipelines.pages.page_file import check_thumbnails
     from pipelines.storage import open_store
-    from tuning.study.info import read_study
+    from tuning.study.store import read_study
 
     check_thumbnails(thumbnails)
     check_page(out)

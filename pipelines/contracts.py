@@ -177,6 +177,7 @@ TRIALS = pa.schema(
     [
         pa.field("trial_id", pa.string(), nullable=False),
         pa.field("number", pa.int32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # search, baseline, probe, final
         pa.field("status", pa.string(), nullable=False),  # complete, pruned, failed
         pa.field("model", pa.string()),
         pa.field("parameters", pa.string(), nullable=False),  # JSON

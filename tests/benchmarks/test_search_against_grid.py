@@ -22,7 +22,7 @@ from pipelines.storage import open_store
 from tests.benchmarks.measured import RECORD, RESULTS, record
 from tests.benchmarks.processes import watch
 from tuning.study.pages.search_charts import paint_beside
-from tuning.study.pages.trials import read_trials
+from tuning.study.store import read_trials
 
 REAL, WEIGHTS = os.environ.get("RAYSCAN_REAL_DATA"), os.environ.get("RAYSCAN_REAL_WEIGHTS")
 MINUTES = float(os.environ.get("RAYSCAN_BENCH_MINUTES", "60"))
@@ -38,7 +38,11 @@ Curve = list[tuple[float, float]]
 
 def curve(study: str, cores: int, *, baselines: bool) -> Curve:
     """A study's trials that have an AUC, in the order in which they ended."""
-    trials = [trial for trial in read_trials(open_store(study)) if baselines or not trial.baseline]
+    trials = [
+        trial
+        for trial in read_trials(open_store(study))
+        if trial.kind != "probe" and (baselines or trial.kind != "baseline")
+    ]
     began = min(trial.started_at for trial in trials)
     spent = [(cores * (trial.finished_at - began).total_seconds() / 60, trial.auc) for trial in trials]
     return sorted((minutes, auc) for minutes, auc in spent if auc is not None)

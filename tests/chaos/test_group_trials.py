@@ -14,10 +14,11 @@ from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tuning.search.driver import search
 from tuning.search.settings import SearchSettings
-from tuning.search.trial import TrialJob, to_train
+from tuning.search.trial import TrialJob, plan_of
 from tuning.spaces.space import SearchSpace, Suggest
 from tuning.spaces.space_file import space_for
-from tuning.study.store import load_weights, read_trials
+from tuning.study.store import read_trials
+from tuning.study.trial_files import load_weights
 from tuning.training.loop import fit
 
 pytestmark = pytest.mark.chaos
@@ -64,8 +65,8 @@ def test_a_trial_of_two_workers_is_one_of_one(tmp_path: Path) -> None:
 
     info = read_dataset_info(dataset)
     job = TrialJob(study=store, preprocessing=info.preprocessing, epochs=EPOCHS, seed=0, threads=1, device="cpu")
-    spec, settings = to_train(plain.parameters, job)
-    alone = fit(spec, load_films(dataset, "train"), load_films(dataset, "val"), settings)
+    plan = plan_of(plain.parameters, job)
+    alone = fit(plan.spec, load_films(dataset, "train"), load_films(dataset, "val"), plan.training)
     assert plain.status == "complete"
     for report, expected in zip(plain.history, alone.history, strict=True):
         assert report["train_loss"] == pytest.approx(expected.train_loss, abs=1e-4)

@@ -25,8 +25,9 @@ from pipelines.storage import open_store
 from tests.nights import wait_for
 from tests.servers import clean_environment
 from tests.tuning.films import SIZE, write_dataset
-from tuning.search.trial import TrialJob, to_train
-from tuning.study.store import load_weights, read_trials
+from tuning.search.trial import TrialJob, plan_of
+from tuning.study.store import read_trials
+from tuning.study.trial_files import load_weights
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import fit
 
@@ -131,9 +132,9 @@ class Search:
         store, info = open_store(str(self.study)), read_dataset_info(self.dataset)
         (record,) = [one for one in read_trials(store) if one.trial_id == trial_id]
         job = TrialJob(study=store, preprocessing=info.preprocessing, epochs=EPOCHS, seed=0, threads=1, device="cpu")
-        spec, settings = to_train(record.parameters, job)
+        plan = plan_of(record.parameters, job)
         train, val = load_films(self.dataset, "train"), load_films(self.dataset, "val")
-        whole = fit(spec, train, val, settings, lambda report, state: report.epoch < record.epochs)
+        whole = fit(plan.spec, train, val, plan.training, lambda report, state: report.epoch < record.epochs)
         for name in ("train_loss", "val_auc", "val_loss"):
             assert [epoch[name] for epoch in record.history] == [getattr(report, name) for report in whole.history]
         weights = load_weights(store, trial_id)

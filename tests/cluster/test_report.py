@@ -75,7 +75,7 @@ class TestModel:
 class TestStudy:
     def test_progress_and_leaderboard(self, store: Store, tmp_path: Path) -> None:
         diverged = trial(3, status="failed", error="the loss is nan; lower the learning rate")
-        baseline = trial(0, 0.5, model="majority", parameters='{"family": "majority", "baseline": true}')
+        baseline = trial(0, 0.5, model="majority", kind="baseline", parameters='{"family": "majority"}')
         write_study(store, [trial(2, 0.91, status="pruned"), diverged, trial(1, 0.9, 0.9754), baseline])
         page = written_report(store, tmp_path / "study.html")
         assert "Trials 4 2 complete, 1 pruned, 1 failed" in page.text

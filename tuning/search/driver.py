@@ -29,21 +29,19 @@ from tuning.search.rounds import run_round
 from tuning.search.settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
 from tuning.search.space import check_space, space_of
 from tuning.search.trial import TrialJob, run_trial
-from tuning.spaces.space import BASELINE, SearchSpace
+from tuning.spaces.space import SearchSpace
 from tuning.study.confirm import confirm, deal_train
 from tuning.study.findings import add_confirmed, conclude
-from tuning.study.store import (
-    BEST,
+from tuning.study.records import (
     StudyInfo,
     StudySummary,
     TrialRecord,
-    begin_study,
     count_statuses,
+    front_of,
     leaderboard,
-    remove_stale_checkpoints,
-    study_front,
     without_probes,
 )
+from tuning.study.store import BEST, begin_study, remove_stale_checkpoints
 from tuning.study.winner import promote_best
 from tuning.training.objectives import LATENCY, parse_objectives
 
@@ -119,7 +117,7 @@ def search(
     )
     assert record.auc is not None  # the leaderboard holds only trials with a result
     if dealt is not None:
-        best = [one for one in leaderboard(records) if BASELINE not in one.parameters][: settings.confirm]
+        best = [one for one in leaderboard(records) if one.kind != "baseline"][: settings.confirm]
         confirmed = confirm(store, best, dealt, run=as_ray_tasks(resources), known=found.confirmed)
         found = add_confirmed(store, found, confirmed)
     remove_stale_checkpoints(store, records)  # of workers that were stopped and had one more to put
@@ -137,7 +135,7 @@ def search(
         model_id=bundle.model_id,
         seconds=time.monotonic() - began,
         objective=record.objective,
-        front=study_front(trials, settings.objectives),
+        front=tuple(one.number for one in front_of(trials)) if LATENCY in settings.objectives else (),
         probes=len(records) - len(trials),
     )
 

@@ -21,7 +21,8 @@ from models.engines.latency import latency_ms
 from models.errors import RayscanError
 from pipelines.errors import StorageError
 from tuning.search.trial import Progress, TrialJob, own_id, plan_of, start_of
-from tuning.study.store import brief, load_checkpoint
+from tuning.study.failure import brief
+from tuning.study.trial_files import load_checkpoint
 from tuning.training.loop import fit
 from tuning.training.objectives import LATENCY
 from tuning.training.workers import Workers

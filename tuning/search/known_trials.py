@@ -7,8 +7,9 @@ from typing import Final
 from models.errors import InputError
 from models.spec import Scalar
 from pipelines.storage import open_store
-from tuning.spaces.space import BASELINE, FINAL, SearchSpace
-from tuning.study.store import TrialRecord, leaderboard, read_study, read_trials
+from tuning.spaces.space import SearchSpace
+from tuning.study.records import TrialRecord, leaderboard
+from tuning.study.store import read_study, read_trials
 
 WARM: Final = 5
 """Trials of an earlier study that are tried first."""
@@ -32,7 +33,7 @@ def best_of(uri: str, space: SearchSpace, fingerprint: str) -> list[dict[str, Sc
             *(uri, earlier.fingerprint, fingerprint),
         )
     points: list[dict[str, Scalar]] = []
-    ranked = [record for record in leaderboard(read_trials(store)) if BASELINE not in record.parameters]
+    ranked = [record for record in leaderboard(read_trials(store)) if record.kind != "baseline"]
     for record in ranked[:WARM]:
         try:
             points.append(space.translated(record.parameters))
@@ -43,16 +44,16 @@ def best_of(uri: str, space: SearchSpace, fingerprint: str) -> list[dict[str, Sc
 
 
 def final_trials(records: Sequence[TrialRecord], size: int, count: int) -> list[dict[str, Scalar]]:
-    """Of the `count` best trials, those on films of less than `size` pixels, with `size` in their place and `FINAL`.
+    """Of the `count` best trials, those on films of less than `size` pixels: their parameters with `size` instead.
 
     Left out are those that were trained so already.
     """
-    done = [record.parameters for record in records]
-    ranked = [record for record in leaderboard(records) if not {BASELINE, FINAL} & set(record.parameters)]
+    done = [record.parameters for record in records if record.kind == "final"]
+    ranked = [record for record in leaderboard(records) if record.kind == "search"]
     points: list[dict[str, Scalar]] = []
     for record in ranked[:count]:
         sides = [name for name in record.parameters if name == "resolution" or name.endswith("_resolution")]
-        point: dict[str, Scalar] = {**record.parameters, **dict.fromkeys(sides, size), FINAL: True}
+        point: dict[str, Scalar] = {**record.parameters, **dict.fromkeys(sides, size)}
         if any(record.parameters[name] != size for name in sides) and point not in done:
             points.append(point)
     return points

@@ -20,19 +20,18 @@ from pipelines import telemetry
 from pipelines.storage import Store
 from tuning.search.board import Running, Standing, in_words
 from tuning.search.mirror import Mirror
-from tuning.search.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, own_id, parameters_of
-from tuning.spaces.space import BASELINE, PROBE
-from tuning.study.store import (
+from tuning.search.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, kind_of, own_id, parameters_of
+from tuning.study.failure import brief
+from tuning.study.records import (
     StartedTrial,
     TrialRecord,
     TrialStatus,
-    begin_trial,
     best_trial,
-    brief,
     count_statuses,
-    remove_checkpoint,
-    write_trials,
+    next_number,
+    without_probes,
 )
+from tuning.study.store import begin_trial, remove_checkpoint, write_trials
 from tuning.training.objectives import LATENCY
 
 log = logging.getLogger("rayscan")
@@ -57,22 +56,20 @@ class Ledger(Callback):
         seed: int,
         deadline: float,
         epochs: int = 0,
-        next_number: int | None = None,
+        first_number: int | None = None,
         metric: str = METRIC,
         mirror: Mirror | None = None,
     ) -> None:
         self.study = study
-        self.probes = [record for record in earlier if PROBE in record.parameters]
-        self.records = [record for record in earlier if PROBE not in record.parameters]
+        self.probes = [record for record in earlier if record.kind == "probe"]
+        self.records = without_probes(earlier)
         self.planned = planned
         self.seed = seed
         self.deadline = deadline
         self.epochs = epochs
         self.metric = metric
         self.mirror = mirror
-        self.next_number = 1 + max((record.number for record in earlier), default=-1)
-        if next_number is not None:
-            self.next_number = next_number
+        self.next_number = next_number(earlier) if first_number is None else first_number
         self.numbers: dict[str, int] = {}
         self.running: dict[str, Any] = {}
         self.begun: dict[str, float] = {}
@@ -101,6 +98,7 @@ class Ledger(Callback):
                     number=self.numbers[trial.trial_id],
                     seed=self.seed,
                     parameters=parameters_of(trial.config),
+                    kind=kind_of(trial.config),
                 ),
             )
         self._note()
@@ -156,6 +154,7 @@ class Ledger(Callback):
         record = TrialRecord(
             trial_id=own_id(trial.config, trial.trial_id),
             number=self.numbers[trial.trial_id],
+            kind=kind_of(trial.config),
             status=status,
             model=trial.config["family"],
             parameters=parameters_of(trial.config),
@@ -188,7 +187,7 @@ class Ledger(Callback):
         log.info(
             "trial %d %s%s %s: %s after %d epochs; best %s; %s%s",
             record.number,
-            "baseline " if BASELINE in record.parameters else "",
+            "baseline " if record.kind == "baseline" else "",
             record.model,
             record.status,
             record.error or f"AUC {record.auc:.4f}",

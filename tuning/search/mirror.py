@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
@@ -20,15 +20,16 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from models.errors import InputError
+from tuning.search.frozen_trial import frozen_trial
 from tuning.search.mirror_place import FORMS, check_storage, is_journal, no_database, no_url
 from tuning.search.trial import OBJECTIVE, TIME, measures
-from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace
-from tuning.study.store import TrialRecord
+from tuning.spaces.space import SearchSpace
+from tuning.study.records import TrialRecord
 from tuning.training.objectives import Objective, parse_objectives
 
 log = logging.getLogger("rayscan")
@@ -43,8 +44,6 @@ _LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """Seconds (`tcp_user_timeout`: ms) that a driver waits: the process that runs the search writes the mirror, and a
 server that does not answer would hold it up."""
-_UNSAMPLED: Final = {BASELINE, PROBE, FINAL}
-"""Marks of trials whose parameters need not lie in the space."""
 _FAILURES: Final = (OptunaError, SQLAlchemyError, OSError, LookupError, RuntimeError, TypeError, ValueError)
 """What a storage raises that cannot be reached, was changed by somebody else (a study was deleted: KeyError), is of
 another version of Optuna (RuntimeError) or is no storage at all (a journal: KeyError, TypeError, ValueError)."""
@@ -123,39 +122,31 @@ class Mirror:
 def to_optuna(record: TrialRecord, space: SearchSpace, objectives: Sequence[Objective]) -> FrozenTrial:
     """A finished trial as Optuna keeps one.
 
-    Its intermediate values are the best so far after each epoch, as the search told its scheduler: the last one is the
-    trial's value, as Optuna has it of a pruned trial. With several objectives Optuna knows neither intermediate values
-    nor pruning, so a trial that was stopped early is COMPLETE there; and one that lacks a value, such as a probe, whose
-    latency nobody measured, can only be FAIL. The user attribute `status` says what it was.
+    Its intermediate values are the best so far after each epoch, as the search reported them to its scheduler: the last
+    one is the trial's value, which is how Optuna values a pruned trial. With several objectives Optuna knows neither
+    intermediate values nor pruning, so a trial that was stopped early is COMPLETE there; and one that lacks a value,
+    such as a probe, whose latency is not measured, can only be FAIL. The user attribute `status` says what it was.
 
-    Parameters of baselines, probes and finals stand in the user attribute `parameters`, as they need not lie in the
+    Parameters of baselines, probes and finals are in the user attribute `parameters`, as they need not lie in the
     space. The trial's start is its end less the seconds it took.
     """
-    measured = (record.value, record.latency_ms)[: len(objectives)]
-    values = [value for value in measured if value is not None]
     single = len(objectives) == 1
-    if record.status == "failed" or len(values) < len(objectives):
-        state = TrialState.FAIL
-    else:
-        state = TrialState.PRUNED if single and record.status == "pruned" else TrialState.COMPLETE
     attributes = {
-        name: getattr(record, name) for name in ("trial_id", "number", "status", "model", "epochs", "seconds")
+        name: getattr(record, name) for name in ("trial_id", "number", "kind", "status", "model", "epochs", "seconds")
     }
-    replay = FixedTrial(dict(record.parameters))
-    if _UNSAMPLED & set(record.parameters):
+    suggested = record.kind == "search"
+    if not suggested:
         attributes["parameters"] = record.parameters
-    else:
-        space(replay)
-    trial = optuna.trial.create_trial(
-        state=state,
-        values=None if state == TrialState.FAIL else values,
-        params=replay.params if replay.distributions else {},
-        distributions=replay.distributions,
+    trial = frozen_trial(
+        record,
+        space if suggested else None,
+        len(objectives),
+        keep_pruned=single,
         user_attrs=attributes,
-        intermediate_values={int(one[TIME]): one[OBJECTIVE] for one in measures(record.history)} if single else {},
+        intermediate_values={int(at[TIME]): at[OBJECTIVE] for at in measures(record.history)} if single else {},
     )
     trial.datetime_complete = _local(record.finished_at)
-    trial.datetime_start = _local(record.finished_at - timedelta(seconds=record.seconds))
+    trial.datetime_start = _local(record.started_at)
     return trial
 
 

@@ -5,8 +5,8 @@ of the films are computed once (`tuning/training/features.py`). Optuna then pick
 table `[probe]` of the space. Ray tasks fit `BATCH` of them at a time, because a task for each would cost more than it
 saves.
 
-A probe is a row of `trials.parquet` with the parameter `probe`, and no trial of the search: it leaves no model and is
-not on the leaderboard. What it tells goes on: the best of each kind of features is enqueued as a trial with
+A probe is a row of `trials.parquet` of the kind `probe`, and no trial of the search: it leaves no model and is not on
+the leaderboard. What is learned from it goes on: the best of each kind of features is enqueued as a trial with
 `head_first` and the probe's `l2`, before the search's sampler makes suggestions of its own.
 """
 
@@ -23,7 +23,6 @@ import optuna
 import ray
 import torch
 from optuna.samplers import TPESampler
-from optuna.trial import FixedTrial, TrialState
 
 from models.engines.allocator import keep_memory
 from models.errors import InputError
@@ -32,9 +31,11 @@ from models.spec import Preprocessing, Scalar
 from pipelines.bundles import cache_folder
 from pipelines.progress import progress
 from pipelines.storage import Store
+from tuning.search.frozen_trial import frozen_trial
 from tuning.spaces.domain import Suggest
-from tuning.spaces.space import PROBE, PROBES, SearchSpace, TrialPlan, to_plan
-from tuning.study.store import TrialRecord, write_trials
+from tuning.spaces.space import PROBES, SearchSpace, TrialPlan, to_plan
+from tuning.study.records import TrialRecord, next_number
+from tuning.study.store import write_trials
 from tuning.training.features import Features, fit_head
 from tuning.training.head_settings import HeadSettings
 from tuning.training.start import frozen_features, seeded_network
@@ -117,7 +118,7 @@ def run_probes(
     Raises `InputError` where the space has nothing to probe.
     """
     chooser = ProbeSpace(kinds=feature_kinds(space), space=space)
-    before = [record for record in earlier if PROBE in record.parameters]
+    before = [record for record in earlier if record.kind == "probe"]
     wanted = probes - len(before)
     if wanted <= 0:
         return []
@@ -127,7 +128,7 @@ def run_probes(
     study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed + len(before)))
     study.add_trials([_frozen(record, chooser) for record in before])
     features = _features(chooser, dataset, preprocessing, train, val, seed)
-    number = 1 + max((record.number for record in earlier), default=-1)
+    number = next_number(earlier)
     records: list[TrialRecord] = []
     began = written = time.monotonic()
     try:
@@ -151,7 +152,7 @@ def best_probes(records: Sequence[TrialRecord], space: SearchSpace) -> list[dict
 
     Heads with a hidden layer fit into no network, and are left out.
     """
-    usable = [record for record in records if PROBE in record.parameters and not record.parameters.get("hidden")]
+    usable = [record for record in records if record.kind == "probe" and not record.parameters.get("hidden")]
     points: list[dict[str, Scalar]] = []
     seen: set[tuple[Scalar, ...]] = set()
     for record in sorted(usable, key=lambda record: (-(record.auc or 0.0), record.number)):
@@ -265,20 +266,17 @@ def _frozen(record: TrialRecord, chooser: ProbeSpace) -> optuna.trial.FrozenTria
     """An earlier probe as Optuna's sampler wants it."""
     values = {name: record.parameters[name] for name in _CHOSEN if name in record.parameters}
     kind = FeatureKind(family=record.model, values=values)
-    replay = FixedTrial({MARK: kind.name, **record.parameters})
-    chooser(replay)
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE, value=record.auc, params=replay.params, distributions=replay.distributions
-    )
+    return frozen_trial(record, chooser, parameters={MARK: kind.name, **record.parameters})
 
 
 def _record(number: int, fitted: _Fitted, seed: int) -> TrialRecord:
     return TrialRecord(
         trial_id=f"probe_{number:05d}",
         number=number,
+        kind="probe",
         status="complete",
         model=fitted.kind.family,
-        parameters={PROBE: True, "family": fitted.kind.family, **fitted.kind.values, **fitted.head},
+        parameters={"family": fitted.kind.family, **fitted.kind.values, **fitted.head},
         auc=fitted.auc,
         epochs=0,
         history=[],

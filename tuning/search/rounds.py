@@ -27,15 +27,10 @@ from tuning.search.scheduler import FamilyScheduler, Past
 from tuning.search.settings import SearchSettings
 from tuning.search.suggestions import suggestions
 from tuning.search.trial import OBJECTIVE, TIME
-from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace
-from tuning.study.store import (
-    StartedTrial,
-    TrialRecord,
-    load_checkpoint,
-    next_number,
-    unfinished_trials,
-    without_probes,
-)
+from tuning.spaces.space import SearchSpace
+from tuning.study.records import StartedTrial, TrialRecord, next_number, without_probes
+from tuning.study.store import unfinished_trials
+from tuning.study.trial_files import load_checkpoint
 from tuning.training.objectives import parse_objectives
 
 log = logging.getLogger("rayscan")
@@ -65,7 +60,7 @@ def run_round(
     What the study has then, probes included, and whether somebody interrupted it.
     """
     unfinished = unfinished_trials(store, earlier)
-    due = [trial for trial in unfinished if (FINAL in trial.parameters) == (finals is not None)]
+    due = [trial for trial in unfinished if (trial.kind == "final") == (finals is not None)]
     searcher, wanted = suggestions(space, earlier, settings, unfinished=due, points=points, finals=finals)
     if finals is None and has_converged(without_probes(earlier), settings.patience):
         log.info("the study has converged: its last %d trials brought no gain", settings.patience)
@@ -86,7 +81,7 @@ def run_round(
         seed=settings.seed,
         deadline=deadline,
         epochs=settings.epochs,
-        next_number=next_number(earlier, unfinished),
+        first_number=next_number(earlier, unfinished),
         metric=parse_objectives(settings.objectives)[0].name,
         mirror=mirror,
     )
@@ -121,11 +116,9 @@ def _league(settings: SearchSettings) -> ASHAScheduler:
 def _past(store: Store, earlier: Sequence[TrialRecord], taken_up: Sequence[StartedTrial], finals: bool) -> Past:
     """What the earlier runs left for the leagues of the search, or for those of the finals."""
     checkpoints = {trial.trial_id: load_checkpoint(store, trial.trial_id) for trial in taken_up}
-    league = [
-        one for one in earlier if not {BASELINE, PROBE} & set(one.parameters) and (FINAL in one.parameters) == finals
-    ]
+    league = [record for record in earlier if record.kind == ("final" if finals else "search")]
     return Past(
-        finished=[(one.trial_id, one.model, one.history) for one in league],
+        finished=[(record.trial_id, record.model, record.history) for record in league],
         taken_up={name: checkpoint.facts["history"] for name, checkpoint in checkpoints.items() if checkpoint},
     )
 

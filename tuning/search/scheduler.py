@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from tuning.search.trial import TAKEN_UP, measures
-from tuning.spaces.space import BASELINE
+from tuning.search.trial import TAKEN_UP, kind_of, measures
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -77,7 +76,7 @@ class FamilyScheduler(FIFOScheduler):
         return f"ASHA within each family: {', '.join(self._leagues) or 'none yet'}"
 
     def _of(self, trial: Trial) -> ASHAScheduler | None:
-        if trial.config.get(BASELINE):
+        if kind_of(trial.config) == "baseline":
             return None
         family = str(trial.config.get("family"))
         if family not in self._leagues:

@@ -13,19 +13,17 @@ from typing import Any, Final
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from models.spec import Scalar
+from tuning.search.frozen_trial import frozen_trial
 from tuning.search.settings import SearchSettings
 from tuning.search.trial import OBJECTIVE, TAKEN_UP
 from tuning.spaces.domain import Suggest
-from tuning.spaces.space import BASELINE, BASELINES, FINAL, GIVEN, PROBE, SearchSpace, leaves
-from tuning.study.store import StartedTrial, TrialRecord, next_number, without_probes
+from tuning.spaces.space import BASELINE, BASELINES, GIVEN, KIND, SearchSpace, leaves
+from tuning.study.records import StartedTrial, TrialRecord, next_number, without_probes
 from tuning.training.objectives import LATENCY, parse_objectives
 
-_UNSAMPLED: Final = {BASELINE, PROBE, FINAL}
-"""Marks of trials that no sampler has chosen."""
 _STUDY_NAME: Final = "rayscan"  # of the study in memory; OptunaSearch finds it in the storage by this name
 
 
@@ -51,21 +49,19 @@ def suggestions(
     study = optuna.create_study(
         storage=storage, sampler=sampler, study_name=_STUDY_NAME, directions=[one.direction for one in objectives]
     )
-    study.add_trials([_frozen(one, space, len(objectives)) for one in earlier if not _UNSAMPLED & set(one.parameters)])
+    sampled = [record for record in earlier if record.kind == "search"]
+    study.add_trials([frozen_trial(record, space, len(objectives)) for record in sampled])
     for trial in unfinished:
         _take_up(study, trial)
-    begun = [one.parameters for one in earlier] + [one.parameters for one in unfinished]
+    begun: list[TrialRecord | StartedTrial] = [*earlier, *unfinished]
     if finals is None:
-        searched = [one for one in without_probes(earlier) if FINAL not in one.parameters]
+        searched = [record for record in without_probes(earlier) if record.kind != "final"]
         wanted = max(0, settings.most_trials - len(searched))
         fresh = _enqueue(study, space if settings.search == "grid" else None, begun, points)
         if settings.search == "grid":
             wanted = len(unfinished) + fresh
     else:
-        for final in finals:
-            if final not in begun:
-                study.enqueue_trial({}, user_attrs={GIVEN: dict(final)})
-        wanted = len(unfinished) + sum(final not in begun for final in finals)
+        wanted = len(unfinished) + _enqueue_finals(study, begun, finals)
     metrics = [OBJECTIVE, LATENCY][: len(objectives)]
     modes: list[str] = [one.mode for one in objectives]
     search_alg = OptunaSearch(
@@ -96,29 +92,45 @@ def _take_up(study: optuna.Study, trial: StartedTrial) -> None:
     """Enqueue a trial that was begun, under the name it had."""
     attributes: dict[str, Any] = {TAKEN_UP: {name: getattr(trial, name) for name in ("trial_id", "number", "seed")}}
     parameters: dict[str, Scalar] = trial.parameters
-    if BASELINE in parameters:
+    if trial.kind == "baseline":
         attributes[BASELINE], parameters = parameters["family"], {}
-    elif FINAL in parameters:
-        attributes[GIVEN], parameters = dict(parameters), {}
+    elif trial.kind == "final":
+        attributes[GIVEN], parameters = _as_final(parameters), {}
     study.enqueue_trial(parameters, user_attrs=attributes)
 
 
 def _enqueue(
     study: optuna.Study,
     grid: SearchSpace | None,
-    begun: Sequence[Mapping[str, Scalar]],
+    begun: Sequence[TrialRecord | StartedTrial],
     points: Sequence[Mapping[str, Scalar]],
 ) -> int:
     """Put the baselines, the points and the grid's points that were not begun yet into the study; how many."""
-    done = {parameters["family"] for parameters in begun if BASELINE in parameters}
+    done = {trial.parameters["family"] for trial in begun if trial.kind == "baseline"}
     baselines = [name for name in BASELINES if name not in done]
     for name in baselines:
         study.enqueue_trial({}, user_attrs={BASELINE: name})
     every = points if grid is None else leaves(grid)
-    fresh = [point for point in every if not any(point.items() <= parameters.items() for parameters in begun)]
+    fresh = [point for point in every if not any(point.items() <= trial.parameters.items() for trial in begun)]
     for point in fresh:
         study.enqueue_trial(dict(point))
     return len(baselines) + len(fresh)
+
+
+def _enqueue_finals(
+    study: optuna.Study, begun: Sequence[TrialRecord | StartedTrial], finals: Sequence[Mapping[str, Scalar]]
+) -> int:
+    """Put the finals that were not begun yet into the study; how many."""
+    done = [trial.parameters for trial in begun if trial.kind == "final"]
+    fresh = [final for final in finals if final not in done]
+    for final in fresh:
+        study.enqueue_trial({}, user_attrs={GIVEN: _as_final(final)})
+    return len(fresh)
+
+
+def _as_final(parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The configuration of a final with these parameters."""
+    return {**parameters, KIND: "final"}
 
 
 def _sampler(name: str, seed: int) -> BaseSampler:
@@ -129,17 +141,3 @@ def _sampler(name: str, seed: int) -> BaseSampler:
         # do that to any space)
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(seed=seed, multivariate=True, group=True)
-
-
-def _frozen(record: TrialRecord, space: SearchSpace, objectives: int = 1) -> FrozenTrial:
-    """An earlier trial as Optuna's sampler wants it. Ray Tune tells a pruned trial as complete, and so does this."""
-    replay = FixedTrial(dict(record.parameters))
-    space(replay)
-    values = [value for value in (record.value, record.latency_ms)[:objectives] if value is not None]
-    usable = record.status != "failed" and len(values) == objectives
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE if usable else TrialState.FAIL,
-        values=values if usable else None,
-        params=replay.params,
-        distributions=replay.distributions,
-    )

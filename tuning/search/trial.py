@@ -22,13 +22,15 @@ from torch import Tensor
 from models.engines.latency import latency_ms
 from models.errors import RayscanError
 from models.films import Films
-from models.spec import ModelSpec, Preprocessing, Scalar
+from models.spec import Preprocessing, Scalar
 from pipelines.errors import StorageError
 from pipelines.storage import Store
-from tuning.spaces.space import TrialPlan, to_plan
-from tuning.study.store import brief, load_checkpoint, save_checkpoint, save_logits, save_weights
+from tuning.spaces.space import KIND, TrialPlan, to_plan
+from tuning.study.failure import brief
+from tuning.study.records import TrialKind
+from tuning.study.trial_files import load_checkpoint, save_checkpoint, save_logits, save_weights
 from tuning.training.checkpoint import Checkpoint
-from tuning.training.loop import EpochReport, EpochState, TrainSettings, fit
+from tuning.training.loop import EpochReport, EpochState, fit
 from tuning.training.objectives import AUC, LATENCY
 from tuning.training.start import pretrained_start
 
@@ -78,7 +80,13 @@ def own_id(config: Mapping[str, Any], trial_id: str) -> str:
 
 def parameters_of(config: Mapping[str, Any]) -> dict[str, Scalar]:
     """A trial's parameters in its configuration."""
-    return {name: value for name, value in config.items() if name != TAKEN_UP}
+    return {name: value for name, value in config.items() if name not in {TAKEN_UP, KIND}}
+
+
+def kind_of(config: Mapping[str, Any]) -> TrialKind:
+    """What kind of trial has this configuration."""
+    kind: TrialKind = config.get(KIND, "search")
+    return kind
 
 
 def plan_of(config: Mapping[str, Any], job: TrialJob) -> TrialPlan:
@@ -92,12 +100,6 @@ def plan_of(config: Mapping[str, Any], job: TrialJob) -> TrialPlan:
         device=job.device,
         objective=job.objective,
     )
-
-
-def to_train(config: Mapping[str, Any], job: TrialJob) -> tuple[ModelSpec, TrainSettings]:
-    """The model and the training of `plan_of`."""
-    plan = plan_of(config, job)
-    return plan.spec, plan.training
 
 
 def start_of(plan: TrialPlan, train: Films, val: Films, job: TrialJob) -> dict[str, Tensor] | None:

@@ -23,13 +23,11 @@ from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
 
 BASELINE: Final = "baseline"
-"""User attribute of an Optuna trial, and parameter of a study's row: this trial is the named baseline."""
+"""User attribute of an Optuna trial: this trial is the named baseline."""
 GIVEN: Final = "given"
-"""User attribute of an Optuna trial: all its parameters, which need not lie in the space, so that none is sampled."""
-PROBE: Final = "probe"
-"""Parameter of a study's row: a head on frozen features (`tuning/search/probes.py`), no model of its own."""
-FINAL: Final = "final"
-"""Parameter of a study's row: one of the best trials once more, on films of the data set's own size."""
+"""User attribute of an Optuna trial: its whole configuration, which need not lie in the space; nothing is sampled."""
+KIND: Final = "kind"
+"""In a trial's configuration, beside its parameters: its `TrialKind`, where it is not the search's own."""
 
 BASELINES: Final = ("majority", "mlp")
 """Always the first trials of a study, as the zoo and the training loop give them: what a search has to beat."""
@@ -55,7 +53,6 @@ TRAINING: Final[Mapping[str, Scalar]] = {
 }
 CHANGING: Final = ("augment", "flip", "blur", "cutout", "elastic", "jpeg", "shrink", "mixup", "cutmix")
 """Parameters of a training that change its films, but at 0."""
-_MARKS: Final = {"family", BASELINE, PROBE, FINAL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ class SearchSpace:
         if given := trial.user_attrs.get(GIVEN):
             return dict(given)
         if name := trial.user_attrs.get(BASELINE):
-            return {BASELINE: True, "family": name, **self._baseline_resolution()}
+            return {KIND: "baseline", "family": name, **self._baseline_resolution()}
         family = trial.suggest_categorical("family", self.families)
         values = dict(defaults(family))
         if start := self.branch(family).get("weights"):
@@ -212,14 +209,14 @@ def defaults(family: str) -> dict[str, Scalar]:
 
 
 def plain_values(parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """A trial's parameters by their plain names, without its family and marks.
+    """A trial's parameters by their plain names, without its family.
 
     Raises `InputError` on one that this version does not know.
     """
     family = str(parameters["family"])
     names = {full_name(table, name): name for table in tables_of(family, pretrained=True) for name in defaults(family)}
     for name in parameters:
-        if name not in names and name not in _MARKS:
+        if name not in names and name != "family":
             raise InputError(f"{family} has no parameter {name!r} in this version of rayscan")
     return {names[name]: value for name, value in parameters.items() if name in names}
 
@@ -262,29 +259,6 @@ def to_plan(
         return TrialPlan(spec=spec, training=training)
     head = HeadSettings(l2=values.get("l2", HeadSettings.l2), seed=seed) if values.get("head_first") else None
     return TrialPlan(spec=spec, training=training, weights=values["weights"], head=head)
-
-
-def to_spec_and_settings(
-    parameters: Mapping[str, Scalar],
-    *,
-    preprocessing: Preprocessing,
-    epochs: int,
-    seed: int,
-    threads: int | None = None,
-    device: str | None = None,
-    objective: str = "auc",
-) -> tuple[ModelSpec, TrainSettings]:
-    """The model and the training of `to_plan`."""
-    plan = to_plan(
-        parameters,
-        preprocessing=preprocessing,
-        epochs=epochs,
-        seed=seed,
-        threads=threads,
-        device=device,
-        objective=objective,
-    )
-    return plan.spec, plan.training
 
 
 class _Leaf:

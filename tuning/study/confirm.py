@@ -39,7 +39,9 @@ from tuning.recipes.fold_count import FOLDS
 from tuning.recipes.promote import calibrated, scorer
 from tuning.recipes.recipe import Recipe
 from tuning.spaces.space import to_plan
-from tuning.study.store import TrialRecord, brief, read_study
+from tuning.study.failure import brief
+from tuning.study.records import TrialRecord
+from tuning.study.store import read_study
 from tuning.training.head_settings import HeadSettings
 
 log = logging.getLogger("rayscan")

@@ -33,7 +33,9 @@ from tuning.study.confirm import Confirmed, recipe_of
 from tuning.study.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
 from tuning.study.importance import Importance, importance
 from tuning.study.optimism import LEAST_PATIENTS, Optimism, estimate
-from tuning.study.store import FINDINGS, RECIPES, StudyInfo, TrialRecord, leaderboard, load_logits
+from tuning.study.records import StudyInfo, TrialRecord, leaderboard
+from tuning.study.store import FINDINGS, RECIPES
+from tuning.study.trial_files import load_logits
 from tuning.study.winner import logits_of
 
 log = logging.getLogger("rayscan")

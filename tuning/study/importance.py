@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from models.spec import Scalar
-from tuning.spaces.space import BASELINE
+from tuning.study.records import TrialRecord, leaderboard
 from tuning.study.scale import is_continuous, is_logarithmic
-from tuning.study.store import TrialRecord, leaderboard
 
 LEAST: Final = 20
 """Trials, baselines not counted, of which it is told at all."""
@@ -43,7 +42,7 @@ class Importance:
 
 def importance(records: Sequence[TrialRecord]) -> Importance | None:
     """The importance of each parameter that varies among the trials; None for fewer than `LEAST` of them."""
-    trials = sorted((one for one in leaderboard(records) if BASELINE not in one.parameters), key=lambda one: one.number)
+    trials = sorted((one for one in leaderboard(records) if one.kind != "baseline"), key=lambda one: one.number)
     if len(trials) < LEAST or len({one.auc for one in trials}) < 2:
         return None
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator  # noqa: PLC0415 (slow)

@@ -13,7 +13,6 @@ from models.films import Films
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
-from models.spec import ModelSpec
 from models.statistics.calibration import Calibration
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError
@@ -22,17 +21,13 @@ from pipelines.storage import Store
 from tuning.recipes.promote import promote
 from tuning.recipes.selection import TOP, Score, most_robust
 from tuning.recipes.selects import Select
-from tuning.spaces.space import to_spec_and_settings
+from tuning.spaces.space import TrialPlan, to_plan
 from tuning.study.optimism import Optimism
-from tuning.study.store import (
-    BEST,
-    StudyInfo,
-    TrialRecord,
-    leaderboard,
-    load_weights,
-)
+from tuning.study.records import StudyInfo, TrialRecord, leaderboard
+from tuning.study.store import BEST
+from tuning.study.trial_files import load_weights
 from tuning.training.learner import EVALUATION_BATCH
-from tuning.training.loop import EpochReport, Fitted, TrainSettings
+from tuning.training.loop import EpochReport, Fitted
 
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Films uint8 [N, H, W] -> uncalibrated logits [N, C]."""
@@ -72,11 +67,11 @@ def promote_best(
         lineage["selection"] = [{"trial": one.number, **of} for one, of in zip(ranked, told, strict=False)]
     if (standing := _standing(store)) is not None and standing.lineage.get("trial_id") == record.trial_id:
         return record, standing
-    spec, settings = _spec_and_settings(record, study, dataset)
+    plan = _plan(record, study, dataset)
     history = tuple(EpochReport(**epoch) for epoch in record.history)
     fitted = Fitted(
-        spec=spec,
-        settings=settings,
+        spec=plan.spec,
+        settings=plan.training,
         state_dict=load_weights(store, record.trial_id),
         val_logits=logits_of(store, record, study, dataset)(val.pixels),
         history=history,
@@ -105,7 +100,7 @@ def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: Data
 
     Raises `NotFoundError` where its weights are gone.
     """
-    spec, _ = _spec_and_settings(record, study, dataset)
+    spec = _plan(record, study, dataset).spec
     network = build(spec)
     network.load_state_dict(load_weights(store, record.trial_id))
     classifier = ScanClassifier(Preprocess(spec.preprocessing), network).eval()
@@ -121,8 +116,8 @@ def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: Data
     return logits
 
 
-def _spec_and_settings(record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> tuple[ModelSpec, TrainSettings]:
-    return to_spec_and_settings(
+def _plan(record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> TrialPlan:
+    return to_plan(
         record.parameters,
         preprocessing=dataset.preprocessing,
         epochs=study.epochs,

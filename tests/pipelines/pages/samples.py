@@ -86,6 +86,7 @@ def trial(number: int, *aucs: float, status: str = "complete", **changes: Any) -
     return {
         "trial_id": f"t{number}",
         "number": number,
+        "kind": "search",
         "status": status,
         "model": "cnn",
         "parameters": json.dumps({"family": "cnn", "cnn_depth": 3, "learning_rate": 0.00271828}),

@@ -27,21 +27,23 @@ from tuning.search.driver import search
 from tuning.search.ledger import Ledger, has_converged
 from tuning.search.settings import SearchSettings
 from tuning.search.suggestions import suggestions
-from tuning.search.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, Progress, TrialJob, to_train
-from tuning.spaces.domain import Suggest
-from tuning.spaces.space import BASELINE, SearchSpace, leaves
-from tuning.spaces.space_file import space_for
-from tuning.study.store import (
-    FINDINGS,
-    StartedTrial,
-    StudySummary,
-    TrialRecord,
-    load_weights,
-    read_trials,
-    unfinished_trials,
-    weights_key,
-    write_trials,
+from tuning.search.trial import (
+    METRIC,
+    OBJECTIVE,
+    TAKEN_UP,
+    TIME,
+    Progress,
+    TrialJob,
+    kind_of,
+    parameters_of,
+    plan_of,
 )
+from tuning.spaces.domain import Suggest
+from tuning.spaces.space import KIND, SearchSpace, leaves
+from tuning.spaces.space_file import space_for
+from tuning.study.records import StartedTrial, StudySummary, TrialRecord
+from tuning.study.store import FINDINGS, read_trials, unfinished_trials, write_trials
+from tuning.study.trial_files import load_weights, weights_key
 from tuning.training.loop import fit
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
@@ -95,7 +97,7 @@ def test_the_baselines_come_first(interrupted: Run) -> None:
     assert (majority.model, majority.auc, majority.epochs, majority.status) == ("majority", 0.5, 1, "complete")
     assert (mlp.model, mlp.status) == ("mlp", "complete")
     assert {record.model for record in others} == {"cnn"}
-    assert [BASELINE in record.parameters for record in interrupted.records] == [True, True, False, False, False]
+    assert [record.kind for record in interrupted.records] == ["baseline"] * 2 + ["search"] * 3
 
 
 def test_a_trial_that_raises_is_recorded_and_the_search_goes_on(interrupted: Run) -> None:
@@ -145,8 +147,8 @@ def as_killed_after_its_first_epoch(store: Store, number: int, dataset: str) -> 
     info, train, val = read_dataset_info(dataset), load_films(dataset, "train"), load_films(dataset, "val")
     job = TrialJob(study=store, preprocessing=info.preprocessing, epochs=2, seed=0, threads=1, device="cpu")
     progress = Progress(job, record.trial_id, None, lambda report: None)
-    spec, settings = to_train(record.parameters, job)
-    fit(spec, train, val, settings, on_epoch=lambda report, state: not progress.epoch(report, state))
+    plan = plan_of(record.parameters, job)
+    fit(plan.spec, train, val, plan.training, on_epoch=lambda report, state: not progress.epoch(report, state))
     return record
 
 
@@ -179,7 +181,7 @@ def test_resume_runs_only_what_is_left(
     assert [record.number for record in records] == list(range(7))
     assert summary.ran == 3
     added = records[CTRL_C:]
-    assert not any(BASELINE in record.parameters for record in added)
+    assert not any(record.kind == "baseline" for record in added)
     for record in added:
         assert all(record.parameters != earlier.parameters for earlier in interrupted.records)
     assert summary.auc == max(record.auc or 0 for record in records)
@@ -234,9 +236,10 @@ def record(number: int, parameters: dict[str, Any], status: Any = "complete") ->
     return TrialRecord(
         trial_id=f"trial{number}",
         number=number,
+        kind=kind_of(parameters),
         status=status,
         model=parameters["family"],
-        parameters=parameters,
+        parameters=parameters_of(parameters),
         auc=None if status == "failed" else 0.5 + number / 100,
         epochs=1,
         history=[],
@@ -329,16 +332,16 @@ def test_a_resumed_search_suggests_something_new(kind: Any) -> None:
     earlier = [record(number, parameters) for number, parameters in enumerate(first)]
     earlier[3] = record(3, first[3], "failed")
     second = suggest(space, earlier, settings, 10)
-    assert not any(BASELINE in drawn for drawn in second)
+    assert not any(KIND in drawn for drawn in second)
     assert not any(drawn in first for drawn in second)
     assert suggestions(space, earlier, settings)[1] == 20
     assert suggestions(space, earlier, replace(settings, trials=5))[1] == 0
 
 
 def test_a_baseline_that_did_not_finish_comes_again() -> None:
-    earlier = [record(0, {"family": "majority", BASELINE: True})]
+    earlier = [record(0, {"family": "majority", KIND: "baseline"})]
     drawn = suggest(space_for(128), earlier, SearchSettings(), 2)
-    assert (drawn[0]["family"], BASELINE in drawn[0], BASELINE in drawn[1]) == ("mlp", True, False)
+    assert (drawn[0]["family"], kind_of(drawn[0]), kind_of(drawn[1])) == ("mlp", "baseline", "search")
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
@@ -346,16 +349,19 @@ def test_unfinished_trials_come_first_and_are_not_suggested_again(kind: Any) -> 
     space, settings = space_for(128), SearchSettings(search=kind, trials=30)
     first = suggest(space, [], settings, 8)
     earlier = [record(number, first[number]) for number in (0, 2, 4, 5, 6)]
-    unfinished = [StartedTrial(trial_id=f"t{n}", number=n, seed=3, parameters=first[n]) for n in (1, 3, 7)]
+    unfinished = [
+        StartedTrial(trial_id=f"t{n}", number=n, seed=3, parameters=parameters_of(first[n]), kind=kind_of(first[n]))
+        for n in (1, 3, 7)
+    ]
     searcher, wanted = suggestions(space, earlier, settings, unfinished=unfinished)
     assert wanted == 25
     drawn = [searcher.suggest(str(number)) for number in range(10)]
     for trial, taken_up in zip(unfinished, drawn, strict=False):
         assert taken_up == {
-            **trial.parameters,
+            **first[trial.number],
             TAKEN_UP: {"trial_id": trial.trial_id, "number": trial.number, "seed": 3},
         }
-    assert not any(TAKEN_UP in fresh or BASELINE in fresh or fresh in first for fresh in drawn[3:])
+    assert not any(TAKEN_UP in fresh or KIND in fresh or fresh in first for fresh in drawn[3:])
 
 
 def test_a_grid_is_visited_whole_and_once_even_when_resumed() -> None:

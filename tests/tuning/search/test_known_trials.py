@@ -16,12 +16,18 @@ from tests.tuning.study.test_store import record
 from tuning.search.known_trials import final_trials
 from tuning.search.settings import SearchSettings
 from tuning.search.suggestions import suggestions
-from tuning.search.trial import OBJECTIVE, TrialJob, plan_of, start_of
-from tuning.spaces.space import BASELINE, FINAL
+from tuning.search.trial import OBJECTIVE, TrialJob, kind_of, parameters_of, plan_of, start_of
 from tuning.spaces.space_file import space_for
+from tuning.study.records import TrialRecord
 from tuning.training.objectives import LATENCY
 
 POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}
+
+
+def finished(number: int, auc: float, config: dict[str, Any], **values: Any) -> TrialRecord:
+    """A trial with this configuration, as the search would record it."""
+    own = {"kind": kind_of(config), "parameters": parameters_of(config), "model": config["family"]}
+    return record(number, auc, **own, **values)
 
 
 def test_points_come_after_the_baselines_and_once() -> None:
@@ -29,10 +35,10 @@ def test_points_come_after_the_baselines_and_once() -> None:
     searcher, wanted = suggestions(space, [], settings, points=[POINT])
     drawn = [searcher.suggest(str(number)) for number in range(4)]
     assert wanted == 5
-    assert [BASELINE in one for one in drawn] == [True, True, False, False]
+    assert [kind_of(one) for one in drawn] == ["baseline", "baseline", "search", "search"]
     assert POINT.items() <= drawn[2].items()  # what it leaves open, the sampler chose
     assert "learning_rate" in drawn[2]
-    earlier = [record(number, 0.6, parameters=one, model=one["family"]) for number, one in enumerate(drawn[:3])]
+    earlier = [finished(number, 0.6, one) for number, one in enumerate(drawn[:3])]
     searcher, wanted = suggestions(space, earlier, settings, points=[POINT])
     assert wanted == 2
     assert searcher.suggest("next") != drawn[2]
@@ -44,10 +50,12 @@ def test_finals_are_given_whole_and_are_no_trials_of_the_search() -> None:
     *_, drawn = [searcher.suggest(str(number)) for number in range(3)]
     best = record(7, 0.9, parameters=drawn, model="cnn")
     (final,) = final_trials([best, record(8, 0.8)], 224, 3)
-    assert final == {**drawn, "resolution": 224, FINAL: True}
+    assert final == {**drawn, "resolution": 224}
     searcher, wanted = suggestions(space, [best], settings, finals=[final])
-    assert (wanted, searcher.suggest("a")) == (1, final)
-    done = record(9, 0.95, parameters=final, model="cnn")
+    drawn_final = searcher.suggest("a")
+    assert drawn_final is not None
+    assert (wanted, kind_of(drawn_final), parameters_of(drawn_final)) == (1, "final", final)
+    done = record(9, 0.95, parameters=final, model="cnn", kind="final")
     assert final_trials([best, done], 224, 3) == []
     assert suggestions(space, [best, done], settings)[1] == 2
     assert suggestions(space, [best, done], settings, finals=[final])[1] == 0
@@ -61,10 +69,7 @@ def test_two_objectives_are_known_again() -> None:
     for number in range(4):
         drawn.append(searcher.suggest(str(number)))
         searcher.on_trial_complete(str(number), {OBJECTIVE: 0.5 + number / 10, LATENCY: 3.0 - number})
-    earlier = [
-        record(number, 0.9, parameters=one, model=one["family"], objective=0.5, latency_ms=2.0)
-        for number, one in enumerate(drawn)
-    ]
+    earlier = [finished(number, 0.9, one, objective=0.5, latency_ms=2.0) for number, one in enumerate(drawn)]
     searcher, _ = suggestions(space, earlier, settings)
     known: Any = searcher._ot_study
     assert [trial.values for trial in known.get_trials(deepcopy=False)] == [[0.5, 2.0]] * 2  # baselines are not sampled

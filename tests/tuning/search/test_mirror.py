@@ -24,7 +24,8 @@ from tuning.search.ledger import Ledger
 from tuning.search.mirror import Mirror, _place
 from tuning.search.trial import METRIC, TIME
 from tuning.spaces.space_file import read_space
-from tuning.study.store import TrialRecord, read_trials
+from tuning.study.records import TrialRecord
+from tuning.study.store import read_trials
 
 SPACE = read_space("cnn-grid")
 NAME = "abc s3://studies/one"
@@ -78,7 +79,7 @@ def test_trials_are_read_as_they_were(storage: str) -> None:
     mirror.add_missing(
         [
             record(1, [0.7, 0.9, 0.8]),
-            record(0, [], parameters={"baseline": True, "family": "majority"}, auc=0.5),
+            record(0, [], kind="baseline", parameters={"family": "majority"}, auc=0.5),
             record(2, [0.6], "pruned"),
             record(3, [], "failed", error="RuntimeError: no"),
         ]
@@ -94,6 +95,7 @@ def test_trials_are_read_as_they_were(storage: str) -> None:
     assert complete.user_attrs == {
         "trial_id": "trial1",
         "number": 1,
+        "kind": "search",
         "status": "complete",
         "model": "cnn",
         "epochs": 3,
@@ -104,19 +106,19 @@ def test_trials_are_read_as_they_were(storage: str) -> None:
     assert complete.duration is not None
     assert complete.duration.total_seconds() == 90
     assert (baseline.state, baseline.value, baseline.params) == (TrialState.COMPLETE, 0.5, {})
-    assert baseline.user_attrs["parameters"] == {"baseline": True, "family": "majority"}
+    assert (baseline.user_attrs["kind"], baseline.user_attrs["parameters"]) == ("baseline", {"family": "majority"})
     assert (pruned.state, pruned.value, pruned.intermediate_values) == (TrialState.PRUNED, 0.6, {1: 0.6})
     assert (failed.state, failed.value, failed.params) == (TrialState.FAIL, None, sampled(3))
 
 
 def test_several_objectives(storage: str) -> None:
     mirror = Mirror(storage, NAME, ["latency", "auc"], SPACE)
-    probe = {"probe": True, "family": "densenet121", "l2": 0.1}
+    probe = {"family": "densenet121", "l2": 0.1}
     mirror.add_missing(
         [
             record(0, [0.9, 0.8], latency_ms=4.0),
             record(1, [0.7], "pruned", latency_ms=2.0),
-            record(2, [], parameters=probe, auc=0.95),
+            record(2, [], kind="probe", parameters=probe, auc=0.95),
         ]
     )
     mirror.close()
@@ -184,7 +186,7 @@ def test_the_ledger_writes_it_and_mends_it_at_the_end(tmp_path: Path, caplog: py
     folder, away = tmp_path / "there", tmp_path / "away"
     folder.mkdir()
     storage = str(folder / "mirror.log")
-    earlier = [record(0, [0.5]), record(1, [], parameters={"probe": True, "family": "densenet121"}, auc=0.8)]
+    earlier = [record(0, [0.5]), record(1, [], kind="probe", parameters={"family": "densenet121"}, auc=0.8)]
     ledger = Ledger(
         open_store(str(tmp_path / "study")),
         earlier,

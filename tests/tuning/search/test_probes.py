@@ -21,9 +21,10 @@ from tuning.search.driver import search
 from tuning.search.known_trials import best_of, final_trials
 from tuning.search.probes import ProbeSpace, best_probes, feature_kinds
 from tuning.search.settings import SearchSettings
-from tuning.spaces.space import BASELINE, FINAL, PROBE, SearchSpace, leaves
+from tuning.spaces.space import SearchSpace, leaves
 from tuning.spaces.space_file import space_for
-from tuning.study.store import StudySummary, TrialRecord, read_study, read_trials
+from tuning.study.records import StudySummary, TrialRecord, without_probes
+from tuning.study.store import read_study, read_trials
 
 BACKBONE = "mobilenetv3_small_050"
 PROBES = 20
@@ -93,7 +94,7 @@ def run(ray_session: None, folder: Path) -> Run:
 
 
 def test_every_probe_is_a_row_and_no_trial(run: Run) -> None:
-    probes = [record for record in run.records if PROBE in record.parameters]
+    probes = [record for record in run.records if record.kind == "probe"]
     assert [record.number for record in run.records] == list(range(PROBES + 5))
     assert [record.number for record in probes] == list(range(PROBES))
     assert len({record.trial_id for record in run.records}) == len(run.records)
@@ -105,11 +106,11 @@ def test_every_probe_is_a_row_and_no_trial(run: Run) -> None:
 
 
 def test_the_best_probes_are_fine_tuned_first(run: Run) -> None:
-    linear = [record for record in run.records if PROBE in record.parameters and record.parameters["hidden"] == 0]
+    linear = [record for record in run.records if record.kind == "probe" and record.parameters["hidden"] == 0]
     best: dict[Any, TrialRecord] = {}
     for record in sorted(linear, key=lambda record: (-(record.auc or 0), record.number)):
         best.setdefault(record.parameters["normalise"], record)
-    trials = [record for record in run.records if not {PROBE, BASELINE, FINAL} & set(record.parameters)]
+    trials = [record for record in run.records if record.kind == "search"]
     assert len(trials) == len(best) == 2
     for trial, probe in zip(trials, best.values(), strict=True):
         assert trial.parameters["pretrained_head_first"] is True
@@ -121,15 +122,15 @@ def test_the_best_probes_are_fine_tuned_first(run: Run) -> None:
 
 def test_the_final_is_the_best_once_more_on_larger_films(run: Run) -> None:
     *others, final = run.records
-    trials = [record for record in others if not {PROBE, BASELINE} & set(record.parameters)]
+    trials = [record for record in others if record.kind == "search"]
     best = max(trials, key=lambda record: record.value or 0)
-    assert final.parameters == {**best.parameters, "resolution": SIZE, FINAL: True}
+    assert (final.kind, final.parameters) == ("final", {**best.parameters, "resolution": SIZE})
     assert final_trials(run.records, SIZE, 1) == []  # it is done
     assert final_trials(others, SIZE, 9)[0] == final.parameters
 
 
 def test_every_trial_has_a_latency_and_the_winner_is_on_the_front(run: Run) -> None:
-    trials = [record for record in run.records if PROBE not in record.parameters]
+    trials = without_probes(run.records)
     assert all((record.latency_ms or 0) > 0 for record in trials)
     assert run.summary.best_number in run.summary.front
     best = next(record for record in trials if record.number == run.summary.best_number)

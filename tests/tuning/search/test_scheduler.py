@@ -8,7 +8,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from tuning.search.scheduler import NO_PAST, FamilyScheduler, Past
 from tuning.search.trial import TAKEN_UP
-from tuning.spaces.space import BASELINE
+from tuning.spaces.space import KIND
 
 
 class Race:
@@ -38,7 +38,7 @@ def test_a_family_is_not_judged_by_another() -> None:
 def test_a_baseline_is_no_rival_and_never_stopped(auc: float) -> None:
     race = Race()
     race.report(0.7, family="cnn")
-    assert race.report(auc, family="cnn", **{BASELINE: True}) == TrialScheduler.CONTINUE
+    assert race.report(auc, family="cnn", **{KIND: "baseline"}) == TrialScheduler.CONTINUE
     assert race.report(0.8, family="cnn") == TrialScheduler.CONTINUE
 
 

@@ -16,8 +16,18 @@ from models.errors import InputError
 from models.networks.zoo import build
 from models.spec import Preprocessing, Scalar
 from tuning.recipes.recipe import read_recipe
+from tuning.search.trial import parameters_of
 from tuning.spaces.domain import Domain
-from tuning.spaces.space import BASELINE, BASELINES, GIVEN, TRAINING, SearchSpace, leaves, to_plan, to_spec_and_settings
+from tuning.spaces.space import (
+    BASELINE,
+    BASELINES,
+    GIVEN,
+    KIND,
+    TRAINING,
+    SearchSpace,
+    leaves,
+    to_plan,
+)
 from tuning.spaces.space_file import differences, from_json, read_space, space_for, space_names, to_toml
 from tuning.training.stem import keeps_still
 
@@ -75,7 +85,7 @@ def test_every_suggestion_is_a_model_and_a_training(seed: int, size: int) -> Non
 def test_every_suggestion_builds_a_network(seed: int) -> None:
     space = space_for(64, families=("mlp", "cnn", BACKBONE))
     for parameters in draws(space, seed, 3):
-        spec, _ = to_spec_and_settings(parameters, preprocessing=Preprocessing(size=64), epochs=1, seed=0)
+        spec = to_plan(parameters, preprocessing=Preprocessing(size=64), epochs=1, seed=0).spec
         assert build(spec).eval()(torch.zeros(2, 1, 64, 64)).shape == (2, 2)
 
 
@@ -99,7 +109,7 @@ def test_a_branch_has_only_its_own_parameters() -> None:
 
 def test_what_is_drawn_is_what_is_trained() -> None:
     parameters: dict[str, Scalar] = {"family": "cnn", "resolution": 32, "cnn_depth": 2, "cnn_dropout": 0.25}
-    spec, _ = to_spec_and_settings(parameters, preprocessing=Preprocessing(size=64), epochs=1, seed=0)
+    spec = to_plan(parameters, preprocessing=Preprocessing(size=64), epochs=1, seed=0).spec
     assert (spec.name, spec.parameters) == ("cnn", {"depth": 2, "dropout": 0.25})
     backbone: dict[str, Scalar] = {
         "family": "resnet18", "jpeg": 0.2, "backbone_drop_rate": 0.5, "resnet18_weights": "w.pth", "learning_rate": 0.1,
@@ -124,10 +134,10 @@ def test_baselines_are_constants_outside_the_sampled_space(source: str) -> None:
     for name in BASELINES:
         study.enqueue_trial({}, user_attrs={BASELINE: name})
         trial = study.ask()
-        parameters = space(trial)
-        assert parameters == {BASELINE: True, "family": name, "resolution": 64}
+        config = space(trial)
+        assert config == {KIND: "baseline", "family": name, "resolution": 64}
         assert trial.params == {}
-        spec, _ = to_spec_and_settings(parameters, preprocessing=Preprocessing(size=128), epochs=1, seed=0)
+        spec = to_plan(parameters_of(config), preprocessing=Preprocessing(size=128), epochs=1, seed=0).spec
         assert (spec.name, spec.parameters) == (name, {})
 
 
@@ -143,10 +153,10 @@ def test_the_grid_of_the_recipe_is_a_space() -> None:
     assert len(points) == len(recipe.combinations()) == 24
     trained = []
     for point in points:
-        spec, training = to_spec_and_settings(point, preprocessing=PLAIN, epochs=6, seed=0)
-        assert (spec.preprocessing.size, spec.preprocessing.normalise) == (96, "unit")
-        assert training == recipe.training
-        trained.append(dict(spec.parameters))
+        plan = to_plan(point, preprocessing=PLAIN, epochs=6, seed=0)
+        assert (plan.spec.preprocessing.size, plan.spec.preprocessing.normalise) == (96, "unit")
+        assert plan.training == recipe.training
+        trained.append(dict(plan.spec.parameters))
     wanted = [{**recipe.parameters, **combination} for combination in recipe.combinations()]
     assert sorted(map(str, (sorted(one.items()) for one in trained))) == sorted(
         map(str, (sorted(one.items()) for one in wanted))

@@ -37,7 +37,8 @@ from tuning.study.confirm import (
     recipe_of,
 )
 from tuning.study.findings import add_confirmed, conclude
-from tuning.study.store import FINDINGS, TrialRecord, begin_study
+from tuning.study.records import TrialRecord
+from tuning.study.store import FINDINGS, begin_study
 from tuning.training.loop import fit
 
 FOLDS = 3

@@ -16,9 +16,11 @@ from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.study.test_store import INFO, record
-from tuning.spaces.space import to_spec_and_settings
+from tuning.spaces.space import to_plan
 from tuning.study.findings import Findings, conclude
-from tuning.study.store import FINDINGS, TrialRecord, begin_study, load_logits, save_logits, save_weights
+from tuning.study.records import TrialRecord
+from tuning.study.store import FINDINGS, begin_study
+from tuning.study.trial_files import load_logits, save_logits, save_weights
 from tuning.study.winner import promote_best
 from tuning.training.loop import fit
 
@@ -45,10 +47,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     records = []
     for number, side in enumerate((32, 16, 8)):
         parameters: dict[str, Any] = {"family": "mlp", "mlp_side": side, "mlp_width": 16, "batch_size": 10}
-        spec, settings = to_spec_and_settings(
+        plan = to_plan(
             parameters, preprocessing=Preprocessing(size=SIZE), epochs=4, seed=number, threads=1, device="cpu"
         )
-        fitted = fit(spec, train, val, settings)
+        fitted = fit(plan.spec, train, val, plan.training)
         trial = record(
             number, fitted.best.val_auc, parameters=parameters, history=[vars(epoch) for epoch in fitted.history]
         )

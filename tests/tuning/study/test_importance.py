@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.tuning.study.test_store import record
 from tuning.study.importance import LEAST, importance
-from tuning.study.store import TrialRecord
+from tuning.study.records import TrialRecord
 
 
 def trials(count: int) -> list[TrialRecord]:
@@ -41,7 +41,7 @@ def test_what_decides_is_first() -> None:
 
 def test_few_trials_tell_nothing() -> None:
     few = trials(LEAST - 1)
-    baseline = record(100, 0.5, parameters={"family": "mlp", "baseline": True})
+    baseline = record(100, 0.5, kind="baseline", parameters={"family": "mlp"})
     failed = record(101, None, "failed", parameters=few[0].parameters)
     assert importance([*few, baseline, failed]) is None
     assert importance(trials(LEAST)) is not None

@@ -15,9 +15,9 @@ from pipelines.errors import InputError
 from pipelines.pages.frame import DASH
 from pipelines.storage import Store, open_store
 from tests.pipelines.pages.samples import EVENING, Page, put_table, read_page, trial, write_study
-from tuning.study.pages.search_charts import pareto_front
 from tuning.study.pages.space_charts import grid_tables
-from tuning.study.pages.trials import read_trials
+from tuning.study.records import best_trial, front_of, leaderboard
+from tuning.study.store import read_trials
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def trials(count: int) -> list[dict[str, Any]]:
     """A search of two families with two baselines; the bigger the learning rate the better, every third is pruned."""
     rng = np.random.default_rng(0)
     rows = [
-        trial(0, 0.5, model="majority", parameters='{"family": "majority", "baseline": true}'),
-        trial(1, 0.7, 0.8, model="mlp", parameters='{"family": "mlp", "baseline": true, "resolution": 64}'),
+        trial(0, 0.5, model="majority", kind="baseline", parameters='{"family": "majority"}'),
+        trial(1, 0.7, 0.8, model="mlp", kind="baseline", parameters='{"family": "mlp", "resolution": 64}'),
     ]
     for number in range(2, count):
         family = "cnn" if number % 4 else "mlp"
@@ -143,7 +143,7 @@ def test_the_cost_counts_cores_and_failed_trials(store: Store, tmp_path: Path) -
 
 
 def test_a_grid_is_shown_as_a_table(store: Store, tmp_path: Path) -> None:
-    rows = [trial(0, 0.5, model="majority", parameters='{"family": "majority", "baseline": true}')]
+    rows = [trial(0, 0.5, model="majority", kind="baseline", parameters='{"family": "majority"}')]
     combinations = itertools.product((0.001, 0.003), (0.0, 1.0), (3, 4))
     for number, (rate, augment, depth) in enumerate(combinations, start=1):
         parameters = {"family": "cnn", "learning_rate": rate, "augment": augment, "cnn_depth": depth}
@@ -159,8 +159,7 @@ def test_a_grid_is_shown_as_a_table(store: Store, tmp_path: Path) -> None:
         " learning_rate 0.003 · augment 0 0.9500 0.9600"
         f" learning_rate 0.003 · augment 1 0.9700 {DASH}" in page.text
     )
-    ranked = sorted((t for t in read_trials(store) if t.auc), key=lambda t: -t.value)
-    (table,) = grid_tables(ranked)
+    (table,) = grid_tables(leaderboard(read_trials(store)))
     shades = [cell["shade"] for row in table["rows"] for cell in row["cells"] if cell]
     assert shades == sorted(shades)
     assert shades[-1] == 0.5
@@ -183,7 +182,7 @@ def test_a_second_objective_is_drawn_where_it_was_measured(store: Store, tmp_pat
     store.put("trials.parquet", sink.getvalue().to_pybytes())
     page = report(store, tmp_path / "study.html")
     assert "AUC against milliseconds a film; 3 trials are on the Pareto front" in page.charts
-    assert [on.number for on in pareto_front(read_trials(store))] == [0, 1, 3]
+    assert sorted(trial.number for trial in front_of(read_trials(store))) == [0, 1, 3]
     put_table(store, "trials.parquet", rows, table.schema)
     assert not any("Pareto" in chart for chart in report(store, tmp_path / "study.html").charts)
 
@@ -226,3 +225,19 @@ class TestBeside:
         other.put("study.json", json.dumps({**of, "fingerprint": "of other films"}).encode())
         with pytest.raises(InputError, match="is a study of other films than"):
             write_report(store.root, str(tmp_path / "study.html"), compare=other.root)
+
+
+def test_the_best_is_the_trial_that_the_search_promotes(store: Store, tmp_path: Path) -> None:
+    """A search ranks by its objective, of equals by speed; by AUC another trial would be first."""
+    rows = [
+        trial(0, 0.99, objective=0.80, latency_ms=1.0),
+        trial(1, 0.95, objective=0.90, latency_ms=3.0),
+        trial(2, 0.96, objective=0.90, latency_ms=2.0),
+    ]
+    write_study(store, rows, objectives=["sensitivity@specificity=0.9", "latency"])
+    promoted = best_trial(read_trials(store))
+    assert promoted is not None
+    assert promoted.number == 2
+    text = report(store, tmp_path / "study.html").text
+    assert "Best sensitivity@specificity=0.9 0.9000 trial 2, cnn, AUC 0.9600" in text
+    assert "1 2 cnn 0.9000 0.9600" in text, "the first row of the leaderboard"

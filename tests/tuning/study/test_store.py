@@ -1,5 +1,6 @@
 """What a study keeps on storage, what it refuses, and how its winner becomes a bundle."""
 
+import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -15,27 +18,26 @@ from hypothesis import strategies as st
 
 from models.errors import InputError, RayscanError
 from models.spec import Preprocessing
+from pipelines import contracts
 from pipelines.errors import IncompleteError, NotFoundError, StorageError
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.servers import S3Server
 from tests.tuning.films import SIZE, write_dataset
-from tuning.spaces.space import to_spec_and_settings
+from tuning.spaces.space import to_plan
 from tuning.spaces.space_file import read_space
-from tuning.study.store import (
+from tuning.study.failure import brief
+from tuning.study.records import (
+    StartedTrial,
     StudyInfo,
+    TrialKind,
     TrialRecord,
-    begin_study,
     best_trial,
-    brief,
     count_statuses,
     leaderboard,
-    load_weights,
-    read_study,
-    read_trials,
-    save_weights,
-    write_trials,
 )
+from tuning.study.store import begin_study, read_study, read_trials, unfinished_trials, write_trials
+from tuning.study.trial_files import load_weights, save_weights
 from tuning.study.winner import promote_best
 from tuning.training.loop import EpochReport, TrainSettings, fit
 
@@ -54,7 +56,7 @@ def record(number: int, auc: float | None, status: Any = "complete", **values: A
             "number": number,
             "status": status,
             "model": "mlp",
-            "parameters": {"family": "mlp", "learning_rate": 0.1 + 0.2, "mlp_width": 64, "baseline": True},
+            "parameters": {"family": "mlp", "learning_rate": 0.1 + 0.2, "mlp_width": 64},
             "auc": auc,
             "epochs": 1,
             "history": [{"epoch": 1, "train_loss": 0.7, "val_auc": auc, "val_loss": 0.6, "seconds": 0.1}],
@@ -86,6 +88,31 @@ def test_what_is_written_is_read(store: Store) -> None:
     loaded = load_weights(store, "trial2")
     assert set(loaded) == set(weights)
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_a_study_from_before_trials_had_a_kind_is_read(tmp_path: Path) -> None:
+    """Baselines, probes and finals were marks among the parameters then."""
+    store = open_store(str(tmp_path))
+    kinds: list[TrialKind] = ["baseline", "probe", "final", "search"]
+    records = [record(number, 0.5, kind=kind) for number, kind in enumerate(kinds)]
+    marked = [one.parameters if one.kind == "search" else {**one.parameters, one.kind: True} for one in records]
+    rows = [one.to_row() | {"parameters": json.dumps(old)} for one, old in zip(records, marked, strict=True)]
+    table = pa.Table.from_pylist(rows, schema=contracts.TRIALS).drop_columns(["kind"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    store.put("trials.parquet", sink.getvalue().to_pybytes())
+    assert read_trials(store) == records
+    started = {"trial_id": "t", "number": 9, "seed": 3, "parameters": {"family": "mlp", "final": True}}
+    store.put("trials/t/trial.json", json.dumps(started).encode())
+    expected = StartedTrial(trial_id="t", number=9, seed=3, parameters={"family": "mlp"}, kind="final")
+    assert unfinished_trials(store, records) == [expected]
+
+
+def test_a_kind_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write_trials(store, [record(0, 0.5, kind="sequel")])
+    with pytest.raises(InputError, match=r"trials\.parquet is not a table of trials of this version .* 'sequel'"):
+        read_trials(store)
 
 
 def test_a_folder_with_anything_in_it_is_refused(store: Store) -> None:
@@ -149,10 +176,8 @@ def test_the_winner_is_promoted_with_its_best_epoch(tmp_path: Path) -> None:
     begin_study(store, INFO, resume=False)
     train, val, info = load_films(dataset, "train"), load_films(dataset, "val"), read_dataset_info(dataset)
     parameters: dict[str, Any] = {"family": "mlp", "resolution": SIZE // 2, "mlp_width": 8, "batch_size": 10}
-    spec, settings = to_spec_and_settings(
-        parameters, preprocessing=Preprocessing(size=SIZE), epochs=3, seed=3, threads=1, device="cpu"
-    )
-    fitted = fit(spec, train, val, settings)
+    plan = to_plan(parameters, preprocessing=Preprocessing(size=SIZE), epochs=3, seed=3, threads=1, device="cpu")
+    fitted = fit(plan.spec, train, val, plan.training)
     save_weights(store, "trial1", fitted.state_dict)
     history = [vars(report) for report in fitted.history]
     winner = record(1, fitted.best.val_auc, parameters=parameters, history=history, epochs=3)
@@ -160,7 +185,7 @@ def test_the_winner_is_promoted_with_its_best_epoch(tmp_path: Path) -> None:
 
     found, bundle = promote_best(store, records, INFO, dataset=info, train=train, val=val)
     assert found == winner
-    assert bundle.spec == spec
+    assert bundle.spec == plan.spec
     assert bundle.lineage["trial_id"] == "trial1"
     assert bundle.lineage["best_epoch"] == fitted.best.epoch
     assert bundle.evaluation["val"]["metrics"]["auc"]["value"] == pytest.approx(fitted.best.val_auc, abs=1e-9)
@@ -185,10 +210,8 @@ def test_the_best_by_its_own_account_is_passed_over_where_it_fails_on_changed_fi
     begin_study(store, INFO, resume=False)
     train, val, info = load_films(dataset, "train"), load_films(dataset, "val"), read_dataset_info(dataset)
     parameters: dict[str, Any] = {"family": "mlp", "resolution": SIZE, "mlp_width": 16, "batch_size": 10}
-    spec, settings = to_spec_and_settings(
-        parameters, preprocessing=Preprocessing(size=SIZE), epochs=8, seed=3, threads=1, device="cpu"
-    )
-    honest = fit(spec, train, val, settings)
+    plan = to_plan(parameters, preprocessing=Preprocessing(size=SIZE), epochs=8, seed=3, threads=1, device="cpu")
+    honest = fit(plan.spec, train, val, plan.training)
     last = max(name for name in honest.state_dict if name.endswith(".weight"))
     upside_down = {name: -value if name == last else value for name, value in honest.state_dict.items()}
     save_weights(store, "trial0", upside_down)

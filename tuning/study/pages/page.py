@@ -1,11 +1,9 @@
 """The page of a study: how far the search came and what it cost, which trials got there, and how sure that is.
 
-It reads `study.json`, `trials.parquet` (`contracts.TRIALS`) and, once the search has ended, `findings.json`
-(`tuning/study/findings.py`), not through the search's own code.
+It reads `study.json`, `trials.parquet` and, once the search has ended, `findings.json` (`tuning/study/findings.py`).
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +17,13 @@ from pipelines.errors import InputError, NotFoundError
 from pipelines.pages.frame import plain, render
 from pipelines.storage import Store, open_store
 from tuning.study.pages import search_charts, space_charts
-from tuning.study.pages.trials import Trial, read_trials
+from tuning.study.records import StudyInfo, TrialRecord, count_statuses, leaderboard, without_probes
+from tuning.study.store import FINDINGS, read_study, read_trials
+from tuning.training.objectives import AUC
 
-_STATUSES: Final = ("complete", "pruned", "failed")
 _SHOWN: Final = 20
 """Rows of the leaderboard before the rest, which is folded away."""
+_MEND: Final = "remove it, or end the search again with --resume"
 _NOTHING: Final[Mapping[str, Any]] = {
     "trials": {},
     "selection": None,
@@ -40,13 +40,11 @@ def study_page(uri: str, compare: str | None = None) -> str:
     its winner was changed.
     """
     store = open_store(uri)
-    study = _study(store)
-    trials = read_trials(store)
+    study = read_study(store)
+    trials = without_probes(read_trials(store))
     beside = None if compare is None else _beside(study, store, trials, open_store(compare))
-    statuses = Counter(trial.status for trial in trials)
-    ranked = sorted(
-        (t for t in trials if t.auc is not None and t.status != "failed"), key=lambda t: (-t.value, t.number)
-    )
+    ranked = leaderboard(trials)
+    with_result = {trial.trial_id for trial in ranked}
     ends = [trial.finished_at for trial in trials]
     starts = [trial.started_at for trial in trials]
     return render(
@@ -56,10 +54,12 @@ def study_page(uri: str, compare: str | None = None) -> str:
         title="Study report",
         study=study,
         trials=trials,
-        status_text=", ".join(f"{statuses[name]} {name}" for name in _STATUSES),
+        status_text=", ".join(f"{count} {status}" for status, count in count_statuses(trials).items()),
+        in_words=_in_words,
+        measure=_measure(study),
         ranked=ranked,
         shown=_SHOWN,
-        unranked=[trial for trial in trials if trial not in ranked],
+        unranked=[trial for trial in trials if trial.trial_id not in with_result],
         best=ranked[0] if ranked else None,
         seconds=sum(trial.seconds for trial in trials),
         elapsed=(max(ends) - min(starts)).total_seconds() if trials else None,
@@ -67,31 +67,30 @@ def study_page(uri: str, compare: str | None = None) -> str:
         winner=_winner(store),
         beside=beside,
         searched={
-            "Dataset": study["dataset"],
-            "Fingerprint": study.get("fingerprint", "not recorded"),
-            **{f"Space: {name}": plain(value) for name, value in study.get("space", {}).items()},
-            **{f"Setting: {name}": plain(value) for name, value in study.get("settings", {}).items()},
+            "Dataset": study.dataset,
+            "Fingerprint": study.fingerprint,
+            **{f"Space: {name}": plain(value) for name, value in study.space.items()},
+            **{f"Setting: {name}": plain(value) for name, value in study.settings.items()},
         },
-        **_told(study, ranked, trials, _findings(store)),
+        **_charts_and_findings(study, ranked, trials, _findings(store)),
     )
 
 
-def _told(
-    study: Mapping[str, Any], ranked: Sequence[Trial], trials: Sequence[Trial], found: Mapping[str, Any]
+def _charts_and_findings(
+    study: StudyInfo, ranked: Sequence[TrialRecord], trials: Sequence[TrialRecord], found: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What there is to say once a trial has a result: charts, and what was found out."""
+    """What there is to show once a trial has a result."""
     if not ranked:
         return {}
-    mattered = found["importance"]
+    mattered, measure = found["importance"], _measure(study)
     order = _mean_shares(mattered) if mattered else {}
-    settings, space = study.get("settings", {}), study.get("space", {})
-    is_grid = settings.get("search") == "grid" or bool(space.get("grid"))
+    is_grid = study.settings.get("search") == "grid" or bool(study.space.get("grid"))
     return {
-        "by_number": search_charts.by_number(ranked),
-        "by_cost": search_charts.by_cost(ranked, trials, _cores(study)),
-        "curves": search_charts.curves(ranked),
+        "by_number": search_charts.by_number(ranked, measure),
+        "by_cost": search_charts.by_cost(ranked, trials, _cores(study), measure),
+        "curves": search_charts.curves(ranked, measure),
         "leaders": search_charts.leaders(ranked, found["trials"]),
-        "pareto": search_charts.pareto(ranked),
+        "pareto": search_charts.pareto(ranked, measure),
         "judged": found["trials"],
         "selection": found["selection"],
         "ensemble": found["ensemble"],
@@ -99,20 +98,23 @@ def _told(
         "members": {trial.trial_id: trial for trial in ranked},
         "mattered": mattered,
         "importance": search_charts.importance(mattered) if mattered else None,
-        "parallel": space_charts.parallel(ranked, order),
-        "slices": space_charts.slices(ranked, order),
-        "grids": space_charts.grid_tables(ranked) if is_grid else [],
+        "parallel": space_charts.parallel(ranked, order, measure),
+        "slices": space_charts.slices(ranked, order, measure),
+        "grids": space_charts.grid_tables(ranked, measure) if is_grid else [],
     }
 
 
-def _beside(study: Mapping[str, Any], store: Store, trials: Sequence[Trial], other: Store) -> Markup | None:
-    """This search and another one of the same films, by what they cost; None where one has no result yet."""
-    against = _study(other)
-    if against.get("fingerprint") != study.get("fingerprint"):
+def _beside(study: StudyInfo, store: Store, trials: Sequence[TrialRecord], other: Store) -> Markup | None:
+    """This search and another one of the same films, by what they cost; None where one has no result yet.
+
+    Both by AUC, whatever they were for.
+    """
+    against = read_study(other)
+    if against.fingerprint != study.fingerprint:
         raise InputError(f"{other.root} is a study of other films than {store.root}; their AUCs cannot be compared")
     searches = {
         _name(of): [(cost, trial.auc) for trial, cost in search_charts.with_costs(found, _cores(info)) if trial.auc]
-        for of, info, found in ((store, study, trials), (other, against, read_trials(other)))
+        for of, info, found in ((store, study, trials), (other, against, without_probes(read_trials(other))))
     }
     return search_charts.beside(searches) if all(searches.values()) else None
 
@@ -121,36 +123,35 @@ def _name(store: Store) -> str:
     return store.root.rstrip("/").rpartition("/")[2]
 
 
-def _cores(study: Mapping[str, Any]) -> float:
+def _measure(study: StudyInfo) -> str:
+    """What the trials are ranked by, as a heading."""
+    objective = study.objectives[0]
+    return search_charts.AUC if objective == AUC else objective
+
+
+def _in_words(trial: TrialRecord) -> str:
+    """Its parameters, but for the family, which has its own column."""
+    return plain({name: value for name, value in trial.parameters.items() if name != "family"})
+
+
+def _cores(study: StudyInfo) -> float:
     """Of one trial."""
-    settings = study.get("settings", {})
+    settings = study.settings
     cores: float = settings.get("cpus_per_trial", 1) * settings.get("workers_per_trial", 1)
     return cores
-
-
-def _study(store: Store) -> dict[str, Any]:
-    study = _read(store, "study.json", "a study of rayscan begins with it")
-    if "dataset" not in study:
-        raise InputError(f"{store.uri('study.json')} is not a study of this version of rayscan: it names no dataset")
-    return study
 
 
 def _findings(store: Store) -> Mapping[str, Any]:
     """What `tuning/study/findings.py` put; nothing while the search goes on, or of an earlier version."""
     try:
-        return {**_NOTHING, **_read(store, "findings.json", "remove it, or end the search again with --resume")}
+        found = json.loads(store.get(FINDINGS))
     except NotFoundError:
         return _NOTHING
-
-
-def _read(store: Store, key: str, mend: str) -> dict[str, Any]:
-    try:
-        value = json.loads(store.get(key))
     except ValueError as error:
-        raise InputError(f"{store.uri(key)} is not JSON; {mend}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{store.uri(key)} is not a JSON object; {mend}")
-    return value
+        raise InputError(f"{store.uri(FINDINGS)} is not JSON; {_MEND}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{store.uri(FINDINGS)} is not a JSON object; {_MEND}")
+    return {**_NOTHING, **found}
 
 
 def _mean_shares(mattered: Mapping[str, Any]) -> dict[str, float]:
@@ -168,14 +169,14 @@ def _winner(store: Store) -> dict[str, Any] | None:
     return entry and {**found, "metrics": entry["metrics"]}
 
 
-def _families(ranked: Sequence[Trial]) -> list[dict[str, Any]]:
+def _families(ranked: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """One row a family, that of the best trial first."""
     rows = []
-    for name in dict.fromkeys(trial.family for trial in ranked):
-        members = [trial for trial in ranked if trial.family == name]
-        aucs = [trial.value for trial in members]
+    for name in dict.fromkeys(trial.model for trial in ranked):
+        members = [trial for trial in ranked if trial.model == name]
+        values = [trial.result for trial in members]
         seconds = sum(trial.seconds for trial in members)
         rows.append(
-            {"name": name, "trials": len(members), "best": max(aucs), "median": median(aucs), "seconds": seconds}
+            {"name": name, "trials": len(members), "best": max(values), "median": median(values), "seconds": seconds}
         )
     return rows

@@ -1,6 +1,7 @@
 """Where in its space a search found good models: parallel coordinates, slices, and a grid's table.
 
-All take the trials with a result, best first; baselines are of no space and left out.
+All take the trials with a result, best first, and draw what they are ranked by, which `measure` names; baselines
+belong to no space and are left out.
 """
 
 import math
@@ -13,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
 from pipelines.pages.frame import plain
-from tuning.study.pages.search_charts import DRAWN, auc_axis, floor_of
-from tuning.study.pages.trials import Trial
+from tuning.study.pages.search_charts import AUC, DRAWN, floor_of, value_axis
+from tuning.study.records import TrialRecord
 from tuning.study.scale import is_continuous, is_logarithmic
 
 LEAST: Final = 3
@@ -49,35 +50,37 @@ class _Scale:
         return [(place, _short(value)) for place, value in ((0.0, self.low), (0.5, middle), (1.0, self.high))]
 
 
-def varying(trials: Sequence[Trial], mattered: Mapping[str, float]) -> list[str]:
+def varying(trials: Sequence[TrialRecord], mattered: Mapping[str, float]) -> list[str]:
     """Parameters of which these trials have several values, those that mattered most first, in the order given then."""
-    names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
+    names = list(dict.fromkeys(name for trial in trials for name in trial.parameters if name != "family"))
     several = [name for name in names if len({str(t.parameters[name]) for t in trials if name in t.parameters}) > 1]
     return sorted(several, key=lambda name: -mattered.get(name, 0))
 
 
-def parallel(ranked: Sequence[Trial], mattered: Mapping[str, float]) -> list[tuple[str, Markup]]:
+def parallel(
+    ranked: Sequence[TrialRecord], mattered: Mapping[str, float], measure: str = AUC
+) -> list[tuple[str, Markup]]:
     """Of each of the best families its name and parallel coordinates, a line per trial from row to row."""
-    searched = [trial for trial in ranked if not trial.baseline]
+    searched = [trial for trial in ranked if trial.kind != "baseline"]
     found = []
-    for family in dict.fromkeys(trial.family for trial in searched):
-        members = [trial for trial in searched if trial.family == family][:DRAWN]
+    for family in dict.fromkeys(trial.model for trial in searched):
+        members = [trial for trial in searched if trial.model == family][:DRAWN]
         names = varying(members, mattered)[:PARAMETERS]
         if len(members) >= LEAST and names:
-            found.append((family, _parallel(members, names)))
+            found.append((family, _parallel(members, names, measure)))
     return found[:FAMILIES]
 
 
-def _parallel(members: Sequence[Trial], names: Sequence[str]) -> Markup:
+def _parallel(members: Sequence[TrialRecord], names: Sequence[str], measure: str) -> Markup:
     scales = {name: _Scale([t.parameters[name] for t in members if name in t.parameters]) for name in names}
-    floor, best = floor_of([trial.value for trial in members]), members[0].value
+    floor, best = floor_of([trial.result for trial in members]), members[0].result
     foremost = max(1, len(members) // 10)
 
-    def line(trial: Trial) -> list[float]:
+    def line(trial: TrialRecord) -> list[float]:
         values = [
             scales[name].place(trial.parameters[name]) if name in trial.parameters else math.nan for name in names
         ]
-        return [*values, max(0.0, (trial.value - floor) / (best - floor))]
+        return [*values, max(0.0, (trial.result - floor) / (best - floor))]
 
     def paint(axes: Axes) -> None:
         rows = range(len(names) + 1)
@@ -95,32 +98,32 @@ def _parallel(members: Sequence[Trial], names: Sequence[str]) -> Markup:
         for row, of_row in zip(rows, marks, strict=True):
             for at, text in of_row:
                 axes.text(at, row - 0.08, text, size=8, ha=_side(at), va="bottom", zorder=4)
-        axes.set_yticks(rows, [*names, "AUC"])
+        axes.set_yticks(rows, [*names, measure])
         axes.tick_params(length=0)
         axes.set(xlim=(0, 1), ylim=(len(names) + 0.15, -0.5), xticks=[])
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
 
-    alt = f"Parallel coordinates of {len(members)} trials over {', '.join(names)} and AUC"
+    alt = f"Parallel coordinates of {len(members)} trials over {', '.join(names)} and {measure}"
     return chart(paint, alt=alt, height=0.5 + 0.47 * (len(names) + 1))
 
 
-def slices(ranked: Sequence[Trial], mattered: Mapping[str, float]) -> list[Markup]:
-    """AUC against each of the parameters that vary, those that mattered most first."""
-    searched = [trial for trial in ranked if not trial.baseline][:DRAWN]
+def slices(ranked: Sequence[TrialRecord], mattered: Mapping[str, float], measure: str = AUC) -> list[Markup]:
+    """The value against each of the parameters that vary, those that mattered most first."""
+    searched = [trial for trial in ranked if trial.kind != "baseline"][:DRAWN]
     if len(searched) < LEAST:
         return []
-    return [_slice(searched, name) for name in varying(searched, mattered)[:PARAMETERS]]
+    return [_slice(searched, name, measure) for name in varying(searched, mattered)[:PARAMETERS]]
 
 
-def _slice(searched: Sequence[Trial], name: str) -> Markup:
+def _slice(searched: Sequence[TrialRecord], name: str, measure: str) -> Markup:
     trials = [trial for trial in searched if name in trial.parameters]
     scale = _Scale([trial.parameters[name] for trial in trials])
-    floor = floor_of([trial.value for trial in searched])
-    families = list(dict.fromkeys(trial.family for trial in searched))
+    floor = floor_of([trial.result for trial in searched])
+    families = list(dict.fromkeys(trial.model for trial in searched))
     looks = dict(zip(families, [*_LOOKS, *[_LOOKS[-1]] * len(families)], strict=False))
 
-    def place(trial: Trial) -> float:
+    def place(trial: TrialRecord) -> float:
         if not scale.choices:
             return float(trial.parameters[name])
         # spread a little, by the golden ratio, so that trials of one choice do not hide each other
@@ -128,13 +131,13 @@ def _slice(searched: Sequence[Trial], name: str) -> Markup:
 
     def paint(axes: Axes) -> None:
         for family, (colour, marker) in looks.items():
-            own = [trial for trial in trials if trial.family == family]
-            above = [trial for trial in own if trial.value >= floor]
+            own = [trial for trial in trials if trial.model == family]
+            above = [trial for trial in own if trial.result >= floor]
             if above:
-                at = [place(trial) for trial in above], [trial.value for trial in above]
+                at = [place(trial) for trial in above], [trial.result for trial in above]
                 size = 3.5 if len(trials) > 100 else 5
                 axes.plot(*at, marker, color=colour, alpha=0.7, markersize=size, label=family)
-            below = [place(trial) for trial in own if trial.value < floor]
+            below = [place(trial) for trial in own if trial.result < floor]
             if below:  # nothing at all, unclipped, would push the legend away
                 axes.plot(below, [floor] * len(below), "v", color=GREY, markersize=4, clip_on=False)
         if scale.choices:
@@ -145,35 +148,35 @@ def _slice(searched: Sequence[Trial], name: str) -> Markup:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(float(value))))
             axes.xaxis.set_minor_locator(NullLocator())
-        auc_axis(axes, floor, searched[0].value)
-        axes.set_ylabel("AUC")
+        value_axis(axes, floor, searched[0].result)
+        axes.set_ylabel(measure)
         axes.set_xlabel(name)
         if len(families) > 1:
             legend_below(axes)
 
-    return chart(paint, alt=f"AUC by {name}, a mark per trial", height=2.4)
+    return chart(paint, alt=f"{measure} by {name}, a mark per trial", height=2.4)
 
 
-def grid_tables(ranked: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Of each family of a grid search the AUC of every combination: `family`, `columns`, `rows` of `name` and `cells`.
+def grid_tables(ranked: Sequence[TrialRecord], measure: str = AUC) -> list[dict[str, Any]]:
+    """Of each family of a grid search every combination's value: `family`, `columns`, `rows` of `name` and `cells`.
 
-    A cell is None, or `auc` and its `shade` from 0.06 to 0.5, of the colour it is to have.
+    A cell is None, or `value` and its `shade` from 0.06 to 0.5, of the colour it is to have.
     """
-    searched = [trial for trial in ranked if not trial.baseline]
+    searched = [trial for trial in ranked if trial.kind != "baseline"]
     found = []
-    for family in dict.fromkeys(trial.family for trial in searched):
-        members = [trial for trial in searched if trial.family == family]
+    for family in dict.fromkeys(trial.model for trial in searched):
+        members = [trial for trial in searched if trial.model == family]
         names = varying(members, {})
         down, across = names[: (len(names) + 1) // 2], names[(len(names) + 1) // 2 :]
         rows, columns = (_combinations(members, side) for side in (down, across))
         # the earlier ones are better: of trials with the same parameters the best is shown
-        at = {(_of(trial, down), _of(trial, across)): trial.value for trial in reversed(members)}
-        floor, best = floor_of([trial.value for trial in members]), members[0].value
+        at = {(_of(trial, down), _of(trial, across)): trial.result for trial in reversed(members)}
+        floor, best = floor_of([trial.result for trial in members]), members[0].result
         cells = [
             [
                 (row, column) in at
                 and {
-                    "auc": at[row, column],
+                    "value": at[row, column],
                     "shade": round(0.06 + 0.44 * max(0.0, (at[row, column] - floor) / (best - floor)), 2),
                 }
                 for column in columns
@@ -183,23 +186,27 @@ def grid_tables(ranked: Sequence[Trial]) -> list[dict[str, Any]]:
         found.append(
             {
                 "family": family,
-                "columns": [_told(across, column) for column in columns],
-                "rows": [{"name": _told(down, row), "cells": of_row} for row, of_row in zip(rows, cells, strict=True)],
+                "columns": [_heading(across, column, measure) for column in columns],
+                "rows": [
+                    {"name": _heading(down, row, measure), "cells": of_row}
+                    for row, of_row in zip(rows, cells, strict=True)
+                ],
             }
         )
     return found
 
 
-def _combinations(members: Sequence[Trial], names: Sequence[str]) -> list[tuple[Any, ...]]:
+def _combinations(members: Sequence[TrialRecord], names: Sequence[str]) -> list[tuple[Any, ...]]:
     return sorted({_of(trial, names) for trial in members}, key=lambda values: [_order(value) for value in values])
 
 
-def _of(trial: Trial, names: Sequence[str]) -> tuple[Any, ...]:
+def _of(trial: TrialRecord, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(trial.parameters.get(name) for name in names)
 
 
-def _told(names: Sequence[str], values: Sequence[Any]) -> str:
-    return " · ".join(f"{name} {_short(v)}" for name, v in zip(names, values, strict=True) if v is not None) or "AUC"
+def _heading(names: Sequence[str], values: Sequence[Any], measure: str) -> str:
+    told = [f"{name} {_short(value)}" for name, value in zip(names, values, strict=True) if value is not None]
+    return " · ".join(told) or measure
 
 
 def _order(value: Any) -> tuple[int, float, str]:

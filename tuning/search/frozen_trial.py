@@ -1,0 +1,44 @@
+"""A finished trial of a study as Optuna keeps one: for its samplers, and for people who look at the study."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+
+from models.spec import Scalar
+from tuning.spaces.domain import Suggest
+from tuning.study.records import TrialRecord
+
+
+def frozen_trial(
+    record: TrialRecord,
+    ask: Callable[[Suggest], Any] | None,
+    objectives: int = 1,
+    *,
+    parameters: Mapping[str, Scalar] | None = None,
+    keep_pruned: bool = False,
+    **details: Any,
+) -> FrozenTrial:
+    """The trial with its values of the first `objectives` of (value, latency).
+
+    `ask` is the space its parameters were suggested by, which is asked again to learn their distributions; None for a
+    trial that no space suggested, whose parameters are left out. `parameters` take the place of the record's. A trial
+    that failed, or lacks a value, is FAIL. A pruned one is COMPLETE, as Ray Tune reports it to its sampler, or with
+    `keep_pruned` PRUNED. `details` are those of `optuna.trial.create_trial`.
+    """
+    values = [value for value in (record.value, record.latency_ms)[:objectives] if value is not None]
+    if record.status == "failed" or len(values) < objectives:
+        state = TrialState.FAIL
+    else:
+        state = TrialState.PRUNED if keep_pruned and record.status == "pruned" else TrialState.COMPLETE
+    replay = FixedTrial(dict(record.parameters if parameters is None else parameters))
+    if ask is not None:
+        ask(replay)
+    return optuna.trial.create_trial(
+        state=state,
+        values=None if state == TrialState.FAIL else values,
+        params=replay.params if replay.distributions else {},
+        distributions=replay.distributions,
+        **details,
+    )
