@@ -127,12 +127,12 @@ def make_night(rayscan: str, folder: Path, *, films: int, root: str | None = Non
 
 def workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     """The scoring actors of a run: processes that Ray names after what they do."""
-    found = []
+    actors = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "ScoreShard" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                actors.append(process)
+    return actors
 
 
 def wait_for(

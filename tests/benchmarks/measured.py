@@ -1,4 +1,4 @@
-"""What a rival did, as rates; the table of them; the dated file that keeps it."""
+"""A rival's rates, the table of them, and the dated file that keeps it."""
 
 import os
 import platform
@@ -35,7 +35,7 @@ class Measured:
 
 
 def measured(name: str, run: Watched, stamps: Iterable[tuple[float, int]]) -> Measured:
-    """From a run and the times (seconds since the epoch) at which it had finished so many more films."""
+    """The rates of a run. `stamps` are times (seconds since the epoch) and how many films were finished then."""
     stamps = sorted(stamps)
     films = sum(count for _, count in stamps)
     return Measured(
@@ -59,7 +59,7 @@ def steady_rate(stamps: Sequence[tuple[float, int]]) -> float:
 
 
 def extended(one: Measured, films: int) -> Measured:
-    """A run over fewer films as if it had gone on at its steady rate, so that its start-up weighs no more."""
+    """A run over fewer films, extrapolated at its steady rate, so that start-up counts as little as in the others."""
     seconds = one.films / one.whole + (films - one.films) / one.steady
     return replace(one, name=f"{one.name} (from {one.films})", films=films, whole=films / seconds)
 

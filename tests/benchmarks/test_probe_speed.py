@@ -1,8 +1,8 @@
 """A thousand heads on cached features: wall time, overhead a head, peak memory of all processes.
 
 On synthetic features of as many films and numbers as the Kermany films give MobileNetV2 0.35 (4,447 and 785 films of
-1,280), because what is measured is the search around the heads, and what a head costs at all. Of real films, where
-RAYSCAN_REAL_DATA and RAYSCAN_REAL_WEIGHTS are set, `rayscan tune --probes 1000` tells the same in its log.
+1,280), because what is measured is the search around the heads, and what a head costs at all. For real films,
+`rayscan tune --probes 1000` logs the same figures.
 """
 
 import os

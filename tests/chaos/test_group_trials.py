@@ -1,4 +1,4 @@
-"""Trials of two workers each through Ray Train. Here for its length: each group takes some 10 s to start."""
+"""Trials of two workers each through Ray Train. Marked chaos because they take long: a group starts in some 10 s."""
 
 import os
 from collections.abc import Iterator

@@ -33,7 +33,7 @@ from tuning.training.loop import fit
 
 TRIALS, EPOCHS = 10, 9
 SECONDS = 900
-"""Until a search is where it is to be killed, or at its end; a machine that is busy otherwise takes minutes."""
+"""Seconds to wait for a search to reach a point, or its end; on a busy machine that takes minutes."""
 
 pytestmark = pytest.mark.chaos
 
@@ -49,8 +49,8 @@ class Search:
     options: tuple[str, ...] = ()
 
     @property
-    def told(self) -> Path:
-        return self.study.with_name("told.txt")
+    def log(self) -> Path:
+        return self.study.with_name("stderr.txt")
 
     @property
     def command(self) -> list[str]:
@@ -63,10 +63,10 @@ class Search:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["subprocess.Popen[bytes]"]:
-        """A run, its words in `told`; what is left of it at the end is killed."""
-        with self.told.open("w") as told:
+        """A run, its stderr in `log`; what is left of it at the end is killed."""
+        with self.log.open("w") as log:
             driver = subprocess.Popen(
-                self.command, env=self.environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=told
+                self.command, env=self.environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=log
             )
         try:
             yield driver
@@ -79,7 +79,7 @@ class Search:
         """Until it holds of the study; the driver may not end before."""
 
         def ended() -> bool:
-            assert driver.poll() is None, self.told.read_text()
+            assert driver.poll() is None, self.log.read_text()
             return False
 
         wait_for(condition, unless=ended, seconds=SECONDS)
@@ -178,7 +178,7 @@ def test_ctrl_c(search: Search) -> None:
         search.wait_for(partial(search.is_at, 2, 2), driver)
         under_way = search.under_way()
         driver.send_signal(signal.SIGINT)
-        assert driver.wait(timeout=SECONDS) == 0, search.told.read_text()
+        assert driver.wait(timeout=SECONDS) == 0, search.log.read_text()
     rows = {row["trial_id"]: row for row in search.ask("SELECT trial_id, epochs, status, auc FROM trials")}
     assert 2 < len(rows) < TRIALS
     for trial_id, epochs in under_way.items():
@@ -208,11 +208,11 @@ def test_nodes(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
             raylet = nodes[0].all_processes["raylet"][0].process.pid
             for process in [*psutil.Process(raylet).children(recursive=True), psutil.Process(raylet)]:
                 process.send_signal(signal.SIGKILL)
-            assert driver.wait(timeout=SECONDS) == 0, search.told.read_text()
+            assert driver.wait(timeout=SECONDS) == 0, search.log.read_text()
     finally:
         cluster.shutdown()
     search.assert_whole()
-    (lost,) = [line for line in search.told.read_text().splitlines() if "goes on from its last epoch" in line]
+    (lost,) = [line for line in search.log.read_text().splitlines() if "goes on from its last epoch" in line]
     for trial_id in reached:
         search.assert_as_unbroken(trial_id)
     print(f"1 of 2 nodes killed: {TRIALS} trials, none twice; {lost}")

@@ -42,8 +42,8 @@ def test_workers(rayscan_command: str, tmp_path: Path, seed: int, how: signal.Si
             night.wait_for_parts(driver, reached)
             wait_for(lambda: bool(workers(driver)), unless=lambda: driver.poll() is not None)
             moments.choice(workers(driver)).send_signal(how)
-        _, told = driver.communicate(timeout=300)
-        assert driver.returncode == 0, told
+        _, stderr = driver.communicate(timeout=300)
+        assert driver.returncode == 0, stderr
     assert night.rows() == WHOLE
     assert night.statuses() == {("scored", None): FILMS}
     print(f"workers, {how.name}, seed {seed}: {kills} kills, 0 rows lost, 0 doubled")
@@ -68,8 +68,8 @@ def test_nodes(rayscan_command: str, tmp_path: Path, seed: int, monkeypatch: pyt
             raylet = nodes[moments.randrange(2)].all_processes["raylet"][0].process.pid
             for process in [*psutil.Process(raylet).children(recursive=True), psutil.Process(raylet)]:
                 process.send_signal(signal.SIGKILL)
-            _, told = driver.communicate(timeout=300)
-            assert driver.returncode == 0, told
+            _, stderr = driver.communicate(timeout=300)
+            assert driver.returncode == 0, stderr
     finally:
         cluster.shutdown()
     assert night.rows() == WHOLE

@@ -79,12 +79,12 @@ def test_a_store_that_is_lost_half_way_stops_the_night_and_a_later_one_ends_it(
             faults.gone = night.archive.root.removeprefix("s3://").partition("/")[0]
         else:
             faults.denied = True
-        _, told = driver.communicate(timeout=300)
-    assert driver.returncode == 3, told
-    (last,) = [text for text in told.splitlines() if text.startswith("rayscan: ")]
+        _, stderr = driver.communicate(timeout=300)
+    assert driver.returncode == 3, stderr
+    (last,) = [text for text in stderr.splitlines() if text.startswith("rayscan: ")]
     assert re.search(line, last)
     assert "run the same command again" in last
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
     assert night.rows()["rows"] < FILMS
 
     faults.gone, faults.denied = None, False
@@ -96,14 +96,14 @@ def test_a_store_that_is_lost_half_way_stops_the_night_and_a_later_one_ends_it(
 
 
 def test_an_archive_that_is_lost_alone_stops_the_night_too(night: Night, faults: Faults, tmp_path: Path) -> None:
-    """The scores lie elsewhere and can be written; a night of failed rows would bury the news."""
+    """The scores can still be written, but a night of `failed` rows would hide that the archive is gone."""
     night = replace(night, scores=open_store(str(tmp_path / "scores")))
     with night.running() as driver:
         night.wait_for_parts(driver, 2)
         faults.throttled = night.archive.root.removeprefix("s3://").partition("/")[0]
-        _, told = driver.communicate(timeout=900)
-    assert driver.returncode == 3, told
-    assert "scans in a row could not be fetched (storage_error)" in told
+        _, stderr = driver.communicate(timeout=900)
+    assert driver.returncode == 3, stderr
+    assert "scans in a row could not be fetched (storage_error)" in stderr
     faults.throttled = None
     done = night.run()
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The whole line as a person types it, every URI on a real S3 server: archive in, queryable Parquet out."""
+"""The whole pipeline as a person types it, every URI on a real S3 server: archive in, queryable Parquet out."""
 
 import json
 import subprocess

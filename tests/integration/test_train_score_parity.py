@@ -1,4 +1,4 @@
-"""A film gets the same probability from training's side and from scoring's, though they reach it on different ways."""
+"""Training and scoring give a film the same probability, though they decode it and run the model differently."""
 
 from pathlib import Path
 

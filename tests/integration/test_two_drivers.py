@@ -14,14 +14,14 @@ def test_of_two_started_together_one_is_sent_away(rayscan_command: str, tmp_path
     with night.running() as first, night.running() as second:
         wait_for(lambda: first.poll() is not None or second.poll() is not None)
         loser, winner = (first, second) if first.poll() is not None else (second, first)
-        # One that comes late finds the other done: then it had nothing to do, which is no less right.
-        _, told = loser.communicate()
+        # One that starts late may find the other done, and then has nothing to do: that is right, too.
+        _, stderr = loser.communicate()
         if loser.returncode == 3:
-            assert "another run with this model is at work here" in told
+            assert "another run with this model is at work here" in stderr
         else:
-            assert loser.returncode == 0, told
-        _, told = winner.communicate()
-        assert winner.returncode == 0, told
+            assert loser.returncode == 0, stderr
+        _, stderr = winner.communicate()
+        assert winner.returncode == 0, stderr
     assert night.rows()["rows"] == night.rows()["scans"] == FILMS
 
 
@@ -38,9 +38,9 @@ def test_a_driver_back_from_the_dead_can_only_lose(rayscan_command: str, tmp_pat
         assert done.returncode == 0, done.stderr
         assert "taking it up again" in done.stderr
         sleeper.send_signal(signal.SIGCONT)
-        _, told = sleeper.communicate(timeout=120)
+        _, stderr = sleeper.communicate(timeout=120)
         # It either sees at its next turn that its lease is gone, or is through before that with parts that were there;
         # or Ray, which it was silent to for too long, has ended it.
-        ended_by_ray = "core worker has already been shutdown" in told
-        assert sleeper.returncode in {0, 3} or ended_by_ray, told
+        ended_by_ray = "core worker has already been shutdown" in stderr
+        assert sleeper.returncode in {0, 3} or ended_by_ray, stderr
     assert night.rows() == {"rows": FILMS, "scans": FILMS, "runs": 1}
