@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from cluster.options import verb
+from cluster.commands import add_verb
 from cluster.verbs.data import audit, catalog, demo, prepare
 from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
 from cluster.verbs.scores import compact, query, report, score
@@ -48,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for function in VERBS:
-    verb(app)(function)
+    add_verb(app, function)
 
 
 def main() -> None:

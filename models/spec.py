@@ -12,12 +12,14 @@ from models.errors import InputError
 DISCLAIMER = "rayscan assists triage; it is not a diagnosis."
 """Stands in every model card, report and README."""
 
-Decode = Literal["exact", "dct"]
+Decode = Literal["dct", "exact"]
 Normalise = Literal["film", "unit", "symmetric"]
 
 Method = Literal["temperature", "platt", "isotonic"]
 METHODS: Final = get_args(Method)
 """How logits become probabilities: `models/statistics/calibration.py`."""
+PriorMethod = Literal["saerens", "bbse"]
+"""How the share of disease among unlabelled films is estimated: `models/statistics/prior_shift.py`."""
 
 Scalar = int | float | str | bool
 

@@ -80,7 +80,6 @@ STATUS_OF_REASON: dict[Reason, Status] = {
 }
 
 LABELS = ("NORMAL", "PNEUMONIA")
-SPLITS = ("train", "val", "test")
 EXCLUDED = "excluded"
 """Split of a film outside test whose patient also has films in the archive's test folder; it is used for nothing."""
 
@@ -110,7 +109,7 @@ CATALOG = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("label", pa.string()),  # one of LABELS
         pa.field("subtype", pa.string()),  # bacteria, virus
-        pa.field("split", pa.string()),  # one of SPLITS, or EXCLUDED
+        pa.field("split", pa.string()),  # one of pipelines.splits.SPLITS, or EXCLUDED
         pa.field("content_hash", pa.string()),  # with --inspect: BLAKE2b of the bytes, to find duplicates
         pa.field("problem", pa.string()),  # with --inspect: the Reason this file cannot be read
     ]

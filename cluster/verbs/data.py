@@ -1,6 +1,5 @@
 """Verbs of the films themselves: from an archive, or one made up for the demo, to a data set."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,13 +7,7 @@ import typer
 from cluster import output, preflight
 from cluster.locations import labels_location, location
 from cluster.options import Address, Config, Json, given
-
-
-class Decode(StrEnum):
-    """How much of a JPEG is decoded."""
-
-    DCT = "dct"
-    EXACT = "exact"
+from models.spec import Decode, Preprocessing
 
 
 def demo(
@@ -80,11 +73,11 @@ def audit(
     """Look for what spoils a study: imbalance, copies, patients on two sides, shortcuts, broken files."""
     preflight.check_page(out)
     preflight.check_catalog(catalog)
-    from pipelines.ingest.audit import audit as run_audit
+    import pipelines.ingest.audit
     from pipelines.pages.audit import audit_page
     from pipelines.pages.page_file import put_page
 
-    findings = run_audit(catalog)
+    findings = pipelines.ingest.audit.audit(catalog)
     if out:
         put_page(audit_page(findings), out)
     output.show(findings, as_json=json)
@@ -102,18 +95,15 @@ def prepare(
     json: Json = False,
 ) -> None:
     """Decode every labelled film once, to grey levels in Parquet."""
-    from models.spec import Preprocessing
-
-    chosen = given(size=size, decode=decode and decode.value)
+    chosen = given(size=size, decode=decode)
     Preprocessing(**chosen)  # refuses values out of range
     preflight.check_ray(address)
     preflight.check_labelled(catalog)
     preflight.check_place(out)
+    import pipelines.ingest.prepare
     from cluster.session import ray_session
-    from pipelines.ingest.prepare import PrepareSettings
-    from pipelines.ingest.prepare import prepare as run_prepare
 
-    settings = PrepareSettings(**chosen)
+    settings = pipelines.ingest.prepare.PrepareSettings(**chosen)
     with ray_session(address):
-        summary = run_prepare(catalog, out, settings)
+        summary = pipelines.ingest.prepare.prepare(catalog, out, settings)
     output.show(summary, as_json=json)

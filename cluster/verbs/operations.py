@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from cluster import output, preflight
 from cluster.locations import location
@@ -10,18 +11,19 @@ from cluster.options import Address, Config, JobsAddress, Json
 
 
 def submit(
+    context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="The verb and its arguments.")],
     address: JobsAddress = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
     config: Config = None,
 ) -> None:
     """Run a verb on a cluster: streams its log and exits as it does."""
-    from cluster.cli import VERBS  # which imports this module
+    verbs = context.find_root().command
+    assert isinstance(verbs, TyperGroup)
+    preflight.check_verb(command[0], verbs.commands)
+    import cluster.jobs
 
-    preflight.check_verb(command[0], [verb.__name__ for verb in VERBS])
-    from cluster.jobs import submit as run_submit
-
-    raise typer.Exit(run_submit(command, address, wait=not no_wait))
+    raise typer.Exit(cluster.jobs.submit(command, address, wait=not no_wait))
 
 
 def jobs(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:

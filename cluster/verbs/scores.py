@@ -1,7 +1,6 @@
 """Verbs of the night: score an archive, keep the scores, ask them, show them."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,22 +8,10 @@ from cluster import output, preflight
 from cluster.locations import location, study_or_models
 from cluster.options import Address, Config, Json, given
 from cluster.settings import seconds
+from models.engines.machine import Precision
 
-
-class Precision(StrEnum):
-    """How exactly a model is run."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-class Format(StrEnum):
-    """How `query` prints its answer."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    PARQUET = "parquet"
+Format = Literal["table", "csv", "json", "parquet"]
+"""How `query` prints its answer."""
 
 
 def score(
@@ -61,15 +48,14 @@ def score(
     json: Json = False,
 ) -> None:
     """Score what this model has not scored yet, into Parquet. Run it again to resume, or every night."""
-    from pipelines.scoring.settings import ScoreSettings
-    from pipelines.scoring.settings import operating_point as choose_point
+    import pipelines.scoring.settings
 
-    settings = ScoreSettings(
+    settings = pipelines.scoring.settings.ScoreSettings(
         report=not no_report,
         **given(
             shard_size=shard_size,
             operating_point=operating_point,
-            precision=precision and precision.value,
+            precision=precision,
             max_nights=max_nights,
             most_actors=most_actors,
             wait=seconds(wait) if wait else None,
@@ -79,16 +65,18 @@ def score(
     preflight.check_ray(address)
     preflight.check_source(archive)
     (bundle,) = preflight.check_bundles([model])
-    choose_point(bundle.calibration, operating_point)
+    pipelines.scoring.settings.operating_point(bundle.calibration, operating_point)
     preflight.check_place(out)
+    import pipelines.scoring.runs
     from cluster.session import ray_session
-    from pipelines.scoring.runs import preview
-    from pipelines.scoring.runs import score as run_score
 
     if dry_run:
-        output.show(preview(archive, model, out, settings, price_per_core_hour=price), as_json=json)
+        plan = pipelines.scoring.runs.preview(archive, model, out, settings, price_per_core_hour=price)
+        output.show(plan, as_json=json)
         return
-    records = run_score(archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard))
+    records = pipelines.scoring.runs.score(
+        archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard)
+    )
     output.show(records if json else [record.in_short() for record in records], as_json=json)
 
 
@@ -102,9 +90,9 @@ def compact(
     """Merge the small parts of finished runs, per model and month; no row is ever shown twice or lost."""
     patience = seconds(wait) if wait else 0.0
     preflight.check_scores(scores, model)
-    from pipelines.table.compact import compact as run_compact
+    import pipelines.table.compact
 
-    months = run_compact(scores, model=model, wait=patience)
+    months = pipelines.table.compact.compact(scores, model=model, wait=patience)
     nothing = "nothing to compact: no month has several small parts of finished runs"
     output.show(months if months or json else nothing, as_json=json)
 
@@ -114,7 +102,7 @@ def query(
     sql: Annotated[
         str | None, typer.Argument(help="A question to the views scores, latest, rejects, runs. Default: a summary.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="parquet writes bytes: redirect stdout to a file.")] = Format.TABLE,  # noqa: A002
+    format: Annotated[Format, typer.Option(help="parquet writes bytes: redirect stdout to a file.")] = "table",  # noqa: A002
     config: Config = None,
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
@@ -123,7 +111,7 @@ def query(
     from cluster.answers import print_answer
     from pipelines.table.query import ask
 
-    print_answer(ask(scores, sql), "json" if json else format.value)
+    print_answer(ask(scores, sql), "json" if json else format)
 
 
 def report(

@@ -1,84 +1,80 @@
 """The verb that searches for the best model; `search_settings` makes its flags into the search's own settings."""
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import typer
 
 from cluster import output, preflight
 from cluster.locations import location, mirror_location, named_or_file
-from cluster.options import Address, Config, Json, NoFilms, Selection, Weights, given
+from cluster.options import Address, Config, Json, NoFilms, Weights, given
 from cluster.settings import seconds
-
-if TYPE_CHECKING:
-    from tuning.search.settings import SearchSettings
-
-
-class Search(StrEnum):
-    """How `tune` picks what to try next."""
-
-    TPE = "tpe"
-    RANDOM = "random"
-    GRID = "grid"
+from tuning.recipes.selects import Select
+from tuning.search.settings import Method, SearchSettings
 
 
-def tune(
-    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
-    out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.", parser=location)],
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How to search; None takes the default of `SearchSettings`."""
+
     trials: Annotated[
         int | None,
         typer.Option(help="Trials of the study, earlier ones included (20; with --time-budget as many as it allows)."),
-    ] = None,
-    time_budget: Annotated[str | None, typer.Option(help="Stop with the best so far, e.g. 30m.")] = None,
+    ] = None
+    time_budget: Annotated[str | None, typer.Option(help="Stop with the best so far, e.g. 30m.")] = None
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many trials in a row without a gain (never).")
-    ] = None,
-    search: Annotated[Search, typer.Option(help="How to pick what to try.")] = Search.TPE,
-    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None,
-    no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train every trial to its last epoch.")] = False,
+    ] = None
+    search: Annotated[Method, typer.Option(help="How to pick what to try.")] = "tpe"
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None
+    no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train every trial to its last epoch.")] = False
     space: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|S.toml", help="Where to search: default, grid, cnn-grid, or a file.", parser=named_or_file
         ),
-    ] = None,
+    ] = None
     family: Annotated[
         list[str] | None, typer.Option(help="Family to search, repeatable: mlp, cnn, a timm name (the space's).")
-    ] = None,
-    resolution: Annotated[
-        list[int] | None, typer.Option(help="Input side to search, repeatable (the space's).")
-    ] = None,
-    weights: Weights = None,
+    ] = None
+    resolution: Annotated[list[int] | None, typer.Option(help="Input side to search, repeatable (the space's).")] = None
+    weights: Weights = None
     objective: Annotated[
         list[str] | None,
         typer.Option(help="auc or sensitivity@specificity=0.9; beside it latency, for a Pareto front (auc)."),
-    ] = None,
+    ] = None
     probes: Annotated[
         int | None, typer.Option(help="Heads on frozen features first; the best are fine-tuned first (0).")
-    ] = None,
+    ] = None
     finals: Annotated[
         int | None, typer.Option(help="So many of the best once more, at the data set's own size (0).")
-    ] = None,
+    ] = None
     confirm: Annotated[
         int | None, typer.Option(help="So many of the best are judged anew on patients held out, fold by fold (0).")
-    ] = None,
+    ] = None
     warm_start: Annotated[
         str | None,
         typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.", parser=location),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each worker of a trial (1).")] = None,
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None
+    workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each worker of a trial (1).")] = None
     gpus_per_trial: Annotated[
         float | None,
         typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (1 where there is one)."),
-    ] = None,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (what the cluster holds).")] = None,
+    ] = None
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (what the cluster holds).")] = None
     select: Annotated[
-        Selection | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
-    ] = None,
-    no_films: NoFilms = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False,
+        Select | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
+    ] = None
+    no_films: NoFilms = False
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False
+
+
+def tune(
+    dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
+    out: Annotated[str, typer.Option(help="Where the study goes; its best bundle is STUDY/best.", parser=location)],
+    options: SearchOptions,
     optuna_storage: Annotated[
         str | None,
         typer.Option(
@@ -92,77 +88,47 @@ def tune(
     json: Json = False,
 ) -> None:
     """Search architectures and augmentations; the best trial becomes a bundle."""
-    settings = search_settings(
-        search=search,
-        select=select,
-        time_budget=time_budget,
-        family=family,
-        resolution=resolution,
-        objective=objective,
-        no_pruning=no_pruning,
-        no_films=no_films,
-        resume=resume,
-        trials=trials,
-        patience=patience,
-        epochs=epochs,
-        space=space,
-        weights=weights,
-        probes=probes,
-        finals=finals,
-        confirm=confirm,
-        warm_start=warm_start,
-        seed=seed,
-        workers_per_trial=workers,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
-        max_concurrent=concurrent,
-    )
+    settings = search_settings(options)
     preflight.check_ray(address)
     preflight.check_search(dataset, out, settings, optuna_storage)
     from tuning.search.space import searched_space
 
-    searched = searched_space(dataset, settings)  # refuses one that cannot be searched, before Ray is imported
+    space = searched_space(dataset, settings)  # refuses one that cannot be searched, before Ray is imported
     from cluster.session import ray_session
-    from tuning.search.driver import search as run_search
+    from tuning.search import driver
 
     with ray_session(address):
-        summary = run_search(dataset, out, settings, space=searched, optuna_storage=optuna_storage)
+        summary = driver.search(dataset, out, settings, space=space, optuna_storage=optuna_storage)
     output.show(summary, as_json=json)
 
 
-def search_settings(
-    *,
-    search: Search = Search.TPE,
-    select: Selection | None = None,
-    time_budget: str | None = None,
-    family: list[str] | None = None,
-    resolution: list[int] | None = None,
-    objective: list[str] | None = None,
-    no_pruning: bool = False,
-    no_films: bool = False,
-    resume: bool = False,
-    **same: Any,
-) -> "SearchSettings":
-    """The settings that the flags of `tune` ask for.
-
-    `same` are fields of `SearchSettings`, None for its default. Raises `InputError` where a value is out of range.
-    """
-    from dataclasses import replace
-
-    from tuning.search.settings import SearchSettings
-
+def search_settings(options: SearchOptions) -> SearchSettings:
+    """The settings that the flags of `tune` ask for. Raises `InputError` where a value is out of range."""
     settings = SearchSettings(
-        search=search.value,
-        show_films=not no_films,
-        resume=resume,
+        search=options.search,
+        show_films=not options.no_films,
+        resume=options.resume,
         **given(
-            select=select and select.value,
-            time_budget_s=seconds(time_budget) if time_budget else None,
-            families=tuple(family) if family else None,
-            resolutions=tuple(resolution) if resolution else None,
-            objectives=tuple(objective) if objective else None,
-            **same,
+            trials=options.trials,
+            time_budget_s=seconds(options.time_budget) if options.time_budget else None,
+            patience=options.patience,
+            epochs=options.epochs,
+            space=options.space,
+            families=tuple(options.family) if options.family else None,
+            resolutions=tuple(options.resolution) if options.resolution else None,
+            weights=options.weights,
+            objectives=tuple(options.objective) if options.objective else None,
+            probes=options.probes,
+            finals=options.finals,
+            confirm=options.confirm,
+            warm_start=options.warm_start,
+            seed=options.seed,
+            workers_per_trial=options.workers,
+            cpus_per_trial=options.cpus_per_trial,
+            gpus_per_trial=options.gpus_per_trial,
+            max_concurrent=options.concurrent,
+            select=options.select,
         ),
     )
     # no trial is stopped before its grace ends, and none has more epochs than these
-    return replace(settings, grace_epochs=settings.epochs) if no_pruning else settings
+    return replace(settings, grace_epochs=settings.epochs) if options.no_pruning else settings

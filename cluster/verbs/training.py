@@ -1,99 +1,67 @@
 """Verbs that make one model, and judge it."""
 
-from enum import StrEnum
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster import output, preflight
-from cluster.locations import location
-from cluster.options import (
-    Augment,
-    BatchSize,
-    Calibrate,
-    Config,
-    Epochs,
-    Json,
-    LearningRate,
-    Model,
-    NoFilms,
-    RecipeName,
-    Select,
-    Size,
-    Weights,
-    chosen_recipe,
-    given,
-)
+from cluster.locations import location, named_or_file
+from cluster.options import Config, Json, NoFilms, Weights, given
+from models.spec import Method, PriorMethod
+from pipelines.splits import Split
+from tuning.recipes.selects import Select
+
+if TYPE_CHECKING:
+    from tuning.recipes.recipe import Recipe
 
 
-class Split(StrEnum):
-    """The films a model is judged on."""
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """A recipe or a model, and what takes the place of the recipe's own values."""
 
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
-
-
-class PriorShift(StrEnum):
-    """How the share of disease among unlabelled films is estimated."""
-
-    SAERENS = "saerens"
-    BBSE = "bbse"
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|R.toml", help="How to make the model; `rayscan recipes` lists them.", parser=named_or_file
+        ),
+    ] = None
+    model: Annotated[str | None, typer.Option(help="majority, mlp, cnn, or the name of a timm backbone.")] = None
+    weights: Weights = None
+    calibration: Annotated[Method | None, typer.Option(help="How probabilities are calibrated.")] = None
+    select: Annotated[
+        Select | None, typer.Option(help="What is kept of a grid: robust scores the five best on spoilt films (auc).")
+    ] = None
+    size: Annotated[int | None, typer.Option(help="Side of the network's input (the data set's).")] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the films (9).")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Highest of the schedule (0.002).")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Films of one step (32).")] = None
+    augment: Annotated[float | None, typer.Option(help="Strength of augmentation; 0 is none (0.5).")] = None
 
 
 def train(
     dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
     out: Annotated[str, typer.Option(help="Where the bundle goes.", parser=location)],
-    recipe: RecipeName = None,
-    model: Model = None,
-    weights: Weights = None,
-    calibration: Calibrate = None,
-    select: Select = None,
-    size: Size = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = None,
-    augment: Augment = None,
+    options: RecipeOptions,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation (0).")] = None,
     no_films: NoFilms = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Train one model, calibrate it, lock its operating points, and save it as a bundle. Flags win over the recipe."""
-    found = chosen_recipe(
-        recipe=recipe,
-        model=model,
-        weights=weights,
-        calibration=calibration,
-        select=select,
-        size=size,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        augment=augment,
-        seed=seed,
-    )
-    preflight.check_recipe(found, dataset)
+    recipe = chosen_recipe(options, seed)
+    preflight.check_recipe(recipe, dataset)
     preflight.check_place(out)
-    from tuning.recipes.train import train as run_train
+    import tuning.recipes.train
 
-    output.show(run_train(dataset, out, found, show_films=not no_films), as_json=json)
+    output.show(tuning.recipes.train.train(dataset, out, recipe, show_films=not no_films), as_json=json)
 
 
 def crossvalidate(
     dataset: Annotated[
         str, typer.Argument(help="A data set made by `prepare`; its test films are not read.", parser=location)
     ],
-    recipe: RecipeName = None,
-    model: Model = None,
-    weights: Weights = None,
-    calibration: Calibrate = None,
-    select: Select = None,
-    size: Size = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = None,
-    augment: Augment = None,
+    options: RecipeOptions,
     seed: Annotated[int | None, typer.Option(help="Seed of folds, weights, order and augmentation (0).")] = None,
     folds: Annotated[int | None, typer.Option(help="Parts of the patients; so many models are trained (5).")] = None,
     out: Annotated[
@@ -103,27 +71,15 @@ def crossvalidate(
     json: Json = False,
 ) -> None:
     """Judge a recipe on patients held out, fold by fold, and on films made otherwise, before a model is made by it."""
-    found = chosen_recipe(
-        recipe=recipe,
-        model=model,
-        weights=weights,
-        calibration=calibration,
-        select=select,
-        size=size,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        augment=augment,
-        seed=seed,
-    )
+    recipe = chosen_recipe(options, seed)
     from tuning.recipes.fold_count import FOLDS, check_folds
 
     check_folds(FOLDS if folds is None else folds)
     preflight.check_page(out)
-    preflight.check_recipe(found, dataset)
-    from tuning.recipes.crossvalidate import crossvalidate as run_crossvalidate
+    preflight.check_recipe(recipe, dataset)
+    import tuning.recipes.crossvalidate
 
-    result = run_crossvalidate(dataset, found, report=out, **given(folds=folds))
+    result = tuning.recipes.crossvalidate.crossvalidate(dataset, recipe, report=out, **given(folds=folds))
     output.show(result if json else result.in_short(), as_json=json)
 
 
@@ -139,7 +95,7 @@ def evaluate(
     dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
     split: Annotated[Split, typer.Option(help="Reading test is written into the bundle's ledger, each time.")],
     prior_shift: Annotated[
-        PriorShift | None,
+        PriorMethod | None,
         typer.Option(help="Estimate the share of disease from the scores alone; assumes label shift."),
     ] = None,
     against: Annotated[
@@ -154,15 +110,42 @@ def evaluate(
 ) -> None:
     """Judge a model on one split: AUC, accuracy, sensitivity, specificity, with 95 % intervals."""
     preflight.check_page(out)
-    preflight.check_evaluation([bundle, *(against or ())], dataset, split.value)
-    from pipelines.evaluate import compare
-    from pipelines.evaluate import evaluate as run_evaluate
+    preflight.check_evaluation([bundle, *(against or ())], dataset, split)
+    import pipelines.evaluate
 
     if against:
-        found = compare([bundle, *against], dataset, split.value, report=out)
-        output.show(found if json else found.in_short(), as_json=json)
+        comparison = pipelines.evaluate.compare([bundle, *against], dataset, split, report=out)
+        output.show(comparison if json else comparison.in_short(), as_json=json)
         return
-    output.show(
-        run_evaluate(bundle, dataset, split.value, report=out, prior_shift=prior_shift and prior_shift.value),
-        as_json=json,
+    entry = pipelines.evaluate.evaluate(bundle, dataset, split, report=out, prior_shift=prior_shift)
+    output.show(entry, as_json=json)
+
+
+def chosen_recipe(options: RecipeOptions, seed: int | None = None) -> "Recipe":
+    """The recipe that is named, or that of a model alone, with what the flags set in place of its own.
+
+    Raises `InputError` where neither is named.
+    """
+    from dataclasses import replace
+
+    from models.errors import InputError
+    from tuning.recipes.recipe import Recipe, read_recipe
+
+    if options.recipe is None and options.model is None:
+        raise InputError("say what to train: --recipe NAME (see `rayscan recipes`), or --model NAME")
+    recipe = read_recipe(options.recipe) if options.recipe else Recipe(model=str(options.model))
+    chosen = given(
+        model=options.model,
+        weights=options.weights,
+        calibrate=options.calibration,
+        select=options.select,
+        size=options.size,
     )
+    training = given(
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        augment=options.augment,
+        seed=seed,
+    )
+    return replace(recipe, **chosen, training=replace(recipe.training, **training))

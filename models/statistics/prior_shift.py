@@ -6,16 +6,17 @@ either figure is wrong without a sign of it.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError
+from models.spec import PriorMethod
 from models.statistics.calibration import called_positive
 from models.statistics.metrics import Scores
 
-METHODS: Final = ("saerens", "bbse")
+METHODS: Final = get_args(PriorMethod)
 ITERATIONS: Final = 1000
 CONVERGED: Final = 1e-9
 

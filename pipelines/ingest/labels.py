@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from pipelines.contracts import LABELS, SPLITS
+from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.patients import kermany_patient, kermany_subtype
+from pipelines.splits import SPLITS
 from pipelines.storage import open_store, read_object
 
 _SPELLINGS = {"normal": "NORMAL", "pneumonia": "PNEUMONIA", "0": "NORMAL", "1": "PNEUMONIA"}
@@ -23,7 +24,7 @@ class Label:
     subtype: str | None = None
     patient_id: str | None = field(default=None, repr=False)
     split: str | None = None
-    """The split given by the archive itself, one of contracts.SPLITS."""
+    """The split given by the archive itself, one of pipelines.splits.SPLITS."""
     site: str | None = None
     line: int | None = None
     """Line number in the CSV file."""

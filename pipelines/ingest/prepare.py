@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.spec import Decode, Preprocessing
-from pipelines.contracts import LABELS, SPLITS, Reason, dataset_schema
+from pipelines.contracts import LABELS, Reason, dataset_schema
 from pipelines.decoding.decode import Scan, decode
 from pipelines.decoding.fetch import fetch
 from pipelines.errors import InputError, ScanError, StorageError
@@ -33,6 +33,7 @@ from pipelines.ingest.catalog_info import no_labels
 from pipelines.ingest.dataset import MANIFEST, read_dataset_info
 from pipelines.progress import progress
 from pipelines.shards import Stage, cluster_size, run_shards
+from pipelines.splits import SPLITS
 from pipelines.storage import Store, open_store
 from pipelines.tally import SILENT, Reporter, counting
 

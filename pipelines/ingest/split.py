@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
-from pipelines.contracts import EXCLUDED, SPLITS
+from pipelines.contracts import EXCLUDED
+from pipelines.splits import SPLITS
 
 
 def assign_splits(

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster import run_log
-from cluster.options import verb
+from cluster.commands import add_verb
 from models.errors import InputError
 
 
@@ -26,9 +26,10 @@ def _own_log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def ran(raises: Callable[[], BaseException], *args: str) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
 
-    @verb(app)
     def work(films: int = 3) -> None:
         raise raises()
+
+    add_verb(app, work)
 
     return CliRunner().invoke(app, list(args))
 

@@ -8,6 +8,8 @@ from models.errors import InputError
 from tuning.recipes.selects import SELECTS, Select
 from tuning.training.objectives import AUC, parse_objectives
 
+Method = Literal["tpe", "random", "grid"]
+"""How `tune` picks what to try next."""
 TRIALS: Final = 20
 """Of a search without a time budget, where nobody says how many."""
 PROBE_SHARE: Final = 0.25
@@ -28,7 +30,7 @@ class SearchSettings:
     patience: int = 0
     """Stop with the best so far after this many trials in a row that raised the best AUC by no more than
     `tuning.search.ledger.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
-    search: Literal["tpe", "random", "grid"] = "tpe"
+    search: Method = "tpe"
     """`tpe`: Optuna's multivariate TPE; `random`; `grid`: a small discrete space, visited whole."""
     epochs: int = 8
     """At most so many per trial."""

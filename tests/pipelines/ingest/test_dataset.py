@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import LABELS, SPLITS
+from pipelines.contracts import LABELS
 from pipelines.decoding.decode import decode
 from pipelines.errors import InputError
 from pipelines.ingest import prepare as room
 from pipelines.ingest.catalog import read_catalog
 from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.ingest.prepare import PrepareSettings, prepare
+from pipelines.splits import SPLITS
 from tests.pipelines.decoding.films import catalogue, write
 
 SMALL = PrepareSettings(size=32)

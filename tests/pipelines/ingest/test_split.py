@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.contracts import EXCLUDED, SPLITS
+from pipelines.contracts import EXCLUDED
 from pipelines.ingest.split import assign_splits, split_patients
+from pipelines.splits import SPLITS
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 PatientAndStratum = tuple[str, str]
