@@ -16,7 +16,7 @@
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
     [parameters]                 of the architecture
     [training]                   of tuning/training/settings.py
-    [head]                       l2 and steps of tuning/training/features.py, for learn = "head" and for head_first
+    [head]                       l2 and steps of tuning/training/head_settings.py, for learn = "head" and for head_first
     [grid]                       parameters with a list of values each, those of [head] too: every combination is
                                  trained, one is kept
 

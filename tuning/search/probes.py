@@ -36,8 +36,9 @@ from tuning.spaces.domain import Suggest
 from tuning.spaces.space import PROBES, SearchSpace, TrialPlan, to_plan
 from tuning.study.records import TrialRecord, next_number
 from tuning.study.store import write_trials
-from tuning.training.features import Features, fit_head
+from tuning.training.features import Features
 from tuning.training.head_settings import HeadSettings
+from tuning.training.heads import fit_head
 from tuning.training.start import frozen_features, seeded_network
 
 BATCH: Final = 16

@@ -1,4 +1,4 @@
-"""How a head on frozen features is trained: what a person, a recipe or a search may choose about it."""
+"""How a head on frozen features is trained: everything a person, a recipe or a search may choose. Loads no torch."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ class HeadSettings:
     """One head on frozen features, and how it is trained."""
 
     hidden: int = 0
-    """Units of a hidden layer, on the first principal axes of the features (`tuning.training.features.AXES`); 0 for
+    """Units of a hidden layer, on the first principal axes of the features (`tuning.training.heads.AXES`); 0 for
     none: logistic regression."""
     l2: float = 0.03
-    """Weight of half the squared weights, of features scaled to deviation 1, beside the mean cross entropy."""
+    """Factor of half the squared weights, added to the mean cross entropy, for features scaled to deviation 1."""
     steps: int = 60
-    """Steps of L-BFGS at most; it stops by itself where nothing is left to gain."""
+    """Steps of L-BFGS at most; it stops earlier once it has converged."""
     seed: int = 0
-    """Of the weights a hidden layer starts with."""
+    """Of the initial weights of a hidden layer."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("hidden", 0, 4096), ("steps", 1, 10_000), ("seed", 0, 2**63 - 1)):

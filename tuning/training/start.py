@@ -13,16 +13,9 @@ from models.films import Films
 from models.networks.preprocess import Preprocess
 from models.networks.weights import Loaded, unfold_batch_norm
 from models.spec import ModelSpec
-from tuning.training.features import (
-    Features,
-    FittedHead,
-    dataset_features,
-    features_of,
-    fit_head,
-    install_head,
-    pretrained_network,
-)
+from tuning.training.features import Features, dataset_features, features_of, pretrained_network
 from tuning.training.head_settings import HeadSettings
+from tuning.training.heads import FittedHead, fit_head, install_head
 
 log = logging.getLogger("rayscan")
 
