@@ -24,7 +24,7 @@ from pipelines.table.drift import (
     SITES,
     DriftFinding,
     DriftTally,
-    chi_squared_quantile,
+    exceeds_chi_squared,
     worst_level,
 )
 
@@ -174,10 +174,12 @@ class TestFigures:
             raws.append(tally._histograms["grey_mean"].psi(0))
         assert np.mean(raws) == pytest.approx(9 * (1 / 400 + 1 / 200), rel=0.1)
 
-    @pytest.mark.parametrize(("freedom", "within"), [(1, 0.12), (4, 0.05), (9, 0.02)])
-    @pytest.mark.parametrize("p", [0.99, 0.999, 0.99999])
-    def test_chi_squared(self, p: float, freedom: int, within: float) -> None:
-        assert chi_squared_quantile(p, freedom) == pytest.approx(chi2.ppf(p, freedom), rel=within)
+    @pytest.mark.parametrize("freedom", [1, 4, 9])
+    @pytest.mark.parametrize("alpha", [1e-2, 1e-3, 1e-5, 1e-18])
+    def test_the_limit_of_significance_is_the_exact_quantile(self, alpha: float, freedom: int) -> None:
+        limit = chi2.isf(alpha, freedom)
+        assert exceeds_chi_squared(limit * (1 + 1e-6), freedom, alpha)
+        assert not exceeds_chi_squared(limit * (1 - 1e-6), freedom, alpha)
 
     def test_a_reference_of_one_value(self) -> None:
         known, new = films(100, seed=1), films(100, seed=2)
