@@ -1,14 +1,23 @@
 """The whole model as one module: grey levels in, calibrated class probabilities and the feature distance out."""
 
+import copy
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from models.networks.familiarity import Familiarity
 from models.networks.preprocess import Preprocess
-from models.networks.zoo import classify, features
-from models.statistics.calibration import Calibration
+from models.networks.zoo import build, classify, features
+from models.spec import ModelSpec
+from models.statistics.calibration import UNCALIBRATED, Calibration
+
+BATCH: Final = 64
+"""Films that `in_batches` computes at a time."""
 
 
 class ScanClassifier(nn.Module):
@@ -18,7 +27,7 @@ class ScanClassifier(nn.Module):
         self,
         preprocess: Preprocess,
         network: nn.Module,
-        calibration: Calibration | None = None,
+        calibration: Calibration = UNCALIBRATED,
         familiarity: Familiarity | None = None,
     ) -> None:
         super().__init__()
@@ -70,15 +79,14 @@ class Calibrate(nn.Module):
     widths: Tensor
     slopes: Tensor
 
-    def __init__(self, calibration: Calibration | None) -> None:
+    def __init__(self, calibration: Calibration) -> None:
         super().__init__()
-        known = calibration or Calibration(temperature=1.0, operating_points={"balanced": 0.5})
-        self.has_curve, self.moves = bool(known.curve), bool(known.curve or known.bias)
-        pieces = list(pairwise(known.curve))
-        ends = [known.curve[0], known.curve[-1]] if known.curve else [(0.0, 0.0)] * 2
+        self.has_curve, self.moves = bool(calibration.curve), bool(calibration.curve or calibration.bias)
+        pieces = list(pairwise(calibration.curve))
+        ends = [calibration.curve[0], calibration.curve[-1]] if calibration.curve else [(0.0, 0.0)] * 2
         (self.first, self.lowest), (self.last, _) = ends
-        self.register_buffer("temperature", torch.tensor(float(known.temperature)))
-        self.register_buffer("bias", torch.tensor(float(known.bias)))
+        self.register_buffer("temperature", torch.tensor(float(calibration.temperature)))
+        self.register_buffer("bias", torch.tensor(float(calibration.bias)))
         self.register_buffer("starts", torch.tensor([x for (x, _), _ in pieces]))
         self.register_buffer("widths", torch.tensor([to_x - x for (x, _), (to_x, _) in pieces]))
         self.register_buffer("slopes", torch.tensor([(to_y - y) / (to_x - x) for (x, y), (to_x, to_y) in pieces]))
@@ -106,3 +114,29 @@ class InferenceGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [N, H, W] -> probabilities [N, C], distance [N]."""
         return self.classifier.infer(pixels)
+
+
+def trained_classifier(
+    spec: ModelSpec, state_dict: Mapping[str, Tensor], calibration: Calibration = UNCALIBRATED
+) -> ScanClassifier:
+    """The network of a specification with its trained weights, in evaluation mode, as scoring runs it."""
+    network = build(spec)
+    network.load_state_dict(dict(state_dict))
+    return ScanClassifier(Preprocess(spec.preprocessing), network, calibration).eval()
+
+
+def copy_on(classifier: ScanClassifier, device: torch.device) -> ScanClassifier:
+    """A copy on a device, with its weights laid out as convolutions are fastest."""
+    return copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def in_batches(
+    compute: Callable[[Tensor], Tensor], pixels: npt.NDArray[np.uint8], device: torch.device | str = "cpu"
+) -> Tensor:
+    """`compute` of films uint8 [N, H, W], `BATCH` of them at a time: its results [N, ...], on the CPU.
+
+    `compute` is a `ScanClassifier` on `device` or one of its methods.
+    """
+    starts = range(0, len(pixels), BATCH)
+    return torch.cat([compute(torch.tensor(pixels[start : start + BATCH]).to(device)).cpu() for start in starts])

@@ -95,6 +95,10 @@ class Calibration:
             raise InputError(f"this is not a calibration of this version of rayscan: {error}") from error
 
 
+UNCALIBRATED: Final = Calibration(temperature=1.0, operating_points={DEFAULT_POINT: 0.5})
+"""Probabilities as the network gives them, cut at one half."""
+
+
 def called_positive(probability: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
     """Whether probabilities of disease, of any shape, reach a threshold; compared in float32, in which engines answer.
 

@@ -4,7 +4,6 @@ All on the validation films, but for the familiarity, which describes the traini
 by `rayscan evaluate`, which records that it was.
 """
 
-import copy
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -26,10 +25,9 @@ from models.engines.engine import EngineError
 from models.engines.export import export_graph
 from models.engines.machine import choose_device, this_machine
 from models.films import Films, choose_films
-from models.networks.classifier import ScanClassifier
+from models.networks.classifier import ScanClassifier, copy_on, in_batches, trained_classifier
 from models.networks.familiarity import Familiarity, fit_familiarity
-from models.networks.preprocess import Preprocess
-from models.networks.zoo import build, has_features
+from models.networks.zoo import has_features
 from models.spec import Method, ModelSpec
 from models.statistics.calibration import Calibration, fit_calibration, operating_points
 from models.statistics.evaluation import evaluation_entry
@@ -44,7 +42,6 @@ FAMILIAR_FILMS: Final = 2000
 """Training films the familiarity is fitted to at most."""
 COPIED_FILMS: Final = 300
 """Films that are changed, in each way, and scored again, at most."""
-BATCH: Final = 64
 
 log = logging.getLogger("rayscan")
 
@@ -132,9 +129,7 @@ def lock(fitted: Fitted, val: Films, method: Method, device: torch.device) -> tu
 
 def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
     """The trained model with its calibration, as scoring runs it."""
-    network = build(fitted.spec)
-    network.load_state_dict(dict(fitted.state_dict))
-    return ScanClassifier(Preprocess(fitted.spec.preprocessing), network, calibration).eval()
+    return trained_classifier(fitted.spec, fitted.state_dict, calibration)
 
 
 @torch.inference_mode()
@@ -143,15 +138,14 @@ def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: t
 
     None for a network without features of its own.
     """
-    on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
+    on_device = copy_on(classifier, device)
     if not has_features(on_device.network, on_device.preprocess(torch.tensor(train.pixels[:2], device=device))):
         log.info("this network has no features to tell unfamiliar films by: its scores will have no ood_score")
         return None
 
     def features(films: Films) -> torch.Tensor:
         pixels = films.pixels[choose_films(films.labels, FAMILIAR_FILMS)]
-        batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
-        return torch.cat([on_device.features(batch.to(device)).cpu() for batch in batches])
+        return in_batches(on_device.features, pixels, device)
 
     return fit_familiarity(features(train), features(val))
 
@@ -159,15 +153,11 @@ def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: t
 def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
     """What gives the calibrated probability of disease [N] of films uint8 [N, H, W], in float32 on a device."""
     keep_memory()
-    on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
+    on_device = copy_on(classifier, device)
 
-    @torch.inference_mode()
     def score(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        batches = [torch.tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
-        healthy: npt.NDArray[np.float32] = torch.cat(
-            [on_device(films.to(device))[:, 0].cpu() for films in batches]
-        ).numpy()
-        return 1 - healthy
+        probabilities: npt.NDArray[np.float32] = in_batches(on_device, pixels, device).numpy()
+        return 1 - probabilities[:, 0]
 
     return score
 
@@ -189,7 +179,7 @@ def _samples(
     """The entry `samples`; none where the network cannot make maps, for which no training may be lost."""
     from pipelines.pages.samples import samples  # noqa: PLC0415 (captum brings matplotlib)
 
-    on_device = copy.deepcopy(classifier).to(device).to(memory_format=torch.channels_last)
+    on_device = copy_on(classifier, device)
     try:
         return {"samples": samples(on_device, val, probability, calibration.threshold, spec.classes)}
     except RuntimeError:  # torch's word for whatever a network cannot do, or has no memory for

@@ -13,7 +13,7 @@ from models.engines.machine import choose_device
 from models.films import Films
 from models.networks.zoo import build, entry, layer_groups
 from models.spec import ModelSpec, Scalar
-from models.statistics.calibration import DEFAULT_POINT, Calibration
+from models.statistics.calibration import UNCALIBRATED
 from pipelines.bundles import cache_folder
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
@@ -126,8 +126,7 @@ def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, va
 
 
 def _uncalibrated(fitted: Fitted) -> Score:
-    plain = Calibration(temperature=1.0, operating_points={DEFAULT_POINT: 0.5})
-    return scorer(calibrated(fitted, plain), choose_device(fitted.settings.device))
+    return scorer(calibrated(fitted, UNCALIBRATED), choose_device(fitted.settings.device))
 
 
 def relabelled(films: Films, classes: tuple[str, ...]) -> Films:

@@ -10,10 +10,8 @@ import torch
 from models.bundle import Bundle
 from models.errors import BundleError, RayscanError
 from models.films import Films
-from models.networks.classifier import ScanClassifier
-from models.networks.preprocess import Preprocess
-from models.networks.zoo import build
-from models.statistics.calibration import Calibration
+from models.networks.classifier import in_batches, trained_classifier
+from models.statistics.calibration import UNCALIBRATED
 from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError
 from pipelines.ingest.dataset import DatasetInfo
@@ -26,7 +24,6 @@ from tuning.study.optimism import Optimism
 from tuning.study.records import StudyInfo, TrialRecord, leaderboard
 from tuning.study.store import BEST
 from tuning.study.trial_files import load_weights
-from tuning.training.learner import EVALUATION_BATCH
 from tuning.training.loop import EpochReport, Fitted
 
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -101,17 +98,11 @@ def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: Data
     Raises `NotFoundError` where its weights are gone.
     """
     spec = _plan(record, study, dataset).spec
-    network = build(spec)
-    network.load_state_dict(load_weights(store, record.trial_id))
-    classifier = ScanClassifier(Preprocess(spec.preprocessing), network).eval()
-    classifier.to(memory_format=torch.channels_last)
+    classifier = trained_classifier(spec, load_weights(store, record.trial_id)).to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def logits(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        starts = range(0, len(pixels), EVALUATION_BATCH)
-        parts = [classifier.logits(torch.tensor(pixels[start : start + EVALUATION_BATCH])) for start in starts]
-        found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
-        return found
+        computed: npt.NDArray[np.float32] = in_batches(classifier.logits, pixels).numpy()
+        return computed
 
     return logits
 
@@ -128,8 +119,7 @@ def _plan(record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> TrialP
 
 
 def _scorer(logits: Logits) -> Score:
-    plain = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
-    return lambda pixels: 1 - plain.probabilities(logits(pixels))[:, 0]
+    return lambda pixels: 1 - UNCALIBRATED.probabilities(logits(pixels))[:, 0]
 
 
 def _no_result(store: Store, records: Sequence[TrialRecord]) -> RayscanError:
