@@ -1,19 +1,21 @@
 # What a person types. Needs python3 (3.11, 3.12 or 3.13) and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+SHARED := -n 2 --dist loadfile --durations=20
 
 .PHONY: demo test lint bench chaos licences clean
 
-demo: .venv/.installed ## The whole job on generated films: archive -> catalogue -> data set -> search -> scores -> query
+demo: .venv/.installed ## The whole pipeline on generated films: archive -> catalogue -> data set -> search -> scores -> query
 	$(BIN)/rayscan demo --out rayscan-demo
 
-# Two runs: after a thousand tests in one process, with the servers, Rays and graphs they left in it, the last ones
-# crashed. Each in two processes, a file of tests in one of them: much of a test is waiting for servers and for Ray.
+# Two runs, because the last of a thousand tests in one process crashed: servers, Ray sessions and graphs of the earlier
+# ones were still there. Each run has two processes, and a file of tests stays in one of them: tests spend much of their
+# time waiting for servers and for Ray. At its end each run lists its slowest tests.
 test: lint ## Everything that must hold, in under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/models tests/pipelines tests/tuning
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster tests/integration
+	$(BIN)/python -m pytest $(SHARED) tests/models tests/pipelines tests/tuning
+	$(BIN)/python -m pytest $(SHARED) tests/cluster tests/integration
 
-lint: .venv/.installed-dev ## Style, types and layers
+lint: .venv/.installed-dev ## Style, types and imports between layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -22,7 +24,7 @@ lint: .venv/.installed-dev ## Style, types and layers
 bench: .venv/.installed-dev ## Measurements; see tests/benchmarks
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks
 
-chaos: .venv/.installed-dev ## Kills processes half-way and counts the rows; see tests/chaos
+chaos: .venv/.installed-dev ## Kill processes half-way and count the rows; see tests/chaos
 	$(BIN)/python -m pytest -m chaos -s tests/chaos
 
 licences: .venv/.installed-dev ## The licence of every package in the environment
