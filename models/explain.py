@@ -38,11 +38,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.errors import InputError
 from models.networks.classifier import ScanClassifier
 
-Method = Literal["occlusion", "gradients", "cam"]
+SaliencyMethod = Literal["occlusion", "gradients", "cam"]
 
 SIDE: Final = 7
 """Fewest places across the maps `cam` reads: coarser ones cannot tell the lobes of a lung apart."""
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
+SALIENCY_METHODS: Final[tuple[SaliencyMethod, ...]] = get_args(SaliencyMethod)
 LIGHT: Final = 1e9
 """Floating-point operations a film up to which a network is covered patch by patch: about 6 seconds of one core."""
 BATCH: Final = 16
@@ -62,7 +62,7 @@ OPAQUE: Final = 0.6
 
 
 def saliency(
-    classifier: ScanClassifier, pixels: npt.NDArray[np.uint8], *, method: Method = "occlusion"
+    classifier: ScanClassifier, pixels: npt.NDArray[np.uint8], *, method: SaliencyMethod = "occlusion"
 ) -> npt.NDArray[np.float32]:
     """What speaks for disease in films uint8 [N, H, W] or one film [H, W]: float32 maps of the same shape, 0 to 1.
 
@@ -75,8 +75,8 @@ def saliency(
         raise InputError(
             f"saliency takes uint8 films [N, H, W] or one [H, W], not {pixels.dtype} {list(pixels.shape)}; decode first"
         )
-    if method not in METHODS:
-        raise InputError(f"unknown saliency method {method!r}; choose from {', '.join(METHODS)}")
+    if method not in SALIENCY_METHODS:
+        raise InputError(f"unknown saliency method {method!r}; choose from {', '.join(SALIENCY_METHODS)}")
     if classifier.training:
         raise InputError("this classifier is in training mode, where dropout makes maps random; call its eval() first")
     films = pixels if pixels.ndim == 3 else pixels[None]
@@ -86,7 +86,7 @@ def saliency(
     return torch.cat([torch.zeros(0, *films.shape[1:]), *found]).numpy().reshape(pixels.shape)
 
 
-def method_for(classifier: ScanClassifier) -> Method:
+def method_for(classifier: ScanClassifier) -> SaliencyMethod:
     """The method that suits a network: occlusion where it is quick, else cam, else gradients.
 
     Seconds a film on one core of an AMD EPYC: MobileNetV2 0.35 (0.1 GFLOP) occlusion 0.6, cam 0.01; resnet18 (3.5)
@@ -168,7 +168,7 @@ def _one_thread() -> Iterator[None]:
 class _Maps:
     """uint8 [N, H, W] -> float32 [N, H, W] on the CPU: the maps of one classifier by one method."""
 
-    def __init__(self, classifier: ScanClassifier, method: Method) -> None:
+    def __init__(self, classifier: ScanClassifier, method: SaliencyMethod) -> None:
         self.classifier = classifier
         self.method = method
         self.layer = _last_maps(classifier) if method == "cam" else None

@@ -46,7 +46,7 @@ class Films:
         )
 
 
-def joined(parts: Sequence[Films]) -> Films:
+def join_films(parts: Sequence[Films]) -> Films:
     """The films of all parts, in the order of their scan ids; of the subgroups, those that all parts have."""
     pixels, labels, patients, subtypes, scan_ids = (
         np.concatenate([getattr(part, name) for part in parts])

@@ -15,8 +15,8 @@ DISCLAIMER = "rayscan assists triage; it is not a diagnosis."
 Decode = Literal["dct", "exact"]
 Normalise = Literal["film", "unit", "symmetric"]
 
-Method = Literal["temperature", "platt", "isotonic"]
-METHODS: Final = get_args(Method)
+CalibrationMethod = Literal["temperature", "platt", "isotonic"]
+CALIBRATION_METHODS: Final = get_args(CalibrationMethod)
 """How logits become probabilities: `models/statistics/calibration.py`."""
 PriorMethod = Literal["saerens", "bbse"]
 """How the share of disease among unlabelled films is estimated: `models/statistics/prior_shift.py`."""

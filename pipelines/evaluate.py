@@ -15,7 +15,7 @@ from models.spec import DISCLAIMER
 from models.statistics.calibration import called_positive
 from models.statistics.evaluation import evaluation_entry
 from models.statistics.metrics import brier, ece
-from models.statistics.prior_shift import METHODS, bbse, saerens
+from models.statistics.prior_shift import PRIOR_METHODS, bbse, saerens
 from pipelines.bundles import fetch_bundle, record_evaluation
 from pipelines.errors import InputError
 from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
@@ -66,8 +66,8 @@ def evaluate(
 ) -> EvaluationSummary:
     """Score the films of a split and compare with their labels; `report` names a page to write.
 
-    `prior_shift`, one of `models.statistics.prior_shift.METHODS`, estimates the prevalence from the scores alone and
-    reports how good probabilities corrected for it would be, in the entry `prior_shift`. It changes nothing else.
+    `prior_shift`, one of `models.statistics.prior_shift.PRIOR_METHODS`, estimates the prevalence from the scores alone
+    and reports how good probabilities corrected for it would be, in the entry `prior_shift`. It changes nothing else.
 
     Raises `InputError` when the data set was not prepared as the model expects its films.
     """
@@ -148,8 +148,8 @@ def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift:
 
 def _prior_shift(bundle: Bundle, method: str, films: Films, probability: npt.NDArray[np.float32]) -> dict[str, Any]:
     known = bundle.evaluation.get("val", {}).get("metrics")
-    if method not in METHODS or not known:
-        what = f"unknown estimate of the prevalence {method!r}; choose {' or '.join(METHODS)}"
+    if method not in PRIOR_METHODS or not known:
+        what = f"unknown estimate of the prevalence {method!r}; choose {' or '.join(PRIOR_METHODS)}"
         raise InputError(what if known else f"{bundle.model_id} does not record its results on validation films")
     training = known["positives"] / known["n"]
     if method == "saerens":

@@ -8,7 +8,7 @@ import typer
 from cluster import output, preflight
 from cluster.locations import location, named_or_file
 from cluster.options import Config, Json, NoFilms, Weights, given
-from models.spec import Method, PriorMethod
+from models.spec import CalibrationMethod, PriorMethod
 from pipelines.splits import Split
 from tuning.recipes.selects import Select
 
@@ -28,7 +28,7 @@ class RecipeOptions:
     ] = None
     model: Annotated[str | None, typer.Option(help="majority, mlp, cnn, or the name of a timm backbone.")] = None
     weights: Weights = None
-    calibration: Annotated[Method | None, typer.Option(help="How probabilities are calibrated.")] = None
+    calibration: Annotated[CalibrationMethod | None, typer.Option(help="How probabilities are calibrated.")] = None
     select: Annotated[
         Select | None, typer.Option(help="What is kept of a grid: robust scores the five best on spoilt films (auc).")
     ] = None

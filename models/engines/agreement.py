@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.engines.choice import EngineBuilder
-from models.engines.engine import Engine, EngineError, Inference
+from models.engines.engine import Engine, EngineError, Inference, join_inferences
 from models.statistics.calibration import Calibration, called_positive
 from models.statistics.metrics import Labels, auc
 
@@ -120,9 +120,7 @@ def measure(
 
 def _infer(engine: Engine, pixels: npt.NDArray[np.uint8], batch: int = 64) -> Inference:
     parts = [engine(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
-    return Inference(
-        np.concatenate([part.probabilities for part in parts]), np.concatenate([part.distance for part in parts])
-    )
+    return join_inferences(parts, classes=parts[0].probabilities.shape[1])
 
 
 def _flips(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], threshold: float) -> Flips:

@@ -58,7 +58,7 @@ def padded_batches(pixels: npt.NDArray[np.uint8], batch: int) -> Iterator[tuple[
         yield films, count
 
 
-def joined(parts: list[Inference], classes: int) -> Inference:
+def join_inferences(parts: list[Inference], classes: int) -> Inference:
     """The inferences of consecutive films as one; empty arrays when there are none."""
     if not parts:
         return Inference(np.empty((0, classes), dtype=np.float32), np.empty(0, dtype=np.float32))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.engines.engine import EngineError, Inference, check_films, joined, padded_batches
+from models.engines.engine import EngineError, Inference, check_films, join_inferences, padded_batches
 from models.engines.machine import EngineKind
 from models.messages import first_line
 
@@ -56,7 +56,7 @@ class OpenVINOEngine:
         for films, count in padded_batches(_sized(pixels, self._size), self._batch):
             outputs = self._request.infer([films])
             parts.append(Inference(outputs[0][:count], outputs[1][:count]))
-        return joined(parts, self._classes)
+        return join_inferences(parts, self._classes)
 
 
 def import_openvino() -> Any:

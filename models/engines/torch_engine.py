@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.engines.engine import EngineError, Inference, check_films, joined, padded_batches
+from models.engines.engine import EngineError, Inference, check_films, join_inferences, padded_batches
 from models.engines.machine import EngineKind
 from models.networks.classifier import InferenceGraph, ScanClassifier
 from models.networks.preprocess import resize_films
@@ -40,12 +40,12 @@ class TorchEngine:
         """Score a batch."""
         check_films(pixels)
         if self._batch is None:
-            return self._infer(pixels) if len(pixels) else joined([], self._classes)
+            return self._infer(pixels) if len(pixels) else join_inferences([], self._classes)
         parts = []
         for films, count in padded_batches(resize_films(pixels, self._size), self._batch):
             found = self._infer(films)
             parts.append(Inference(found.probabilities[:count], found.distance[:count]))
-        return joined(parts, self._classes)
+        return join_inferences(parts, self._classes)
 
     @torch.inference_mode()
     def _infer(self, pixels: npt.NDArray[np.uint8]) -> Inference:

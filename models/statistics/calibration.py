@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError, RayscanError
-from models.spec import METHODS, Method
+from models.spec import CALIBRATION_METHODS, CalibrationMethod
 from models.statistics.metrics import Labels, Scores
 
 DEFAULT_POINT: Final = "balanced"
@@ -126,7 +126,7 @@ def disease_log_odds(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
     return odds
 
 
-def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, method: Method) -> Calibration:
+def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, method: CalibrationMethod) -> Calibration:
     """The map of one method, fitted on validation films: logits [N, C], class indices [N]. Its operating point is 0.5.
 
     Raises `InputError` for an unknown method, or unless both diseased and healthy films are there.
@@ -145,7 +145,7 @@ def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, metho
         temperature = fit_temperature(logits, labels)
         curve = _isotonic(disease_log_odds(logits / temperature), disease)
         return Calibration(temperature=temperature, operating_points=points, curve=curve)
-    raise InputError(f"unknown calibration {method!r}; choose {', '.join(METHODS)}")
+    raise InputError(f"unknown calibration {method!r}; choose {', '.join(CALIBRATION_METHODS)}")
 
 
 def _platt(odds: npt.NDArray[Any], disease: npt.NDArray[np.bool_]) -> tuple[float, float]:

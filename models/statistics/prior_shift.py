@@ -16,7 +16,7 @@ from models.spec import PriorMethod
 from models.statistics.calibration import called_positive
 from models.statistics.metrics import Scores
 
-METHODS: Final = get_args(PriorMethod)
+PRIOR_METHODS: Final = get_args(PriorMethod)
 ITERATIONS: Final = 1000
 CONVERGED: Final = 1e-9
 

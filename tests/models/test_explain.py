@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.errors import InputError
-from models.explain import METHODS, Method, method_for, picture, pointing_game, saliency
+from models.explain import SALIENCY_METHODS, SaliencyMethod, method_for, picture, pointing_game, saliency
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
@@ -25,11 +25,11 @@ def untrained(spec: ModelSpec) -> ScanClassifier:
     return ScanClassifier(Preprocess(spec.preprocessing), build(spec)).eval()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SALIENCY_METHODS)
 @given(row=st.integers(0, 20), column=st.integers(0, 20), scale=st.sampled_from([(1, 1), (2, 3)]))
 @settings(max_examples=10, deadline=None)
 def test_the_peak_lies_on_what_the_output_depends_on(
-    method: Method, row: int, column: int, scale: tuple[int, int]
+    method: SaliencyMethod, row: int, column: int, scale: tuple[int, int]
 ) -> None:
     pixels = np.full((SIDE, SIDE), 20, np.uint8)
     pixels[row : row + 12, column : column + 12] = 250
@@ -52,8 +52,8 @@ def test_cam_of_a_network_of_means_is_what_its_last_maps_add() -> None:
     assert not saliency(counts_bright(), np.zeros((2, SIDE, SIDE), np.uint8), method="cam").any()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_film_gets_the_same_map_alone_in_a_batch_and_in_inference_mode(method: Method) -> None:
+@pytest.mark.parametrize("method", SALIENCY_METHODS)
+def test_the_same_film_gets_the_same_map_alone_in_a_batch_and_in_inference_mode(method: SaliencyMethod) -> None:
     pixels = blob_films(20).pixels
     classifier = untrained(small_spec(depth=1, width=8))
     heat = saliency(classifier, pixels, method=method)
@@ -80,7 +80,7 @@ def test_every_network_has_maps(spec: ModelSpec, has_maps: bool) -> None:
     size = spec.preprocessing.size
     classifier = untrained(spec)
     pixels = blob_films(2, size=size, seed=2).pixels
-    for method in METHODS:
+    for method in SALIENCY_METHODS:
         if method == "cam" and not has_maps:
             with pytest.raises(InputError, match="choose occlusion or gradients"):
                 saliency(classifier, pixels, method=method)
@@ -92,7 +92,7 @@ def test_every_network_has_maps(spec: ModelSpec, has_maps: bool) -> None:
 
 
 @pytest.mark.parametrize("method", ["occlusion", "gradients"])
-def test_an_output_that_does_not_depend_on_the_film_has_an_empty_map(method: Method) -> None:
+def test_an_output_that_does_not_depend_on_the_film_has_an_empty_map(method: SaliencyMethod) -> None:
     assert not saliency(untrained(small_spec("majority")), blob_films(3).pixels, method=method).any()
 
 
@@ -113,7 +113,7 @@ def test_bfloat16_points_at_the_same_place() -> None:
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_small_networks_are_covered_patch_by_patch_large_ones_are_read(spec: ModelSpec, method: Method) -> None:
+def test_small_networks_are_covered_patch_by_patch_large_ones_are_read(spec: ModelSpec, method: SaliencyMethod) -> None:
     assert method_for(untrained(spec)) == method
 
 
@@ -162,7 +162,9 @@ def trained() -> ScanClassifier:
 
 
 @pytest.mark.parametrize(("method", "least"), [("occlusion", 0.9), ("gradients", 0.8), ("cam", 0.6)])
-def test_maps_point_into_the_opacity_of_unseen_patients(trained: ScanClassifier, method: Method, least: float) -> None:
+def test_maps_point_into_the_opacity_of_unseen_patients(
+    trained: ScanClassifier, method: SaliencyMethod, least: float
+) -> None:
     pixels, masks = phantoms(range(10_000, 10_040), side=128, opacity=True)
     heat = saliency(trained, pixels, method=method)
     hits, films = pointing_game(heat, masks)

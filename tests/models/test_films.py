@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.films import Films, choose_films, joined
+from models.films import Films, choose_films, join_films
 from tests.models.synthetic import blob_films
 
 
@@ -31,7 +31,7 @@ def test_whatever_is_told_of_a_film_goes_with_it(chosen: np.ndarray) -> None:
 def test_joined_films_stand_in_the_order_of_their_scan_ids() -> None:
     north, south = sited(blob_films(6), "north"), sited(blob_films(5, seed=1), "south")
     mixed = north.take(np.array([3, 1, 4, 0, 5, 2]))
-    whole = joined([south, mixed])
+    whole = join_films([south, mixed])
     assert whole.scan_ids.tolist() == sorted([*north.scan_ids, *south.scan_ids])
     assert set(whole.groups) == {"site"}, "a group of some films only is none of them all"
     for part, site in ((north, "north"), (south, "south")):

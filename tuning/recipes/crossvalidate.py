@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from models.engines.machine import choose_device
 from models.errors import InputError
-from models.films import Films, joined
+from models.films import Films, join_films
 from models.networks.zoo import entry
 from models.spec import DISCLAIMER
 from models.statistics.bootstrap import draws, figures, intervals
@@ -110,7 +110,7 @@ def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: s
     entry(recipe.model)  # refuses names the zoo does not know
     require_weights(recipe)
     info = read_dataset_info(dataset)
-    films = relabelled(joined([load_films(dataset, split) for split in ("train", "val")]), recipe.classes)
+    films = relabelled(join_films([load_films(dataset, split) for split in ("train", "val")]), recipe.classes)
     fold_of = deal(films, folds, recipe.training.seed)
     kept = KeptFolds(info.fingerprint, recipe, folds)
     held: list[Fold] = []

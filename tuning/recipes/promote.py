@@ -28,7 +28,7 @@ from models.films import Films, choose_films
 from models.networks.classifier import ScanClassifier, copy_on, in_batches, trained_classifier
 from models.networks.familiarity import Familiarity, fit_familiarity
 from models.networks.zoo import has_features
-from models.spec import Method, ModelSpec
+from models.spec import CalibrationMethod, ModelSpec
 from models.statistics.calibration import Calibration, fit_calibration, operating_points
 from models.statistics.evaluation import evaluation_entry
 from models.statistics.fingerprint import fingerprint
@@ -55,7 +55,7 @@ def promote(
     *,
     lineage: Mapping[str, Any],
     selection: Mapping[str, Any] | None = None,
-    calibrate: Method = "temperature",
+    calibrate: CalibrationMethod = "temperature",
     show_films: bool = True,
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
@@ -116,7 +116,7 @@ def promote(
     return fetch_bundle(out)
 
 
-def lock(fitted: Fitted, val: Films, method: Method, device: torch.device) -> tuple[Calibration, Copies]:
+def lock(fitted: Fitted, val: Films, method: CalibrationMethod, device: torch.device) -> tuple[Calibration, Copies]:
     """Calibrate on the validation films; lock the operating points on them and on their changed copies.
 
     Raises what `fit_calibration` raises.

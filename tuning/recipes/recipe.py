@@ -31,7 +31,7 @@ from typing import Any, Final, Literal
 
 from models.errors import InputError
 from models.messages import did_you_mean
-from models.spec import METHODS, Method, ModelSpec, Normalise, Scalar
+from models.spec import CALIBRATION_METHODS, CalibrationMethod, ModelSpec, Normalise, Scalar
 from pipelines.ingest.dataset_info import DatasetInfo
 from tuning.recipes.selects import SELECTS, Select
 from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml
@@ -53,7 +53,7 @@ class Recipe:
     size: int | None = None
     """Side of the network's input in pixels; None takes the data set's."""
     normalise: Normalise = "film"
-    calibrate: Method = "temperature"
+    calibrate: CalibrationMethod = "temperature"
     learn: Literal["all", "head"] | int = "all"
     """What learns of a network that starts from weights: all, the classifier alone, or so many of the last groups."""
     head_first: bool = False
@@ -73,8 +73,8 @@ class Recipe:
     """Which combination of the grid is kept: the best validation AUC, or of the best five that on changed films."""
 
     def __post_init__(self) -> None:
-        if self.calibrate not in METHODS:
-            raise InputError(f"unknown calibration {self.calibrate!r}; choose {', '.join(METHODS)}")
+        if self.calibrate not in CALIBRATION_METHODS:
+            raise InputError(f"unknown calibration {self.calibrate!r}; choose {', '.join(CALIBRATION_METHODS)}")
         if not (self.learn in {"all", "head"} or (type(self.learn) is int and self.learn > 0)):
             raise InputError(f'learn={self.learn!r} must be "all", "head" or a number of groups of layers above 0')
         if self.head_first and (self.weights is None or self.learn == "head"):

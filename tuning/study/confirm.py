@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from models.engines.machine import choose_device
 from models.errors import InputError, RayscanError
-from models.films import Films, joined
+from models.films import Films, join_films
 from models.spec import Preprocessing, Scalar
 from models.statistics.bootstrap import Weights, aucs, draws, intervals
 from models.statistics.calibration import fit_calibration
@@ -160,7 +160,7 @@ def deal_train(train: Films, val: Films, info: DatasetInfo, dataset: str, *, fol
 
     Raises `InputError` where there are too few patients for so many folds.
     """
-    films = joined([train, val])
+    films = join_films([train, val])
     judged = ~np.isin(films.patients, val.patients)
     fold_of = np.zeros(len(films), dtype=np.int64)
     try:

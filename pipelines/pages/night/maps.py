@@ -21,7 +21,7 @@ from pipelines.pages.night.worklist import SIDE, WorklistFilm
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
-    from models.explain import Method
+    from models.explain import SaliencyMethod
     from models.networks.classifier import ScanClassifier
 
 MOST: Final = 12
@@ -76,7 +76,7 @@ def _with_maps(
     return shown, _told(sum(film.map is not None for film in shown), left, method)
 
 
-def _told(mapped: int, left: int, method: "Method") -> str:
+def _told(mapped: int, left: int, method: "SaliencyMethod") -> str:
     if not mapped:
         return f"No maps: {'this model is too slow' if left else 'no place of these films raises its score'}."
     return (
@@ -86,7 +86,9 @@ def _told(mapped: int, left: int, method: "Method") -> str:
     )
 
 
-def _with_map(film: WorklistFilm, bundle: "Bundle", classifier: "ScanClassifier", method: "Method") -> WorklistFilm:
+def _with_map(
+    film: WorklistFilm, bundle: "Bundle", classifier: "ScanClassifier", method: "SaliencyMethod"
+) -> WorklistFilm:
     from models.explain import picture, saliency  # noqa: PLC0415 (see above)
 
     try:

@@ -9,10 +9,10 @@ from hypothesis.extra import numpy as arrays
 from models.errors import InputError, RayscanError
 from models.networks.classifier import Calibrate
 from models.statistics.calibration import (
-    METHODS,
+    CALIBRATION_METHODS,
     TEMPERATURES,
     Calibration,
-    Method,
+    CalibrationMethod,
     called_positive,
     disease_log_odds,
     fit_calibration,
@@ -179,10 +179,10 @@ def test_platt_finds_the_slope_and_the_offset_again() -> None:
 def test_each_map_is_better_than_none_on_other_films_and_keeps_their_order(classes: int) -> None:
     fitted_on, tested_on = films(1, classes), films(2, classes)
     plain = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
-    losses = {method: log_loss(fit_calibration(*fitted_on, method), *tested_on) for method in METHODS}
+    losses = {method: log_loss(fit_calibration(*fitted_on, method), *tested_on) for method in CALIBRATION_METHODS}
     assert max(losses.values()) < log_loss(plain, *tested_on)
     assert max(losses["platt"], losses["isotonic"]) < losses["temperature"], "which cannot move the middle"
-    for method in METHODS:
+    for method in CALIBRATION_METHODS:
         found = fit_calibration(*fitted_on, method).probabilities(tested_on[0].astype(np.float32))
         assert found.sum(axis=1) == pytest.approx(np.ones(len(found)), abs=1e-5)
         odds = disease_log_odds(tested_on[0] / fit_calibration(*fitted_on, method).temperature)
@@ -207,8 +207,8 @@ def test_the_module_in_the_graph_is_the_same_map(
     assert Calibration.from_json(calibration.to_json()) == calibration
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_films_that_separate_perfectly_are_calibrated_too(method: Method) -> None:
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
+def test_films_that_separate_perfectly_are_calibrated_too(method: CalibrationMethod) -> None:
     labels = np.repeat([0, 1], 30)
     logits = np.stack([-8.0 * labels, 8.0 * labels - 4], axis=1)
     found = fit_calibration(logits, labels, method).probabilities(logits.astype(np.float32))

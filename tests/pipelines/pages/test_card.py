@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.explain import METHODS
+from models.explain import SALIENCY_METHODS
 from models.films import Films
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
@@ -297,7 +297,7 @@ class TestClaim:
         assert "Image acquisition protocol Not known to rayscan: to be filled by the owner of the films." in page.text
 
     def test_every_way_to_make_maps_has_a_name(self) -> None:
-        assert set(METHOD_NAMES) == set(METHODS)
+        assert set(METHOD_NAMES) == set(SALIENCY_METHODS)
 
 
 @pytest.mark.parametrize("films", [785, 20_000])

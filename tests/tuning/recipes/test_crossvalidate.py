@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from models.errors import InputError
-from models.films import Films, joined
+from models.films import Films, join_films
 from models.networks.zoo import build
 from models.spec import DISCLAIMER, ModelSpec, Preprocessing
 from models.statistics.robustness import CHANGES
@@ -41,7 +41,7 @@ def of_patients(count: int, *, seed: int) -> Films:
     return replace(films, patients=np.concatenate([[f"{name}-well", f"{name}-ill"] for name in names]))
 
 
-FILMS = joined([of_patients(90, seed=3), of_patients(50, seed=1)])
+FILMS = join_films([of_patients(90, seed=3), of_patients(50, seed=1)])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from models.errors import InputError
-from models.films import joined
+from models.films import join_films
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
@@ -154,7 +154,7 @@ def test_classifier_does_not_determine_features(cache: Cache) -> None:
 def test_films_have_their_own_features_and_labels_whatever_split_they_stand_in(cache: Cache) -> None:
     splits = [cache.read(split) for split in ("train", "val")]
     films = [load_films(cache.dataset, split) for split in ("train", "val")]
-    some = joined(films).take(np.array([9, 2, 60, 33]))
+    some = join_films(films).take(np.array([9, 2, 60, 33]))
     some = replace(some, labels=np.array([2, 0, 1, 2]))
     found = features_of(some, splits)
     np.testing.assert_array_equal(found.labels, [2, 0, 1, 2])
