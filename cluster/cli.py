@@ -1,8 +1,8 @@
 """`rayscan`: the command line, put together from the verbs of `cluster/verbs/`.
 
 Results go to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or input (one line says
-what and how to mend it), 3 incomplete (run again to resume). Rooms are imported inside the verbs: `--help` must answer
-at once, and torch alone takes two seconds to import.
+what and how to mend it), 3 incomplete (run again to resume). Each verb imports what it runs when it runs: `--help` must
+answer at once, and torch alone takes two seconds to import.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`rayscan demo`: the whole line on generated films, every step the one a hospital would run.
+"""`rayscan demo`: the whole pipeline on generated films, every step the one a hospital would run.
 
     archive -> catalogue -> data set -> search -> scores -> query -> reports -> index.html
 
@@ -42,20 +42,21 @@ from tuning.search.settings import SearchSettings
 Widths = tuple[int, int]
 
 CATALOG: Final = CatalogSettings(labels="path", inspect=True, val_fraction=0.25)
-"""More films to validate on than usual: drift compares a night with them, and the films of few patients, who have up to
-four alike, differ by chance."""
+"""More validation films than usual: drift compares a night with them, and few patients, with up to four similar films
+each, would differ from the night's by chance."""
 
 ON_PURPOSE: Final = "on purpose: its films come from another scanner"
+NIGHTS: Final = {"night": "first night", "foreign": "night from another scanner"}
 
 log = logging.getLogger("rayscan")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSummary:
-    """What came of it, what to type next and, last, what to open."""
+    """What the demo made, what to type next and, last, what to open."""
 
     test_auc: str
-    """Of the best model, on test patients it never saw, with a 95 % interval."""
+    """AUC of the best model with a 95 % interval, on test patients that it never saw."""
     night: Mapping[str, int]
     """Scans of the first night by status."""
     night_drift: str
@@ -67,17 +68,17 @@ class DemoSummary:
     type_next: tuple[str, ...]
     notice: str = DISCLAIMER
     open: str
-    """The page that links all others. The last field, for it is the last line that a person reads."""
+    """The page that links all others. The last field, because people read the last line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """Where everything of a demo lies."""
+    """Where a demo writes everything."""
 
     folder: Path
 
     def uri(self, name: str) -> str:
-        """Of an archive, a catalogue, a data set, a study or scores."""
+        """URI of an archive, a catalogue, a data set, a study or scores."""
         return str(self.folder / name)
 
     def page(self, name: str) -> str:
@@ -99,10 +100,10 @@ def run_demo(
     widths: Widths = (160, 288),
     seed: int = 1,
 ) -> DemoSummary:
-    """Run the line below a local folder. The data are phantoms: the figures say that the line works, not how well.
+    """Run the pipeline in a local folder. The data are phantoms: the figures show that it works, not how well.
 
-    `patients` are those of the archive, `night_patients` those of each night; `seed` is that of all films. `widths` are
-    of the narrowest and the widest film in pixels, in the archive and in both nights: other shapes would be drift.
+    The archive has films of `patients` patients, each night of `night_patients`; `seed` generates all films. `widths`
+    are those of the narrowest and the widest film in pixels, in the archive and in both nights: others would be drift.
     Raises `InputError` when the folder holds anything the demo did not make.
     """
     started = time.monotonic()
@@ -114,33 +115,31 @@ def run_demo(
     put_page(audit_page(audit(at.uri("catalog"))), at.page("audit"))
     with ray_session(working_on="demo"):
         prepare(at.uri("catalog"), at.uri("dataset"), PrepareSettings(size=128))
-        found = search(at.uri("dataset"), at.uri("study"), _search_settings(trials, epochs, time_budget_s))
-        judged = evaluate(at.best, at.uri("dataset"), "test", report=at.page("evaluation"))
+        study = search(at.uri("dataset"), at.uri("study"), _search_settings(trials, epochs, time_budget_s))
+        evaluation = evaluate(at.best, at.uri("dataset"), "test", report=at.page("evaluation"))
         for subject, name in ((at.uri("study"), "study"), (at.best, "model")):
             write_report(subject, at.page(name))
         night = _score(at, "night")
-        log.info("the first night: drift %s", drift_in_words(night))
         second = score(at.uri("night"), at.best, at.uri("scores"), ScoreSettings())[-1]
         log.info("now a night from another scanner, on purpose: drift must raise an alarm")
         _deliver(at.uri("foreign"), night_patients, widths, seed + 2, FOREIGN_SCANNER)
         foreign = _score(at, "foreign")
-        log.info("the foreign night: drift %s, %s", drift_in_words(foreign), ON_PURPOSE)
     _log_answer(at.uri("scores"))
-    auc = judged.metrics["auc"]
+    auc = evaluation.metrics["auc"]
     type_next = _type_next(at)
     figures = DemoFigures(
         films=films,
         patients=patients,
-        trials=sum(found.trials.values()),
+        trials=sum(study.trials.values()),
         test_auc=auc,
-        test_films=judged.films,
+        test_films=evaluation.films,
         night=night,
         foreign=foreign,
         pictures=(_picture(HOME_SCANNER, seed), _picture(FOREIGN_SCANNER, seed)),
     )
     put_page(demo_page(figures, type_next), at.page("index"))
     return DemoSummary(
-        test_auc=f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) on {judged.films} films",
+        test_auc=f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) on {evaluation.films} films",
         night=night.counts,
         night_drift=drift_in_words(night),
         second_run=f"{second.planned} scans to do: nothing is scored twice",
@@ -162,7 +161,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _deliver(archive: str, patients: int, widths: Widths, seed: int, scanner: Scanner) -> None:
-    """A night's films, as a hospital stores them: in several formats, without labels, some of them broken."""
+    """Write a night's films as a hospital stores them: in several formats, without labels, some of them broken."""
     store = open_store(archive)
     files = write_archive(
         store,
@@ -187,12 +186,13 @@ def _search_settings(trials: int, epochs: int, time_budget_s: float) -> SearchSe
 def _score(at: _Places, night: str) -> RunRecord:
     """Score a night's delivery, and write its page beside the others."""
     record = score(at.uri(night), at.best, at.uri("scores"), ScoreSettings())[-1]
+    log.info("the %s: drift %s", NIGHTS[night], drift_in_words(record))
     write_report(at.uri("scores"), at.page(night))
     return record
 
 
 def _picture(scanner: Scanner, seed: int) -> str:
-    """One patient in one pose, whatever the scanner."""
+    """A film of the same patient in the same pose on any scanner, as a data URI."""
     rng = np.random.default_rng(seed)
     pixels, _ = render(draw_patient(rng, "bacteria"), rng, size=224, scanner=scanner)
     return data_uri(pixels)

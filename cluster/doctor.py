@@ -1,7 +1,7 @@
 """`rayscan doctor`: is every node of the cluster fit to work, and if not, what mends it?
 
-One small actor is pinned to each node, without claiming a CPU, so that busy and work-free nodes are examined too. It
-reports facts; they are judged here, against those of the driver.
+One small actor is pinned to each node. It claims no CPU, so busy nodes, and nodes that take no work, are examined too.
+It reports facts, which are compared here with those of the driver.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ from pipelines.errors import RayscanError
 from pipelines.storage import open_store
 
 ANSWER_SECONDS = 120
-"""A node that has not reported by then fails. The first start of a worker there unpacks our code and imports torch."""
+"""A node that has not reported by then fails. A worker's first start there unpacks our code and imports torch."""
 CLOCK_WARN_SECONDS = 2.0
 CLOCK_FAIL_SECONDS = 60.0
 """Leases expire by the nodes' clocks, and object stores refuse requests signed minutes off."""
@@ -32,7 +32,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at on one node."""
+    """The result of one check on one node."""
 
     node: str
     """Its address."""
@@ -44,12 +44,12 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether work can be trusted to this node as far as this check goes; a warning does not stop it."""
+        """Whether the node passes this check; a warning passes."""
         return self.state != "fail"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class NodeFacts:
     """What one process sees of its machine."""
 
     python: str
@@ -64,12 +64,12 @@ class Facts:
 class NodeProbe:
     """Runs on the node under examination."""
 
-    def facts(self) -> Facts:
+    def facts(self) -> NodeFacts:
         """Versions, code, disk and GPUs here."""
         import torch
 
         disk = shutil.disk_usage(tempfile.gettempdir())
-        return Facts(
+        return NodeFacts(
             python=platform.python_version(),
             libraries={name: _version(name) for name in LIBRARIES},
             source=source.source_hash(source.package_folders()),
@@ -93,7 +93,7 @@ class NodeProbe:
 
 
 def examine(uri: str | None = None) -> list[Finding]:
-    """Look at every living node of the connected cluster; with a URI, also whether each can list that store.
+    """Check every living node of the connected cluster; with a URI, also whether each can list that store.
 
     Ray must be connected. The findings come node by node, the order of the checks is the same on each.
     """
@@ -119,8 +119,8 @@ def examine(uri: str | None = None) -> list[Finding]:
     return findings
 
 
-def judge(node: str, facts: Facts, driver: Facts, *, skew: float, ray_gpus: int) -> list[Finding]:
-    """What the facts of one node mean beside those of the driver.
+def judge(node: str, facts: NodeFacts, driver: NodeFacts, *, skew: float, ray_gpus: int) -> list[Finding]:
+    """Compare the facts of one node with those of the driver.
 
     `skew` is how many seconds its clock is ahead of the driver's, `ray_gpus` how many GPUs Ray thinks it has.
     """
@@ -134,7 +134,7 @@ def judge(node: str, facts: Facts, driver: Facts, *, skew: float, ray_gpus: int)
     ]
 
 
-def _judge_python(node: str, facts: Facts, driver: Facts) -> Finding:
+def _judge_python(node: str, facts: NodeFacts, driver: NodeFacts) -> Finding:
     if facts.python == driver.python:
         return Finding(node=node, check="python", state="ok", found=facts.python)
     return Finding(
@@ -146,7 +146,7 @@ def _judge_python(node: str, facts: Facts, driver: Facts) -> Finding:
     )
 
 
-def _judge_libraries(node: str, facts: Facts, driver: Facts) -> Finding:
+def _judge_libraries(node: str, facts: NodeFacts, driver: NodeFacts) -> Finding:
     others = {name: version for name, version in facts.libraries.items() if version != driver.libraries[name]}
     if not others:
         return Finding(node=node, check="libraries", state="ok", found=f"{len(facts.libraries)} as the driver's")
@@ -159,7 +159,7 @@ def _judge_libraries(node: str, facts: Facts, driver: Facts) -> Finding:
     )
 
 
-def _judge_source(node: str, facts: Facts, driver: Facts) -> Finding:
+def _judge_source(node: str, facts: NodeFacts, driver: NodeFacts) -> Finding:
     if facts.source == driver.source:
         return Finding(node=node, check="code", state="ok", found=facts.source)
     return Finding(
@@ -183,7 +183,7 @@ def _judge_clock(node: str, skew: float) -> Finding:
     )
 
 
-def _judge_disk(node: str, facts: Facts) -> Finding:
+def _judge_disk(node: str, facts: NodeFacts) -> Finding:
     full = facts.free_bytes < DISK_FAIL_SHARE * facts.total_bytes
     state: State = "fail" if full else "warn" if facts.free_bytes < DISK_WARN_BYTES else "ok"
     return Finding(
@@ -197,7 +197,7 @@ def _judge_disk(node: str, facts: Facts) -> Finding:
     )
 
 
-def _judge_gpus(node: str, facts: Facts, ray_gpus: int) -> Finding:
+def _judge_gpus(node: str, facts: NodeFacts, ray_gpus: int) -> Finding:
     if facts.gpus == ray_gpus:
         return Finding(node=node, check="gpus", state="ok", found=str(facts.gpus))
     if facts.gpus < ray_gpus:
@@ -248,7 +248,7 @@ def _probe_on(node_id: str) -> Any:
 
 
 def _clock_skew(probe: Any) -> float:
-    """Seconds the node's clock is ahead, taken at the middle of a round trip to a worker that is already up."""
+    """Seconds by which the node's clock is ahead: measured at the middle of a round trip to a running worker."""
     import ray
 
     asked = time.time()

@@ -1,7 +1,7 @@
-"""Where a path on the command line lies, said so that it means the same in another folder: Ray's workers stand in one.
+"""Paths of the command line made absolute, so that Ray's workers, which run in other folders, find the same files.
 
 A verb's options that name a folder, a file or a URI have one of these functions as their `parser`, so flags and job
-files are treated alike: a relative path is one of the folder the command was typed in.
+files are treated alike: a relative path starts at the folder the command was typed in.
 """
 
 import os
@@ -13,7 +13,7 @@ import typer
 def location(text: str) -> str:
     """A local path or `file://` made absolute, `~` filled in; a URI of another scheme as it is.
 
-    A slash at the end stays: it says that a folder is meant. Raises `typer.BadParameter` for an empty text, as an unset
+    A trailing slash stays: it marks a folder. Raises `typer.BadParameter` for an empty text, as an unset
     variable of a shell leaves it.
     """
     text = str(text)  # a job file may hold a number
@@ -28,25 +28,25 @@ def location(text: str) -> str:
 
 
 def weights_location(text: str) -> str:
-    """The same of pretrained weights, where `imagenet` stands for those that timm publishes."""
+    """`location` for pretrained weights, where `imagenet` stands for those that timm publishes."""
     return text if text == "imagenet" else location(text)
 
 
 def labels_location(text: str) -> str:
-    """The same of labels, where `path` stands for the names of the films' folders."""
+    """`location` for labels, where `path` stands for the names of the films' folders."""
     return text if text == "path" else location(text)
 
 
 def named_or_file(text: str) -> str:
-    """The same of a recipe or space where it is a file, `*.toml`; a name as it is."""
+    """`location` for a recipe or space that is a file, `*.toml`; a name is left as it is."""
     return location(text) if text.endswith(".toml") else text
 
 
 def mirror_location(text: str) -> str:
-    """The same of a journal file; the URL of a database as it is. An empty text is left to who reads it."""
+    """`location` for a journal file; the URL of a database, and an empty text, are left as they are."""
     return location(text) if text and "://" not in text else text
 
 
 def study_or_models(text: str) -> str:
-    """The same of a study; two model ids with a comma between them as they are."""
+    """`location` for a study; two model ids with a comma between them are left as they are."""
     return text if "," in text and "/" not in text else location(text)

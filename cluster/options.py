@@ -31,13 +31,13 @@ Config = Annotated[
         metavar="JOB.toml",
         callback=_read_job_file,
         is_eager=True,
-        help="Job file with a table per verb, keys named as the flags; flags win.",
+        help="Job file with a table per verb, keys named like the flags; flags win.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary to stdout.")]
 Address = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to work on (host:port or auto). Default: RAY_ADDRESS, else a Ray of its own."),
+    typer.Option(help="Ray cluster to work on (host:port or auto). Default: RAY_ADDRESS, else Ray on this machine."),
 ]
 JobsAddress = Annotated[
     str | None, typer.Option(help="Dashboard of the cluster. Default: RAY_ADDRESS, else http://127.0.0.1:8265.")

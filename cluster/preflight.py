@@ -1,10 +1,10 @@
-"""What can be told before work begins: each verb asks here first, the cheapest question first.
+"""Checks that each verb makes before it starts work, the cheapest first.
 
 Ray takes ten seconds to start and torch two to import; a path that is misspelt should cost neither. So nothing heavy is
-imported here, and a remote store is asked once or twice. The checks are those of the rooms behind the verbs, which make
-them again when they get there: meanwhile a file may have gone.
+imported here, and a remote store is asked once or twice. The checks are those of the packages behind the verbs,
+which make them again when they get there: a file may have gone meanwhile.
 
-All raise `InputError` or one below it, with what is wrong and how to mend it.
+All raise `InputError` or a subclass of it, which says what is wrong and how to mend it.
 """
 
 import os
@@ -138,7 +138,7 @@ def check_bundles(uris: Sequence[str]) -> "list[Bundle]":
 
 
 def check_evaluation(bundles: Sequence[str], dataset: str, split: str) -> None:
-    """There are bundles, and a data set whose split has films such as they take."""
+    """There are bundles, and a data set whose split has films prepared as they need them."""
     from pipelines.ingest.dataset_info import check_fits
 
     found = check_bundles(bundles)
@@ -188,7 +188,7 @@ def check_scores(uri: str, model: str | None) -> None:
 
 
 def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -> None:
-    """There is something to report on, of which this can be had, and the page can be written."""
+    """There is something to report on, with what is asked for, and the page can be written."""
     from cluster.report import reported_kind
     from pipelines.pages.page_file import check_thumbnails
     from pipelines.storage import open_store
@@ -201,7 +201,7 @@ def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -
 
 
 def check_ray(address: str | None) -> None:
-    """Somebody listens at the address of the cluster, where one is named."""
+    """If an address of a cluster is named, something listens there."""
     from cluster.session import check_address
 
     check_address(address or os.environ.get("RAY_ADDRESS") or "local")
@@ -216,7 +216,7 @@ def check_verb(name: str, known: Iterable[str]) -> None:
 
 
 def listens(url: str) -> bool:
-    """Whether anybody takes a connection at the host and port of an http:// or https:// URL."""
+    """Whether something accepts connections at the host and port of an http:// or https:// URL."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

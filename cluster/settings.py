@@ -1,6 +1,6 @@
-"""Where an option's value comes from: the flag, else the job file, else the default in the room's own settings.
+"""Where an option's value comes from: the flag, else the job file, else the default in the package's own settings.
 
-A job file is TOML with one table per verb, its keys named as the flags are:
+A job file is TOML with one table per verb, its keys named like the flags:
 
     [score]
     archive = "s3://hospital/scans"

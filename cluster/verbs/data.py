@@ -1,4 +1,4 @@
-"""Verbs of the films themselves: from an archive, or one made up for the demo, to a data set."""
+"""Verbs from an archive, or the generated one of the demo, to a data set."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ def demo(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Run the whole line on generated films: archive, catalogue, data set, search, scores, query."""
+    """Run the whole pipeline on generated films: archive, catalogue, data set, search, scores, query."""
     preflight.check_demo(out)
     from cluster.demo import run_demo
 
@@ -36,7 +36,7 @@ def catalog(
         ),
     ] = None,
     inspect: Annotated[
-        bool, typer.Option("--inspect", help="Read every file: its size, tags, copies, what is broken.")
+        bool, typer.Option("--inspect", help="Read every file: its size, tags, duplicates, what is broken.")
     ] = False,
     val_fraction: Annotated[float | None, typer.Option(help="Share of films for validation (0.15).")] = None,
     test_fraction: Annotated[
@@ -47,7 +47,7 @@ def catalog(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List an archive: what is there, its labels, and a split that keeps each patient on one side."""
+    """List an archive: what is there, its labels, and a split that keeps each patient in one part."""
     from pipelines.ingest.catalog_info import CatalogSettings
 
     settings = CatalogSettings(
@@ -70,7 +70,7 @@ def audit(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Look for what spoils a study: imbalance, copies, patients on two sides, shortcuts, broken files."""
+    """Look for what spoils a study: imbalance, duplicates, patients in two splits, shortcuts, broken files."""
     preflight.check_page(out)
     preflight.check_catalog(catalog)
     import pipelines.ingest.audit

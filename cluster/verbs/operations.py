@@ -1,4 +1,4 @@
-"""Verbs of who runs a cluster: send work there, follow it, check its nodes."""
+"""Verbs for a cluster: send work there, follow it, check its nodes."""
 
 from typing import Annotated
 
@@ -14,10 +14,10 @@ def submit(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="The verb and its arguments.")],
     address: JobsAddress = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is submitted.")] = False,
     config: Config = None,
 ) -> None:
-    """Run a verb on a cluster: streams its log and exits as it does."""
+    """Run a verb on a cluster: stream its log, and exit with its exit code."""
     verbs = context.find_root().command
     assert isinstance(verbs, TyperGroup)
     preflight.check_verb(command[0], verbs.commands)
@@ -27,11 +27,13 @@ def submit(
 
 
 def jobs(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
-    """List what was submitted to a cluster."""
+    """List the jobs submitted to a cluster."""
     from cluster.jobs import jobs_address, list_jobs
 
-    found = list_jobs(address)
-    output.show(found if found or json else f"no job was submitted to {jobs_address(address)} yet", as_json=json)
+    submitted = list_jobs(address)
+    output.show(
+        submitted if submitted or json else f"no job was submitted to {jobs_address(address)} yet", as_json=json
+    )
 
 
 def logs(
@@ -78,7 +80,7 @@ def doctor(
 
 
 def dashboard(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
-    """Say where to look at what runs."""
+    """Show where the dashboard is, and whether it answers."""
     from cluster.jobs import dashboard_address
 
     output.show(dashboard_address(address), as_json=json)

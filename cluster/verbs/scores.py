@@ -1,6 +1,7 @@
-"""Verbs of the night: score an archive, keep the scores, ask them, show them."""
+"""Verbs of nightly scoring: score an archive, compact the scores, query them, report on them."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,8 +11,32 @@ from cluster.options import Address, Config, Json, given
 from cluster.settings import seconds
 from models.engines.machine import Precision
 
+if TYPE_CHECKING:
+    from pipelines.scoring.settings import ScoreSettings
+
 Format = Literal["table", "csv", "json", "parquet"]
 """How `query` prints its answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How to score; None takes the default of `ScoreSettings`."""
+
+    shard_size: Annotated[int | None, typer.Option(help="Scans per Parquet part (256).")] = None
+    operating_point: Annotated[
+        str | None, typer.Option(help="Locked threshold that decides `prediction` (the bundle's default).")
+    ] = None
+    precision: Annotated[
+        Precision | None, typer.Option(help="fp32 is exact (default: the fastest engine the bundle allows).")
+    ] = None
+    max_nights: Annotated[int | None, typer.Option(help="Give up on a scan that failed in this many runs (5).")] = None
+    most_actors: Annotated[int | None, typer.Option(help="Let the cluster grow to this many scoring actors.")] = None
+    wait: Annotated[str | None, typer.Option(help="Wait for another run with this model, e.g. 10m (0s).")] = None
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html beside the run.")] = False
+    thumbnails: Annotated[
+        int | None,
+        typer.Option(help="Show this many films of the worklist in the report (0). They are patients' images."),
+    ] = None
 
 
 def score(
@@ -23,22 +48,10 @@ def score(
     out: Annotated[
         str, typer.Option(help="Where the scores go; one place for every night and model.", parser=location)
     ],
-    shard_size: Annotated[int | None, typer.Option(help="Scans of one Parquet part (256).")] = None,
-    operating_point: Annotated[
-        str | None, typer.Option(help="Locked threshold that decides `prediction` (the bundle's default).")
-    ] = None,
-    precision: Annotated[
-        Precision | None, typer.Option(help="fp32 is exact (default: the fastest engine the bundle allows).")
-    ] = None,
-    max_nights: Annotated[int | None, typer.Option(help="Give a scan up that failed in so many runs (5).")] = None,
-    most_actors: Annotated[int | None, typer.Option(help="Let the cluster grow to so many scoring actors.")] = None,
-    wait: Annotated[str | None, typer.Option(help="Wait for another run with this model, e.g. 10m (0s).")] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html beside the run.")] = False,
-    thumbnails: Annotated[
-        int | None,
-        typer.Option(help="Show so many films of the worklist in the report (0). They are patients' images."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan: how many, how long, what cost.")] = False,
+    options: ScoreOptions,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan: how many scans, how long, at what cost.")
+    ] = False,
     price: Annotated[float | None, typer.Option(help="Price of a core-hour, for --dry-run.")] = None,
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Start Ray's dashboard here, too; it takes 3 s. A cluster has its own.")
@@ -48,24 +61,13 @@ def score(
     json: Json = False,
 ) -> None:
     """Score what this model has not scored yet, into Parquet. Run it again to resume, or every night."""
-    import pipelines.scoring.settings
+    settings = score_settings(options)
+    from pipelines.scoring.settings import operating_point
 
-    settings = pipelines.scoring.settings.ScoreSettings(
-        report=not no_report,
-        **given(
-            shard_size=shard_size,
-            operating_point=operating_point,
-            precision=precision,
-            max_nights=max_nights,
-            most_actors=most_actors,
-            wait=seconds(wait) if wait else None,
-            thumbnails=thumbnails,
-        ),
-    )
     preflight.check_ray(address)
     preflight.check_source(archive)
     (bundle,) = preflight.check_bundles([model])
-    pipelines.scoring.settings.operating_point(bundle.calibration, operating_point)
+    operating_point(bundle.calibration, settings.operating_point)
     preflight.check_place(out)
     import pipelines.scoring.runs
     from cluster.session import ray_session
@@ -80,10 +82,28 @@ def score(
     output.show(records if json else [record.in_short() for record in records], as_json=json)
 
 
+def score_settings(options: ScoreOptions) -> "ScoreSettings":
+    """The settings that the flags of `score` ask for. Raises `InputError` where a value is out of range."""
+    from pipelines.scoring.settings import ScoreSettings
+
+    return ScoreSettings(
+        report=not options.no_report,
+        **given(
+            shard_size=options.shard_size,
+            operating_point=options.operating_point,
+            precision=options.precision,
+            max_nights=options.max_nights,
+            most_actors=options.most_actors,
+            wait=seconds(options.wait) if options.wait else None,
+            thumbnails=options.thumbnails,
+        ),
+    )
+
+
 def compact(
     scores: Annotated[str, typer.Argument(help="Where the scores lie.", parser=location)],
     model: Annotated[str | None, typer.Option(help="Id of one model (all of them).")] = None,
-    wait: Annotated[str | None, typer.Option(help="Wait for a run that is at work there, e.g. 10m (0s).")] = None,
+    wait: Annotated[str | None, typer.Option(help="Wait for a run that is under way there, e.g. 10m (0s).")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -100,13 +120,13 @@ def compact(
 def query(
     scores: Annotated[str, typer.Argument(help="Where the scores lie.", parser=location)],
     sql: Annotated[
-        str | None, typer.Argument(help="A question to the views scores, latest, rejects, runs. Default: a summary.")
+        str | None, typer.Argument(help="SQL over the views scores, latest, rejects, runs. Default: a summary.")
     ] = None,
     format: Annotated[Format, typer.Option(help="parquet writes bytes: redirect stdout to a file.")] = "table",  # noqa: A002
     config: Config = None,
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Ask the scores in SQL."""
+    """Query the scores in SQL."""
     preflight.check_runs(scores)
     from cluster.answers import print_answer
     from pipelines.table.query import ask
@@ -121,12 +141,13 @@ def report(
         str | None,
         typer.Option(
             metavar="STUDY|A,B",
-            help="Set another study beside a study; of scores, two models by their ids.",
+            help="For a study: another study to compare with. For scores: the ids of two models.",
             parser=study_or_models,
         ),
     ] = None,
     thumbnails: Annotated[
-        int, typer.Option(help="Of scores: show so many films of the worklist, with maps. They are patients' images.")
+        int,
+        typer.Option(help="For scores: show this many films of the worklist, with maps. They are patients' images."),
     ] = 0,
     config: Config = None,
     json: Json = False,

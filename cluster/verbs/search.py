@@ -44,13 +44,13 @@ class SearchOptions:
         typer.Option(help="auc or sensitivity@specificity=0.9; beside it latency, for a Pareto front (auc)."),
     ] = None
     probes: Annotated[
-        int | None, typer.Option(help="Heads on frozen features first; the best are fine-tuned first (0).")
+        int | None, typer.Option(help="Heads on frozen features to train first; the best are fine-tuned first (0).")
     ] = None
     finals: Annotated[
-        int | None, typer.Option(help="So many of the best once more, at the data set's own size (0).")
+        int | None, typer.Option(help="Train this many of the best again, at the data set's own size (0).")
     ] = None
     confirm: Annotated[
-        int | None, typer.Option(help="So many of the best are judged anew on patients held out, fold by fold (0).")
+        int | None, typer.Option(help="Confirm this many of the best by cross-validation over patients (0).")
     ] = None
     warm_start: Annotated[
         str | None,
@@ -63,12 +63,14 @@ class SearchOptions:
         float | None,
         typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (1 where there is one)."),
     ] = None
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (what the cluster holds).")] = None
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (as many as the cluster holds).")] = None
     select: Annotated[
-        Select | None, typer.Option(help="What the model is picked by: robust scores the five best on spoilt films.")
+        Select | None, typer.Option(help="How the model is picked: robust scores the five best on perturbed films.")
     ] = None
     no_films: NoFilms = False
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study at --out, killed or ended.")] = False
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the study at --out, whether it was killed or ended.")
+    ] = False
 
 
 def tune(

@@ -1,4 +1,4 @@
-"""Verbs that make one model, and judge it."""
+"""Verbs that make one model, and evaluate it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -30,12 +30,13 @@ class RecipeOptions:
     weights: Weights = None
     calibration: Annotated[CalibrationMethod | None, typer.Option(help="How probabilities are calibrated.")] = None
     select: Annotated[
-        Select | None, typer.Option(help="What is kept of a grid: robust scores the five best on spoilt films (auc).")
+        Select | None,
+        typer.Option(help="Which model of a grid is kept: robust scores the five best on perturbed films (auc)."),
     ] = None
     size: Annotated[int | None, typer.Option(help="Side of the network's input (the data set's).")] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the films (9).")] = None
-    learning_rate: Annotated[float | None, typer.Option(help="Highest of the schedule (0.002).")] = None
-    batch_size: Annotated[int | None, typer.Option(help="Films of one step (32).")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (0.002).")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Films per step (32).")] = None
     augment: Annotated[float | None, typer.Option(help="Strength of augmentation; 0 is none (0.5).")] = None
 
 
@@ -63,14 +64,14 @@ def crossvalidate(
     ],
     options: RecipeOptions,
     seed: Annotated[int | None, typer.Option(help="Seed of folds, weights, order and augmentation (0).")] = None,
-    folds: Annotated[int | None, typer.Option(help="Parts of the patients; so many models are trained (5).")] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds of the patients; one model is trained per fold (5).")] = None,
     out: Annotated[
         str | None, typer.Option(metavar="CV.html", help="Write the figures as a page too.", parser=location)
     ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Judge a recipe on patients held out, fold by fold, and on films made otherwise, before a model is made by it."""
+    """Evaluate a recipe by cross-validation over patients, and on perturbed copies of their films."""
     recipe = chosen_recipe(options, seed)
     from tuning.recipes.fold_count import FOLDS, check_folds
 
@@ -93,14 +94,14 @@ def recipes(config: Config = None, json: Json = False) -> None:
 def evaluate(
     bundle: Annotated[str, typer.Argument(help="A model.", parser=location)],
     dataset: Annotated[str, typer.Argument(help="A data set made by `prepare`.", parser=location)],
-    split: Annotated[Split, typer.Option(help="Reading test is written into the bundle's ledger, each time.")],
+    split: Annotated[Split, typer.Option(help="Each evaluation on test is recorded in the bundle's ledger.")],
     prior_shift: Annotated[
         PriorMethod | None,
-        typer.Option(help="Estimate the share of disease from the scores alone; assumes label shift."),
+        typer.Option(help="Estimate the prevalence from the scores alone; assumes label shift."),
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="BUNDLE", help="Compare with another model; may be given again.", parser=location),
+        typer.Option(metavar="BUNDLE", help="Compare with another model; repeatable.", parser=location),
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="R.html", help="Write the pictures as a page too.", parser=location)
@@ -108,7 +109,7 @@ def evaluate(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Judge a model on one split: AUC, accuracy, sensitivity, specificity, with 95 % intervals."""
+    """Evaluate a model on one split: AUC, accuracy, sensitivity, specificity, with 95 % intervals."""
     preflight.check_page(out)
     preflight.check_evaluation([bundle, *(against or ())], dataset, split)
     import pipelines.evaluate

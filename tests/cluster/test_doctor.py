@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.doctor import Facts, Finding, NodeProbe, examine, judge
+from cluster.doctor import Finding, NodeFacts, NodeProbe, examine, judge
 
 GIB = 2**30
-HEALTHY = Facts(
+HEALTHY = NodeFacts(
     python="3.11.7",
     libraries={"ray": "2.60.0", "pillow": "13.0.0"},
     source="0123456789abcdef",
@@ -52,7 +52,7 @@ def test_a_store_out_of_reach_is_named(tmp_path: Path) -> None:
         (lambda facts: replace(facts, gpus=2), [("gpus", "warn")]),
     ],
 )
-def test_each_illness_is_found_alone(change: Callable[[Facts], Facts], expected: list[tuple[str, str]]) -> None:
+def test_each_illness_is_found_alone(change: Callable[[NodeFacts], NodeFacts], expected: list[tuple[str, str]]) -> None:
     findings = judge("node", change(HEALTHY), HEALTHY, skew=0.01, ray_gpus=1)
     assert ill(findings) == expected
     assert all(finding.mend for finding in findings if finding.state != "ok")

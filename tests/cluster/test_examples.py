@@ -9,7 +9,7 @@ import typer.main
 
 from cluster.cli import app
 from cluster.settings import seconds
-from cluster.verbs.search import search_settings
+from cluster.verbs.search import SearchOptions, search_settings
 from pipelines.scoring.settings import ScoreSettings
 from tuning.recipes.recipe import read_recipe
 from tuning.spaces.space_file import read_space, space_for
@@ -45,7 +45,7 @@ def test_the_search_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EXAMPLES.parents[1])  # as its first lines say
     parsed = options("search", "tune")
     names = ("search", "select", "time_budget", "objective", "epochs", "space", "finals", "confirm", "seed")
-    settings = search_settings(**{name: parsed[name] for name in names})
+    settings = search_settings(SearchOptions(**{name: parsed[name] for name in names}))
     assert (settings.time_budget_s, settings.finals, settings.confirm) == (3600, 2, 3)
     assert settings.space is not None
     assert read_space(settings.space).families == ("cnn", "mlp")
