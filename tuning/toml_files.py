@@ -1,8 +1,9 @@
 """Recipes and search spaces as TOML: those that come with rayscan, by name, and a person's own, by path.
 
-Imports nothing heavy: a name that is misspelt, or a file that is not there, is told before torch is loaded.
+Imports nothing heavy: a misspelt name or a missing file is reported before torch is loaded.
 """
 
+import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -14,21 +15,24 @@ from models.messages import did_you_mean
 Kind = Literal["recipe", "space"]
 
 HUB: Final = "imagenet"
-"""Stands for the weights that timm publishes, where a file of weights is asked for."""
+"""Stands for the weights that timm publishes, in place of a file of weights."""
 NO_WEIGHTS: Final = "none"
 NEEDED: Final = "needed"
-"""Of a recipe: who follows it must name weights."""
+"""In a recipe: whoever follows it must name weights."""
 _WORDS: Final = {HUB, NO_WEIGHTS, NEEDED}
 
 
 def names(kind: Kind) -> list[str]:
-    """Those that come with rayscan."""
+    """The names of those that come with rayscan, sorted."""
     entries = files("tuning").joinpath(f"{kind}s").iterdir()
     return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
 
 def read_toml(kind: Kind, source: str) -> dict[str, Any]:
-    """What the one of this name, or the file `*.toml` at this path, says. Raises `InputError` for what is none."""
+    """The table of the recipe or space of this name, or of the file `*.toml` at this path.
+
+    Raises `InputError` for an unknown name, and for a file that is missing or not TOML.
+    """
     own = source.endswith(".toml")
     known = names(kind)
     if not own and source not in known:
@@ -44,15 +48,28 @@ def read_toml(kind: Kind, source: str) -> dict[str, Any]:
 
 
 def folder_of(source: str) -> Path:
-    """Where relative paths begin that stand in this recipe or space: at its file's folder."""
+    """The folder of a recipe's or space's file, which relative paths in it start from."""
     return Path(source).expanduser().absolute().parent
 
 
 def absolute(weights: str, folder: Path | None = None) -> str:
-    """A path of weights that means the same from another folder; a URI, or a word that stands for some, as it is.
+    """A path of weights as an absolute path; a URI, or a word that stands for weights, unchanged.
 
-    A relative one is of `folder`, by default the one this process stands in.
+    A relative path starts from `folder`, by default the current one.
     """
     if weights in _WORDS or "://" in weights:
         return weights
     return str((folder or Path()).joinpath(Path(weights).expanduser()).absolute())
+
+
+def toml_value(value: Any) -> str:
+    """A string, number, truth value, list or table (inline) as TOML, which Python reads but does not write."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(toml_lines(value))} }}"
+    # TOML's scalars and lists are those of JSON, but for the delete character: TOML allows it only as an escape
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def toml_lines(table: dict[str, Any]) -> list[str]:
+    """A line for each key; keys are rayscan's own names, which need no quotes."""
+    return [f"{name} = {toml_value(value)}" for name, value in table.items()]

@@ -9,7 +9,7 @@ from cluster import output, preflight
 from cluster.locations import location, mirror_location, named_or_file
 from cluster.options import Address, Config, Json, NoFilms, Weights, given
 from cluster.settings import seconds
-from tuning.recipes.selects import Select
+from tuning.recipes.choices import Select
 from tuning.search.settings import Method, SearchSettings
 
 

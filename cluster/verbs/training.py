@@ -10,7 +10,7 @@ from cluster.locations import location, named_or_file
 from cluster.options import Config, Json, NoFilms, Weights, given
 from models.spec import CalibrationMethod, PriorMethod
 from pipelines.splits import Split
-from tuning.recipes.selects import Select
+from tuning.recipes.choices import Select
 
 if TYPE_CHECKING:
     from tuning.recipes.recipe import Recipe
@@ -73,7 +73,7 @@ def crossvalidate(
 ) -> None:
     """Evaluate a recipe by cross-validation over patients, and on perturbed copies of their films."""
     recipe = chosen_recipe(options, seed)
-    from tuning.recipes.fold_count import FOLDS, check_folds
+    from tuning.recipes.choices import FOLDS, check_folds
 
     check_folds(FOLDS if folds is None else folds)
     preflight.check_page(out)

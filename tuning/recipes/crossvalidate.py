@@ -35,7 +35,7 @@ from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.ingest.split import split_patients
 from pipelines.pages.crossvalidation import crossvalidation_page
 from pipelines.pages.page_file import put_page
-from tuning.recipes.fold_count import FOLDS, check_folds
+from tuning.recipes.choices import FOLDS, check_folds
 from tuning.recipes.folds import Fold, KeptFolds
 from tuning.recipes.promote import calibrated, copies_of, lock, scorer
 from tuning.recipes.recipe import Recipe, require_weights

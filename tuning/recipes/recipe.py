@@ -33,9 +33,8 @@ from models.errors import InputError
 from models.messages import did_you_mean
 from models.spec import CALIBRATION_METHODS, CalibrationMethod, ModelSpec, Normalise, Scalar
 from pipelines.ingest.dataset_info import DatasetInfo
-from tuning.recipes.selects import SELECTS, Select
-from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml
-from tuning.toml_text import toml_lines
+from tuning.recipes.choices import SELECTS, Select
+from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml, toml_lines
 from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from models.errors import InputError
-from tuning.recipes.selects import SELECTS, Select
+from tuning.recipes.choices import SELECTS, Select
 from tuning.training.objectives import AUC, parse_objectives
 
 Method = Literal["tpe", "random", "grid"]

@@ -45,8 +45,7 @@ from tuning.spaces.space import (
     defaults,
     known,
 )
-from tuning.toml_files import absolute, folder_of, names, read_toml
-from tuning.toml_text import toml_lines
+from tuning.toml_files import absolute, folder_of, names, read_toml, toml_lines
 from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
 

@@ -34,8 +34,8 @@ from models.statistics.metrics import auc
 from pipelines.errors import StorageError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
+from tuning.recipes.choices import FOLDS
 from tuning.recipes.crossvalidate import deal, follow, spread
-from tuning.recipes.fold_count import FOLDS
 from tuning.recipes.promote import calibrated, scorer
 from tuning.recipes.recipe import Recipe
 from tuning.spaces.space import to_plan

@@ -26,9 +26,9 @@ from models.statistics.metrics import auc_interval
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
+from tuning.recipes.choices import Select
 from tuning.recipes.recipe import to_toml
 from tuning.recipes.selection import TOP
-from tuning.recipes.selects import Select
 from tuning.study.confirm import Confirmed, recipe_of
 from tuning.study.ensemble import POOL, Gain, estimate_gain, greedy, mean, weights
 from tuning.study.importance import Importance, importance

@@ -16,9 +16,9 @@ from pipelines.bundles import fetch_bundle
 from pipelines.errors import IncompleteError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
+from tuning.recipes.choices import Select
 from tuning.recipes.promote import promote
 from tuning.recipes.selection import TOP, Score, most_robust
-from tuning.recipes.selects import Select
 from tuning.spaces.space import TrialPlan, to_plan
 from tuning.study.optimism import Optimism
 from tuning.study.records import StudyInfo, TrialRecord, leaderboard
