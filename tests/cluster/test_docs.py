@@ -91,6 +91,14 @@ def test_each_guide_lists_its_packages(document: Path) -> None:
     assert set(told) == subpackages(document.parent.name)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_module_at_the_top_of_a_package_is_named(package: str) -> None:
+    """Those inside its own packages say themselves what they are."""
+    modules = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"`([\w-]+\.py)`", (ROOT / package / "README.md").read_text()))
+    assert modules - named == set()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(document: Path) -> None:
     def dead() -> Iterator[str]:

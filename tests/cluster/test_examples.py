@@ -1,6 +1,7 @@
 """The files in `cluster/examples/`, read as the verbs read them."""
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ def test_the_night_scores() -> None:
 def test_the_search_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EXAMPLES.parents[1])  # as its first lines say
     parsed = options("search", "tune")
-    names = ("search", "select", "time_budget", "objective", "epochs", "space", "finals", "confirm", "seed")
-    settings = search_settings(SearchOptions(**{name: parsed[name] for name in names}))
+    settings = search_settings(SearchOptions(**{field.name: parsed[field.name] for field in fields(SearchOptions)}))
     assert (settings.time_budget_s, settings.finals, settings.confirm) == (3600, 2, 3)
     assert settings.space is not None
     assert read_space(settings.space).families == ("cnn", "mlp")
