@@ -1,17 +1,17 @@
-"""Many small parts of a month into few large ones, while others read and whenever this process may die.
+"""Merges the many small parts of a month into few large ones, safe while others read and if this process dies.
 
 One commit is one create-only put of `compact-<generation>.parquet` into the folder of its model's month. It holds the
 rows of whole parts of finished runs, ordered by uri, and names those parts in its footer, with all that they named.
-From that put on the named parts are no part of the table (`pipelines/table/parts.py`), so a row is never there twice
-and never missing: not before the put, not after it, not while the named parts are deleted or written again.
+From that put on the named parts no longer belong to the table (`pipelines/table/parts.py`), so no row is ever there
+twice or missing: not before the put, not after it, not while the named parts are deleted or written again.
 
-The generation is one more than the highest that stands there, so two compactions of the same state try the same name
-and one of them loses and looks again. A name can be free because its part was replaced and deleted already; a part
-written under such a name is dead, because those that are live name it. So before anything is deleted the new part is
-read back, and looked for among the live ones. Where the store has no conditional put, two compactions could replace
-each other's part: there the lease of the runs keeps them apart, and reading back finds out what it can.
+The generation is one more than the highest present, so two compactions of the same state try the same name; one of them
+loses and starts over. A name can be free because its part was already replaced and deleted; a part written under such a
+name is dead, because a live one names it. So before anything is deleted, the new part is read back and looked up among
+the live ones. If the store has no conditional put, two compactions could overwrite each other's part: there the runs'
+lease keeps them apart, and reading back detects what it can.
 
-A part of more than half of ROWS rows is left alone from then on, so a row is rewritten a few times, not every night.
+A part with more than half of ROWS rows is not merged again, so a row is rewritten a few times, not every night.
 """
 
 import json
@@ -48,41 +48,41 @@ from pipelines.table.presence import check_models, require_any
 from pipelines.table.query import create_scores_view
 
 ROWS = 1_000_000
-"""Most rows of a compacted part made of several."""
+"""Most rows of a part merged from several."""
 ROWS_PER_GROUP = 122_880
 MEMORY = "1GiB"
 THREADS = 4
 ATTEMPTS = 10
-"""Lost races and vanished parts, in a row, before it gives up."""
+"""Lost races and vanished parts in a row before giving up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompactedMonth:
-    """What was done to the parts of one model and month."""
+    """What a compaction did to the parts of one model and month."""
 
     model_id: str
     month: str
     """YYYY-MM."""
     parts_before: int
-    """Files, leftovers of an earlier compaction among them."""
+    """Files, including leftovers of an earlier compaction."""
     parts_after: int
     rows: int
-    """Rows written anew."""
+    """Rows rewritten."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """The parts of a store at one time."""
+    """The parts of a store at one point in time."""
 
     objects: dict[str, ObjectInfo]
     finished: frozenset[str]
     """Ids of runs with a record."""
     footers: dict[str, CompactedPart]
     gone: frozenset[str]
-    """Keys that are no part of the table, there or not."""
+    """Keys that no longer belong to the table, whether present or not."""
 
     def months(self) -> list[str]:
-        """Folders for compacted parts, one a model and month."""
+        """Folders for compacted parts, one per model and month."""
         return sorted({folder for key in self.objects if (folder := _month_folder(key))})
 
     def of_month(self, folder: str) -> list[ObjectInfo]:
@@ -93,9 +93,9 @@ class _State:
 def compact(uri: str, *, model: str | None = None, wait: float = 0.0) -> list[CompactedMonth]:
     """Compact the scores at a URI, of all models or one; returns the months in which anything changed.
 
-    Holds each model's lease meanwhile, so that no run adds parts; one that is at work is waited for up to `wait`
-    seconds. Raises `IncompleteError` when it still works then, `InputError` for a spoilt part or where nothing was ever
-    scored, `StorageError` when others keep changing the same parts.
+    Holds each model's lease meanwhile, so that no run adds parts; waits up to `wait` seconds for a run at work. Raises
+    `IncompleteError` if it is still at work then, `InputError` for an unreadable part or if nothing was ever scored,
+    `StorageError` if others keep changing the same parts.
     """
     store = open_store(uri)
     names = {info.key.split("/")[1] for info in list_scores(store, "scores") if is_part(info.key)}
@@ -111,7 +111,7 @@ def compact(uri: str, *, model: str | None = None, wait: float = 0.0) -> list[Co
 
 
 def compact_store(store: Store, *, model: str | None = None) -> list[CompactedMonth]:
-    """The same, of an open store."""
+    """`compact` for an open store, without taking the lease."""
     counts: dict[str, int] = {}
     before = _state(store)
     wanted = [folder for folder in before.months() if model is None or f"/model={model}/" in folder]
@@ -134,7 +134,7 @@ def compact_store(store: Store, *, model: str | None = None) -> list[CompactedMo
 
 
 def _compact_month(store: Store, folder: str, counts: dict[str, int]) -> int:
-    """Commit merges until there is nothing left to merge; returns the rows written."""
+    """Commit merges until nothing is left to merge; returns the number of rows written."""
     written = lost = 0
     while lost < ATTEMPTS:
         try:
@@ -169,13 +169,13 @@ def _is_record(key: str) -> bool:
 
 
 def _month_folder(key: str) -> str | None:
-    """`scores/model=<id>/date=<day>/…` -> `scores/model=<id>/date=<YYYY-MM>-01`; None for a part elsewhere."""
-    found = re.match(r"(scores/model=[^/]+/date=\d{4}-\d\d)-\d\d/[^/]+$", key)
-    return f"{found[1]}-01" if found else None
+    """`scores/model=<id>/date=<day>/…` -> `scores/model=<id>/date=<YYYY-MM>-01`; None for other keys."""
+    match = re.match(r"(scores/model=[^/]+/date=\d{4}-\d\d)-\d\d/[^/]+$", key)
+    return f"{match[1]}-01" if match else None
 
 
 def _sweep(store: Store, state: _State, folder: str) -> None:
-    """Delete what an earlier compaction that died, or a run's late process, left of a month."""
+    """Delete leftovers in a month of a compaction that died, or of a late process of a run."""
     _delete(store, [info.key for info in state.of_month(folder) if info.key in state.gone])
 
 
@@ -185,7 +185,7 @@ def _delete(store: Store, keys: list[str]) -> None:
 
 
 def _next_merge(store: Store, state: _State, folder: str, counts: dict[str, int]) -> list[ObjectInfo] | None:
-    """Parts whose rows are to stand in one: the first that fit, of those that are small and complete."""
+    """The parts to merge next: the first that fit together, of those that are small and complete."""
     small = [info for info in state.of_month(folder) if info.key not in state.gone and _is_complete(info.key, state)]
     small.sort(key=lambda info: (not is_compacted(info.key), info.key))
     _count_rows(store, small, counts)
@@ -203,12 +203,12 @@ def _next_merge(store: Store, state: _State, folder: str, counts: dict[str, int]
 
 
 def _is_complete(key: str, state: _State) -> bool:
-    """A run without a record may still look for its own parts by name."""
+    """Whether no unfinished run may still look for this part by name."""
     return is_compacted(key) or key.rpartition("/")[2].rpartition("-")[0] in state.finished
 
 
 def _count_rows(store: Store, parts: list[ObjectInfo], counts: dict[str, int]) -> None:
-    """Fill in the rows of parts not counted yet, by key and etag."""
+    """Add the row counts of parts not counted yet to `counts`, by key and etag."""
     new = [info for info in parts if _version(info) not in counts]
     for info, file in zip(new, fetch_parts(store, new), strict=True):
         try:
@@ -224,28 +224,28 @@ def _version(info: ObjectInfo) -> str:
 
 
 def _commit(store: Store, state: _State, folder: str, merge: list[ObjectInfo], expected: int) -> int | None:
-    """Put one compacted part in place of these parts; returns its rows, or None when another was first."""
+    """Put one compacted part in place of these parts; returns its number of rows, or None if another was first."""
     names = {info.key for info in merge}
     names |= {key for info in merge if info.key in state.footers for key in state.footers[info.key].replaces}
     generation = 1 + max((part.generation for part in state.footers.values() if part.folder == folder), default=0)
     key = f"{folder}/compact-{generation:05d}.parquet"
     data, rows = _merged(fetch_parts(store, merge), names)
     if rows != expected:
-        raise InputError(f"{store.uri(folder)}: {rows} rows were read of {expected}; restore its parts from a copy")
+        raise InputError(f"{store.uri(folder)}: {rows} of {expected} rows were read; restore its parts from a copy")
     if not store.create(key, data):
         return None
     now = _state(store)
-    if key in now.gone:  # the name was free because its part was replaced already; what replaced it names it
+    if key in now.gone:  # the name was free because its part was already replaced; the replacement names it
         store.delete(key)
         return None
-    if not _stands(store, key, data):
+    if not _is_stored(store, key, data):
         return None
     _delete(store, [name for name in names if name in now.objects])
     return rows
 
 
-def _stands(store: Store, key: str, data: bytes) -> bool:
-    """Whether exactly this is there; another's part may be, where a put cannot be conditional."""
+def _is_stored(store: Store, key: str, data: bytes) -> bool:
+    """Whether exactly these bytes are there; without conditional puts it may be another's part."""
     try:
         return store.get(key) == data
     except NotFoundError:
@@ -253,7 +253,7 @@ def _stands(store: Store, key: str, data: bytes) -> bool:
 
 
 def _merged(files: list[Path], names: set[str]) -> tuple[bytes, int]:
-    """One Parquet file of the rows of these files, ordered by uri, naming what it replaces; and its rows."""
+    """One Parquet file of the rows of these files, ordered by uri, naming what it replaces; and its number of rows."""
     sink = pa.BufferOutputStream()
     rows = 0
     with pq.ParquetWriter(sink, SCORES, compression="zstd") as writer:

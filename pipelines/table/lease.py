@@ -1,14 +1,14 @@
-"""One driver at a time for the scores of one model: a lease of numbered generations.
+"""A lease, so that one driver at a time works on the scores of one model.
 
-    leases/model=<model_id>/00000007.json     create-only; the highest number is the lease as it stands
+    leases/model=<model_id>/00000007.json     create-only; the highest number is the current lease
 
-To acquire, renew or release is to create the next number, so of two that try, one wins. A holder renews every
-RENEW_SECONDS; a lease not renewed for TTL_SECONDS is free. No clock of a machine enters: its age is told by the store's
-own clock.
+Acquiring, renewing and releasing each create the next number, so of two drivers that try, one wins. The holder renews
+every RENEW_SECONDS; a lease not renewed for TTL_SECONDS is free. Ages are measured with the store's clock, so the
+clocks of machines do not matter.
 
-The lease saves work, it does not keep the scores right: that is what create-only parts of fixed names are for, and a
-driver that returns after its lease was taken can only write the same parts or lose. On a store without conditional put
-two drivers that start within the same second may both believe they hold it.
+The lease saves work; it is not what keeps the scores correct. Create-only parts with fixed names do that: a driver that
+comes back after its lease was taken can only write the same parts, or fail. On a store without conditional put, two
+drivers that start within the same second may both believe they hold the lease.
 """
 
 import json
@@ -42,7 +42,7 @@ class _Generation:
     owner: str
     """Random; empty once released."""
     process: str | None
-    """Where the owner runs, so that its death is seen at once on the same machine."""
+    """The owner's process, so that its death is noticed at once on the same machine."""
     age: float
     """Seconds since it was written, by the store's clock."""
 
@@ -60,21 +60,21 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise `IncompleteError` when the lease is no longer ours: another driver goes on with the work."""
+        """Raise `IncompleteError` if the lease is lost: another driver continues the work."""
         if self._lost.is_set() or time.monotonic() - self._renewed > TTL_SECONDS:
             raise IncompleteError(
                 f"{self._store.root}: another run has taken over, because this one did not renew its lease for"
-                f" {TTL_SECONDS:.0f} s; it goes on with what is left"
+                f" {TTL_SECONDS:.0f} s; that run continues with what is left"
             )
 
     def confirm(self) -> None:
-        """Renew now, and raise as `check` does: for what must not be done by one who slept through its lease's end."""
+        """Renew now and raise as `check` does; for a step that must not be taken after the lease has expired."""
         with self._turn:
             self._renew_once()
         self.check()
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Give up the lease."""
         self._released.set()
         self._thread.join()
         if self._lost.is_set():
@@ -82,8 +82,8 @@ class Lease:
         try:
             _create(self._store, self._folder, self._number + 1, owner="", process=None)
             self._store.delete(_key(self._folder, self._number))
-        except _STORE_FAILS as error:  # what made the run end must not be hidden by this
-            log.warning("the lease could not be released and is free in %.0f s: %s", TTL_SECONDS, error)
+        except _STORE_FAILS as error:  # must not hide the error that ended the run
+            log.warning("the lease could not be released; it expires in %.0f s: %s", TTL_SECONDS, error)
 
     def _renew(self) -> None:
         while not self._released.wait(RENEW_SECONDS) and not self._lost.is_set():
@@ -91,7 +91,7 @@ class Lease:
                 try:
                     self._renew_once()
                 except _STORE_FAILS as error:
-                    # Tried again at the next turn; `check` gives up when it has not worked for a whole TTL.
+                    # Tried again in the next round; `check` gives up after a whole TTL without success.
                     log.warning("the lease could not be renewed: %s", error)
 
     def _renew_once(self) -> None:
@@ -106,10 +106,10 @@ class Lease:
 
 @contextmanager
 def held_lease(store: Store, model_id: str, *, wait: float = 0.0) -> Iterator[Lease]:
-    """Hold the lease of a model's scores in the block; the holder's life is watched for up to one TTL.
+    """Hold the lease of a model's scores during the block.
 
-    A holder that is dead is found out and its lease taken; one that is alive is waited for up to `wait` seconds more.
-    Raises `IncompleteError` when it still holds the lease then.
+    If another process holds it, watches for up to one TTL whether that process is alive. The lease of a dead holder is
+    taken; a live one is waited for, up to `wait` seconds. Raises `IncompleteError` if it still holds the lease then.
     """
     lease = _acquire(store, f"leases/model={model_id}", wait)
     try:
@@ -132,10 +132,10 @@ def _acquire(store: Store, folder: str, wait: float) -> Lease:
             continue
         if first is None:
             first = newest.number
-            log.info("another run holds the lease on %s; looking whether it is alive", store.root)
+            log.info("another run holds the lease on %s; checking whether it is alive", store.root)
         if newest.number != first and time.monotonic() - started >= wait:
             raise IncompleteError(
-                f"{store.root}: another run with this model is at work here; wait for its end, or give --wait"
+                f"{store.root}: another run with this model is at work here; wait until it ends, or use --wait"
             )
         pause.wait(POLL_SECONDS)
 
@@ -145,9 +145,10 @@ def _is_free(generation: _Generation) -> bool:
 
 
 def _take(store: Store, folder: str, number: int, owner: str) -> bool:
-    """Create a generation; whether it is ours and the newest. One that came too late is taken back.
+    """Create a generation; returns whether it is ours and the newest. One created too late is removed again.
 
-    Looking first matters where `create` overwrites: a driver back from the dead must not take its lease back.
+    The check before matters on a store where `create` overwrites: a driver that was presumed dead must not take its
+    lease back.
     """
     newest = _newest(store, folder)
     if newest is not None and newest.number >= number:
@@ -171,11 +172,11 @@ def _newest(store: Store, folder: str) -> _Generation | None:
         return None
     info = max(infos, key=lambda info: info.key)
     try:
-        told: dict[str, Any] = json.loads(store.get(info.key))
+        content: dict[str, Any] = json.loads(store.get(info.key))
     except NotFoundError:  # renewed since it was listed
         return _newest(store, folder)
     age = (store.clock() - info.modified).total_seconds()
-    return _Generation(number=int(Path(info.key).stem), owner=told["owner"], process=told["process"], age=age)
+    return _Generation(number=int(Path(info.key).stem), owner=content["owner"], process=content["process"], age=age)
 
 
 def _key(folder: str, number: int) -> str:
@@ -183,7 +184,7 @@ def _key(folder: str, number: int) -> str:
 
 
 def _process() -> str | None:
-    """Machine, process and start of this one, where Linux tells; None elsewhere."""
+    """Machine, id and start time of this process, on Linux; None elsewhere."""
     return _named(os.getpid())
 
 
@@ -191,7 +192,7 @@ def _named(pid: int) -> str | None:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = Path("/proc/self/ns/pid").readlink().name
-        # Field 22 of proc(5) stat, counted behind the name in brackets: when the process started.
+        # Field 22 of proc(5) stat, the start time, counted from behind the name in brackets.
         start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return None
@@ -199,7 +200,7 @@ def _named(pid: int) -> str | None:
 
 
 def _is_dead(process: str | None) -> bool:
-    """Whether this process surely ran on this machine and no longer does."""
+    """Whether this process certainly ran on this machine and no longer does."""
     here = _process()
     if process is None or here is None or process.split()[:2] != here.split()[:2]:
         return False

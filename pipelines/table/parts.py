@@ -1,15 +1,15 @@
-"""Which files are the table now: parts as the runs wrote them, and parts that a compaction made of them.
+"""Which files make up the table now: parts written by runs, and parts merged from them by a compaction.
 
     scores/model=<id>/date=<day>/<run_id>-<shard>.parquet              a shard of a run
     scores/model=<id>/date=<YYYY-MM-01>/compact-<generation>.parquet   many parts of that month in one
 
-A compacted part names in its Parquet footer every part whose rows it holds, those it took in at second hand too. What a
-live compacted part names is not part of the table, whether it still lies there, is deleted by now, or is written once
-more by a process that outlived its driver. A compacted part is live unless one of a higher generation names it; what a
-dead one names does not count. `pipelines/table/compact.py` keeps these promises, this module reads by them.
+A compacted part names in its Parquet footer every part whose rows it holds, directly or through another compacted part.
+A part named by a live compacted part does not belong to the table, whether it is still there, deleted, or written again
+by a process that outlived its driver. A compacted part is live unless one of a higher generation names it; the names in
+a dead one do not count. `pipelines/table/compact.py` keeps these rules; this module reads by them.
 
-Remote parts never change once written, so they are mirrored into the local cache (readable by its owner only) and
-DuckDB reads the files: the second question fetches only what is new.
+Remote parts never change once written, so they are mirrored into the local cache (readable by its owner only), where
+DuckDB reads them: a second question fetches only what is new.
 """
 
 import json
@@ -37,12 +37,12 @@ _COMPACTED = re.compile(r"(?P<folder>scores/model=[^/]+/date=\d{4}-\d\d-01)/comp
 
 
 class PartVanishedError(StorageError):
-    """A part was deleted between listing and reading, because a compaction holds its rows now: list again."""
+    """A part was deleted between listing and reading, because a compacted part now holds its rows: list again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompactedPart:
-    """A compacted part and what its footer says."""
+    """A compacted part and the contents of its footer."""
 
     key: str
     folder: str
@@ -61,11 +61,12 @@ def is_compacted(key: str) -> bool:
 
 
 def list_scores(store: Store, prefix: str = "") -> list[ObjectInfo]:
-    """All objects of a scores store below a folder, in an order of their keys, as they stood at one time.
+    """All objects of a scores store below a folder, consistent with one point in time.
 
-    A listing takes many requests. A compaction that ends meanwhile may hide both a part and what replaced it: the
-    part deleted before its page was read, the new one written behind it. Then the next listing shows a compacted part
-    that this one lacks, so it counts only when the next one agrees. Raises `StorageError` when they never do.
+    A listing takes many requests. A compaction that ends meanwhile may hide both a part and its replacement: the part
+    is deleted before its page is read, the new one is written to a page already read. The next listing then shows a
+    compacted part that this one lacks, so a listing is accepted only if the next one has the same compacted parts.
+    Raises `StorageError` if two in a row never agree.
     """
     objects = _listed(store, prefix)
     for _ in range(LISTINGS):
@@ -77,9 +78,9 @@ def list_scores(store: Store, prefix: str = "") -> list[ObjectInfo]:
 
 
 def live_parts(store: Store, objects: Iterable[ObjectInfo]) -> list[ObjectInfo]:
-    """The parts among these objects that are the table, by key: those no live compacted part names.
+    """The parts among these objects that belong to the table, by key: those no live compacted part names.
 
-    Raises `PartVanishedError` when a compacted part is there no more, `InputError` when one is spoilt.
+    Raises `PartVanishedError` if a compacted part has vanished, `InputError` if one is unreadable.
     """
     parts = [info for info in objects if is_part(info.key)]
     gone = replaced(read_footers(store, parts))
@@ -89,7 +90,7 @@ def live_parts(store: Store, objects: Iterable[ObjectInfo]) -> list[ObjectInfo]:
 
 
 def local_parts(store: Store, objects: Iterable[ObjectInfo]) -> list[Path]:
-    """Local files of the live parts among these objects, by key; remote ones are fetched, in threads.
+    """Local files of the live parts among these objects, by key; remote ones are fetched in threads.
 
     Raises as `live_parts` and `fetch_parts` do.
     """
@@ -106,14 +107,14 @@ def fetch_parts(store: Store, parts: list[ObjectInfo]) -> list[Path]:
 
 
 def read_footers(store: Store, objects: Iterable[ObjectInfo]) -> list[CompactedPart]:
-    """What the compacted parts among these objects say of themselves."""
+    """The footers of the compacted parts among these objects."""
     compacted = [info for info in objects if is_compacted(info.key)]
     files = fetch_parts(store, compacted)
     return [_compacted(info.key, file) for info, file in zip(compacted, files, strict=True)]
 
 
 def replaced(compacted: Iterable[CompactedPart]) -> set[str]:
-    """Keys that are no part of the table, because live ones of these compacted parts hold their rows."""
+    """Keys that do not belong to the table, because live ones of these compacted parts hold their rows."""
     gone: set[str] = set()
     for part in sorted(compacted, key=lambda part: part.generation, reverse=True):
         if part.key not in gone:
@@ -122,12 +123,12 @@ def replaced(compacted: Iterable[CompactedPart]) -> set[str]:
 
 
 def mirror_folder(store: Store) -> Path:
-    """Where this machine keeps what it fetched of, and worked out about, a scores store."""
+    """The local cache for the parts of a scores store and what was computed from them."""
     return cache_folder("scores") / blake2b(store.root.encode(), digest_size=8).hexdigest()
 
 
 def spoilt_part(files: Iterable[Path], columns: list[str]) -> tuple[Path, str] | None:
-    """The first file that is not a readable part with these columns, and what is wrong; for saying so in one line."""
+    """The first file that is not a readable part with these columns, and the fault in one line; None if all are."""
     for file in files:
         try:
             pq.read_table(file, columns=columns, partitioning=None)
@@ -137,7 +138,7 @@ def spoilt_part(files: Iterable[Path], columns: list[str]) -> tuple[Path, str] |
 
 
 def refuse_spoilt(files: Iterable[Path], columns: list[str], error: Exception) -> None:
-    """Raise `InputError` from `error` if one of these parts is spoilt, naming it; `error` may name none, or another."""
+    """Raise `InputError` naming the unreadable part, if there is one; `error` itself may name none, or another."""
     spoilt = spoilt_part(files, columns)
     if spoilt:
         part, fault = spoilt
@@ -171,7 +172,7 @@ def _compacted(key: str, file: Path) -> CompactedPart:
 
 
 def _mirrored(store: Store, info: ObjectInfo, mirror: Path) -> Path:
-    # A name is written once, unless a compaction was given up on a store without conditional put: hence the etag.
+    # A name is written once, except after an aborted compaction on a store without conditional put: hence the etag.
     kept = mirror / info.key
     if is_compacted(info.key):
         kept = kept.with_name(f"{kept.stem}-{blake2b(info.etag.encode(), digest_size=4).hexdigest()}.parquet")
@@ -180,13 +181,13 @@ def _mirrored(store: Store, info: ObjectInfo, mirror: Path) -> Path:
             data = store.get(info.key)
         except NotFoundError as error:
             raise PartVanishedError(f"{store.uri(info.key)} was replaced while it was read; ask again") from error
-        # A local put is atomic, so a second process or a kill never leaves half a file under this name.
+        # A local put is atomic, so neither a second process nor a kill leaves half a file under this name.
         open_store(str(mirror)).put(str(kept.relative_to(mirror)), data)
     return kept
 
 
 def _forget(store: Store, gone: set[str]) -> None:
-    """Remove mirrored parts whose rows a compacted part holds now, so that the cache does not grow for ever."""
+    """Remove mirrored parts whose rows a compacted part now holds, so that the cache does not grow for ever."""
     mirror = mirror_folder(store)
     for file in mirror.rglob("*.parquet"):
         key = re.sub(r"(compact-\d+)-[0-9a-f]{8}\.parquet$", r"\1.parquet", file.relative_to(mirror).as_posix())

@@ -1,4 +1,4 @@
-"""SQL over the scores, by DuckDB, wherever they lie.
+"""SQL over the scores with DuckDB, wherever they are stored.
 
 Views:
 
@@ -6,16 +6,15 @@ Views:
     latest      one row per uri: the newest that is not `failed`, else the newest
     rejects     the rows of `latest` without a probability, and why
     agreement   one row per scan and pair of models that both scored it
-    runs        one row per run, from its run.json; a run without one shows as `unfinished`
-    drift       one row per run, site and quantity, where the run measured drift
+    runs        one row per run, from its run.json; a run without one is `unfinished`
+    drift       one row per run, site and quantity, if the run measured drift
 
-`latest` is the table without its superseded rows, and those are few. They are found once by sorting hashes of the uris
-(numpy sorts 64-bit numbers ten times as fast as DuckDB groups them), then exactly, by uri, among the rows whose hash is
-not alone; of a large table they are kept in the local cache
-under the names and etags of its parts. The plain window over all rows takes twice as long and three times the memory,
-each time; `tests/benchmarks/test_query_scale.py` has the figures.
+`latest` is the table without its superseded rows, which are few. They are found by sorting hashes of the uris (numpy
+sorts 64-bit numbers ten times as fast as DuckDB groups them), then exactly, by uri, among the rows that share a hash.
+For a large table they are kept in the local cache under the names and etags of its parts. The plain window over all
+rows takes twice the time and three times the memory, each time; `tests/benchmarks/test_query_scale.py` has the figures.
 
-A compaction may delete parts while a question is being answered. `read_scores` then asks again, of the new parts.
+A compaction may delete parts while a question is being answered. `read_scores` then asks the new parts again.
 """
 
 from collections.abc import Callable, Iterable
@@ -56,7 +55,7 @@ __all__ = [
 
 ATTEMPTS = 4
 KEPT_FROM_ROWS = 1_000_000
-"""Superseded rows of smaller tables are found quicker than kept."""
+"""Rows of a table from which on its superseded rows are cached; in a smaller one they are found faster than read."""
 KEPT_INDEXES = 4
 HASH = "hash(uri)"
 
@@ -64,9 +63,9 @@ T = TypeVar("T")
 
 
 def open_scores(uri: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views above. Raises `InputError` when nothing was ever scored there.
+    """A DuckDB connection with the views above. Raises `InputError` if nothing was ever scored there.
 
-    A compaction that ends while the connection is in use may take its parts away; `read_scores` minds that.
+    A compaction that ends while the connection is in use may delete its parts; `read_scores` handles that.
     """
     for _ in range(ATTEMPTS - 1):
         try:
@@ -77,9 +76,9 @@ def open_scores(uri: str) -> duckdb.DuckDBPyConnection:
 
 
 def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """What `question` makes of the views at a URI; it is called again when a compaction took its parts away.
+    """The result of `question`, called with the views at a URI; called again if a compaction deleted the parts.
 
-    Raises `InputError` when nothing was ever scored there or a part is spoilt, `duckdb.Error` as the question does.
+    Raises `InputError` if nothing was ever scored there or a part is unreadable, and what the question raises.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -107,11 +106,11 @@ SUMMARY = """
            count(*) FILTER (WHERE prediction = 'PNEUMONIA') AS positive
     FROM latest GROUP BY ALL ORDER BY model_id, scans DESC, status, reason
 """
-"""What `ask` asks when it is asked nothing."""
+"""The query that `ask` runs if it is given none."""
 
 
 def ask(uri: str, sql: str | None = None) -> pa.Table:
-    """The answer to one SQL question to the scores at a URI. Raises `InputError` for a question DuckDB refuses."""
+    """The result of one SQL query on the scores at a URI. Raises `InputError` for a query DuckDB refuses."""
     try:
         return read_scores(uri, lambda connection: connection.sql(sql or SUMMARY).to_arrow_table())
     except duckdb.Error as error:
@@ -119,9 +118,9 @@ def ask(uri: str, sql: str | None = None) -> pa.Table:
 
 
 def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path]) -> None:
-    """Create the view `scores` over these parts; with none, an empty one. Raises `InputError` for a spoilt part.
+    """Create the view `scores` over these parts; empty without parts. Raises `InputError` for an unreadable part.
 
-    Beside it stands `scores_parts`, in which each row also has `file_index`, the place of its part in `parts`, and
+    Also creates `scores_parts`, in which each row also has `file_index`, the position of its part in `parts`, and
     `file_row_number`.
     """
     columns = ", ".join(SCORES.names)
@@ -131,12 +130,12 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path])
         connection.execute(f"CREATE VIEW scores_parts AS SELECT {columns}, {nowhere} FROM no_scores")  # noqa: S608
     else:
         files = ", ".join("'" + _unglobbed(part).replace("'", "''") + "'" for part in parts)
-        # Not DuckDB's own hive partitioning: it takes a folder above the scores, site=north, for a column of theirs.
+        # Not DuckDB's own hive partitioning: it would read a folder above the scores, such as site=north, as a column.
         partition = "try_cast(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE)"
         parquet = f"read_parquet([{files}], hive_partitioning = false, filename = true)"
-        everything = f"{columns}, coalesce({DAY}, {partition}) AS date, file_index, file_row_number"
+        selected = f"{columns}, coalesce({DAY}, {partition}) AS date, file_index, file_row_number"
         try:
-            connection.execute(f"CREATE VIEW scores_parts AS SELECT {everything} FROM {parquet}")  # noqa: S608 (quoted)
+            connection.execute(f"CREATE VIEW scores_parts AS SELECT {selected} FROM {parquet}")  # noqa: S608 (quoted)
         except duckdb.Error as error:
             _refuse_vanished(parts)
             _refuse_spoilt(parts, error)
@@ -168,7 +167,7 @@ def _open(store: Store) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
 
 
 def _create_latest(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
-    """Create the view `latest`: all rows but the superseded ones, which the file `kept` holds or will hold."""
+    """Create the view `latest`: all rows but the superseded ones, which are cached in the file `kept`."""
     try:
         connection.register("superseded", pq.read_table(kept))
     except FileNotFoundError:
@@ -183,7 +182,7 @@ def _create_latest(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
 
 
 def _find_superseded(connection: duckdb.DuckDBPyConnection) -> None:
-    # A row whose hash is its own has a uri of its own; the window settles the few others exactly.
+    # A row with a unique hash has a unique uri; the window decides the few others exactly.
     hashes = connection.execute(f"SELECT {HASH} AS hash FROM scores_parts").fetchnumpy()["hash"]  # noqa: S608
     hashes.sort()
     connection.register("shared", pa.table({"hash": hashes[1:][hashes[1:] == hashes[:-1]]}))
@@ -191,16 +190,16 @@ def _find_superseded(connection: duckdb.DuckDBPyConnection) -> None:
         f"""
         CREATE TABLE superseded AS SELECT file_index, file_row_number FROM (
             SELECT file_index, file_row_number,
-                   row_number() OVER (PARTITION BY uri ORDER BY {NEWEST}) AS place
+                   row_number() OVER (PARTITION BY uri ORDER BY {NEWEST}) AS rank
             FROM scores_parts WHERE {HASH} IN (SELECT hash FROM shared)
-        ) WHERE place > 1
+        ) WHERE rank > 1
         """  # noqa: S608 (constants)
     )
     connection.unregister("shared")
 
 
 def _index_file(store: Store, live: list[ObjectInfo]) -> Path:
-    """Where the superseded rows of exactly these parts, in this order, are kept."""
+    """The cache file for the superseded rows of exactly these parts, in this order."""
     digest = blake2b(digest_size=16)
     for info in live:
         digest.update(f"{info.key}\n{info.etag}\n{info.size}\n".encode())
@@ -223,7 +222,7 @@ def _refuse_vanished(parts: Iterable[Path]) -> None:
 
 
 def _refuse_spoilt(parts: Iterable[Path], error: duckdb.Error) -> None:
-    """Raise `InputError` naming the spoilt part, if the error is one that a spoilt part can cause."""
+    """Raise `InputError` naming the unreadable part, if the error is one that such a part can cause."""
     if isinstance(
         error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
     ):
@@ -231,5 +230,5 @@ def _refuse_spoilt(parts: Iterable[Path], error: duckdb.Error) -> None:
 
 
 def _unglobbed(path: Path) -> str:
-    """DuckDB reads *, ? and [ in a file name as a pattern; a character class of one takes them literally."""
+    """DuckDB reads *, ? and [ in a file name as a pattern; a character class of one character is literal."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))

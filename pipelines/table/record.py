@@ -1,4 +1,4 @@
-"""What a finished run leaves beside its scores: runs/<run_id>/run.json."""
+"""The record of a finished run, stored beside its scores: runs/<run_id>/run.json."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from models.spec import DISCLAIMER
 from pipelines.storage import Store
 
 NIGHTS: Final = 30
-"""Earlier runs that a night is compared with."""
+"""Number of earlier runs a night is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What stands in run.json. A plan without one is an unfinished run."""
+    """The contents of run.json. A plan without one is an unfinished run."""
 
     run_id: str
     model_id: str
@@ -26,30 +26,30 @@ class RunRecord:
     listed: int
     planned: int
     given_up: int
-    """Scans not planned because they failed on too many nights."""
+    """Scans not planned because they failed in too many runs."""
     counts: Mapping[str, int]
-    """Rows by status, counted from the Parquet; their sum is `planned`."""
+    """Rows by status, counted in the Parquet files; their sum is `planned`."""
     reasons: Mapping[str, int]
     """Rows without a probability, by reason."""
     shards: int
     resumed_shards: int
-    """Shards that an earlier attempt of this run had written."""
+    """Shards already written by an earlier attempt of this run."""
     lost_workers: int
-    """Times a shard was begun again, because its worker, node or driver was gone."""
+    """How often a shard was restarted because its worker, node or driver was lost."""
     bytes: int
-    """Of the planned files."""
+    """Size of the planned files."""
     seconds: float
-    """Of this attempt, from the first shard handed out to the last one done."""
+    """Duration of this attempt, from the first shard handed out to the last one done."""
     scans_per_second: float
     megabytes_per_second: float
-    """Fetched, 10^6 bytes."""
+    """Fetched; a megabyte is 10^6 bytes."""
     stage_seconds: Mapping[str, float]
     """Fetch, decode, infer, write; summed over the actors and their threads in this attempt."""
     engine: Mapping[str, Any] | None
-    """What inferred: name, precision, device, version and why it was chosen; None when nothing was left to score."""
+    """The engine used: name, precision, device, version and why it was chosen; None if nothing was left to score."""
     layout: str
     cpus: int
-    """Of the cluster; 0 when nothing was left to score."""
+    """CPUs of the cluster; 0 if nothing was left to score."""
     conditional_put: bool
     plan_hash: str
     drift: Sequence[Mapping[str, Any]]
@@ -59,12 +59,12 @@ class RunRecord:
     notice: str = DISCLAIMER
 
     def in_short(self) -> dict[str, Any]:
-        """What a person reads when the run is over; the rest stands in run.json."""
-        found = [f for f in self.drift if f["level"] in {"warn", "alarm"}]
+        """The summary printed when the run is over; the rest is in run.json."""
+        drifted = [f for f in self.drift if f["level"] in {"warn", "alarm"}]
         return {
             **{name: getattr(self, name) for name in _SHORT},
             "engine": self.engine and self.engine["name"],
-            "drift": [f"{f['level']}: {f['quantity']} of {f['site'] or 'all sites'}, {f['note']}" for f in found]
+            "drift": [f"{f['level']}: {f['quantity']} of {f['site'] or 'all sites'}, {f['note']}" for f in drifted]
             or self.drift_level.replace("_", " "),
             "notice": self.notice,
         }
@@ -77,12 +77,12 @@ _SHORT: Final = (
 
 
 def write_record(store: Store, record: RunRecord) -> None:
-    """Finish a run: from here on it is never taken up again."""
+    """Write run.json, which finishes the run: it is never resumed after that."""
     store.put(f"runs/{record.run_id}/run.json", json.dumps(asdict(record), indent=1).encode())
 
 
 def earlier_records(store: Store, model_id: str) -> list[dict[str, Any]]:
-    """The records of this model's last NIGHTS runs, oldest first, as plain JSON values."""
+    """The records of this model's last NIGHTS runs with anything to do, oldest first, as JSON values."""
     keys = [info.key for chunk in store.list("runs") for info in chunk if info.key.endswith("/run.json")]
     records: list[dict[str, Any]] = []
     for key in sorted(keys, reverse=True):

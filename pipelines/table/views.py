@@ -1,4 +1,4 @@
-"""What each view over the scores shows, in SQL, and the two small tables made of the runs' records."""
+"""The views over the scores, in SQL, and the two small tables built from the runs' records."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -42,7 +42,7 @@ DRIFT = pa.schema(
 )
 
 NEWEST = "status = 'failed', scored_at DESC, run_id DESC, scan_id DESC, model_id DESC"
-"""Order of the rows of one file: the newest that is not `failed`, else the newest. The ids only settle ties."""
+"""Order of the rows of one file: the newest that is not `failed`, else the newest. The ids only break ties."""
 
 DAY = "try_strptime(left(run_id, 9), '%Y%m%dT')::DATE"
 """The UTC day a run began, from its id; null for ids of another form."""
@@ -69,7 +69,7 @@ VIEWS = {
 
 
 def run_records(store: Store, keys: Iterable[str]) -> list[dict[str, Any]]:
-    """The record of each run among these keys, by run id; the plan of a run that has none yet."""
+    """The record of each run among these keys, sorted by run id; the plan of a run that has no record yet."""
     names = {key for key in keys if key.startswith("runs/") and key.count("/") == 2}
     runs = sorted({key.split("/")[1] for key in names if key.endswith(("/plan.json", "/run.json"))})
     wanted = [f"runs/{run}/{'run' if f'runs/{run}/run.json' in names else 'plan'}.json" for run in runs]
@@ -83,7 +83,7 @@ def runs_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def drift_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """One row per run, site and quantity, the schema DRIFT; a run that measured none has no rows."""
+    """One row per run, site and quantity, the schema DRIFT; a run that did not measure drift has no rows."""
     rows = [
         {**{name: record.get(name) for name in ("run_id", "model_id", "date")}, **entry}
         for record in records
@@ -100,7 +100,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(value: Any) -> str | None:
-    """The name of an engine or layout, recorded as text or as an object that has one."""
+    """The name of an engine or layout, which versions of rayscan recorded as text or as an object."""
     if isinstance(value, Mapping):
         value = value.get("name") or value.get("reason")
     return None if value is None else str(value)
