@@ -69,7 +69,7 @@ def _rows(uri: str) -> Iterator[tuple[int, dict[str, str | None]]]:
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:
-        raise InputError(f"{uri}, line {rows.line_num}: {error}; is a quotation mark not closed?") from error
+        raise InputError(f"{uri}, line {rows.line_num}: {error}; is a quote not closed?") from error
 
 
 def _text(uri: str) -> str:

@@ -1,7 +1,7 @@
-"""From the rows of a plan to films: fetch, decode and gate, ahead of whoever infers.
+"""From the rows of a plan to films: fetched, decoded and checked ahead of inference.
 
-Whatever is wrong with one scan is the film's reason, never an exception. What goes up is a store that fails for one
-scan after another: then the run stops, instead of writing a night of `failed` rows one timeout at a time.
+A fault of one scan becomes the film's reason, never an exception. The exception is a store that fails for one scan
+after another: then the run stops, instead of writing a night of `failed` rows one timeout at a time.
 """
 
 import time
@@ -26,10 +26,10 @@ from pipelines.decoding.isolated import IsolatedDecoder
 from pipelines.errors import IncompleteError, ScanError
 
 AHEAD: Final = 48
-"""Films read ahead of the inference, at least; bounds an actor's memory."""
+"""Films read ahead of inference, at least; bounds an actor's memory."""
 MOST_THREADS: Final = 64
 FAILURES_IN_A_ROW: Final = 32
-"""Scans the store fails to hand out, one after another, that stop the run."""
+"""Consecutive scans that the store fails to deliver before the run stops."""
 _STORE_FAILS: Final = {Reason.STORAGE_ERROR, Reason.ACCESS_DENIED}
 
 Decoder = Callable[[bytes], Scan]
@@ -37,12 +37,12 @@ Decoder = Callable[[bytes], Scan]
 
 @dataclass(frozen=True, kw_only=True)
 class FilmResult:
-    """What fetching and decoding made of one scan: pixels, or the reason there are none."""
+    """The result of fetching and decoding one scan: pixels, or the reason there are none."""
 
     pixels: npt.NDArray[np.uint8] | None = None
     reason: Reason | None = None
     grey: tuple[float, float] | None = None
-    """Mean and standard deviation of the grey levels, of a film that decoded."""
+    """Mean and standard deviation of the grey levels, if the film was decoded."""
     size: int = 0
     """Bytes fetched."""
     fetch_seconds: float = 0.0
@@ -50,10 +50,10 @@ class FilmResult:
 
 
 class FilmReader:
-    """Reads the films of shards with threads, as many as keep a core busy.
+    """Reads the films of shards in as many threads as keep a core busy.
 
-    Decoders release the interpreter's lock, so a few threads fill a core while the store answers quickly. Where the
-    taker waited for films though the core was idle, the next shard gets twice the threads, up to MOST_THREADS.
+    Decoders release the interpreter's lock, so a few threads fill a core while the store answers quickly. If the caller
+    waited for films while the core was idle, the next shard gets twice the threads, up to MOST_THREADS.
     """
 
     def __init__(self, preprocessing: Preprocessing, *, threads: int) -> None:
@@ -63,7 +63,7 @@ class FilmReader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch-decode")
 
     def read(self, rows: pa.Table) -> Iterator[FilmResult]:
-        """The films of a plan's rows, in their order. Raises `IncompleteError` when the store fails again and again."""
+        """The films of a plan's rows, in their order. Raises `IncompleteError` if the store keeps failing."""
         started, cpu, waited = time.perf_counter(), time.process_time(), 0.0
         for film, seconds in self._ahead(self._pool, self._decode, rows, max(AHEAD, 2 * self.threads)):
             waited += seconds
@@ -76,7 +76,7 @@ class FilmReader:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fetch-decode")
 
     def read_isolated(self, rows: pa.Table) -> Iterator[FilmResult]:
-        """The same, decoded one by one in a child process, which a film may kill."""
+        """`read`, but films are decoded one by one in a child process, which a film may kill."""
         with (
             closing(IsolatedDecoder(self._preprocessing)) as decoder,
             ThreadPoolExecutor(1, thread_name_prefix="isolated") as pool,
@@ -90,13 +90,13 @@ class FilmReader:
     def _ahead(
         self, pool: ThreadPoolExecutor, decoder: Decoder, rows: pa.Table, ahead: int
     ) -> Iterator[tuple[FilmResult, float]]:
-        """Films in order, with the seconds the caller waited for each; `ahead` of them are worked on meanwhile."""
+        """Films in order, with the seconds the caller waited for each, while the next `ahead` films are in work."""
         waiting: deque[Future[FilmResult]] = deque()
 
         def take() -> tuple[FilmResult, float]:
             started = time.perf_counter()
             film = waiting.popleft().result()
-            # Over the shards' ends: a shard may hold fewer scans than that.
+            # Counted across shards: a shard may hold fewer scans than FAILURES_IN_A_ROW.
             self._failures = self._failures + 1 if film.reason in _STORE_FAILS else 0
             if self._failures >= FAILURES_IN_A_ROW:
                 raise IncompleteError(_failing(film, rows))
@@ -115,7 +115,7 @@ class FilmReader:
 
 
 def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
-    """Fetch, decode and gate one scan. Whatever is wrong with it, or with its way here, is the film's reason."""
+    """Fetch, decode and check one scan. A fault in the scan or in fetching it becomes the film's reason."""
     pixels, grey, reason, size = None, None, None, 0
     started = fetched = time.perf_counter()
     try:
@@ -129,7 +129,7 @@ def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
     except ScanError as error:
         reason = error.reason
     ended = time.perf_counter()
-    if not size:  # the fetch itself failed, or brought nothing
+    if not size:  # the fetch failed or returned nothing
         fetched = ended
     return FilmResult(
         pixels=pixels,
@@ -142,9 +142,9 @@ def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
 
 
 def _failing(film: FilmResult, rows: pa.Table) -> str:
-    place = rows["uri"][0].as_py().rpartition("/")[0]
-    mend = "check the credentials" if film.reason is Reason.ACCESS_DENIED else "see whether the store is up"
+    folder = rows["uri"][0].as_py().rpartition("/")[0]
+    remedy = "check the credentials" if film.reason is Reason.ACCESS_DENIED else "check that the store is up"
     return (
-        f"{place}: {FAILURES_IN_A_ROW} scans in a row could not be fetched ({film.reason}); {mend},"
-        " then run the same command again: it goes on where this run stopped"
+        f"{folder}: {FAILURES_IN_A_ROW} scans in a row could not be fetched ({film.reason}); {remedy},"
+        " then run the same command again: it continues where this run stopped"
     )

@@ -1,35 +1,35 @@
-"""From the facts of a cluster to the shape of the scoring job.
+"""Chooses the layout of the scoring job from the resources of the cluster.
 
-Without GPUs one actor a core fetches (threads), decodes and infers in one place, so no pixels cross the object store.
-With GPUs one actor a core, on whatever node it stands, fetches and decodes to uint8, and one actor a GPU infers and
-writes; Ray Data holds the decoders back when the GPUs cannot follow. GPU actors ask for no CPU: decoders that fill a
-GPU's node before its actor starts would keep it out for ever.
+Without GPUs one actor per core fetches (in threads), decodes and infers, so no pixels cross the object store. With GPUs
+one actor per core, on any node, fetches and decodes to uint8, and one actor per GPU infers and writes; Ray Data slows
+the decoders down when the GPUs cannot keep up. GPU actors request no CPU: otherwise decoders that fill a GPU's node
+before its actor starts would block it for ever.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 THREADS: Final = 2
-"""Fetching and decoding threads of an actor to begin with; `films.py` adds to them where they wait."""
+"""Threads with which an actor starts to fetch and decode; `films.py` adds more if they wait."""
 LARGEST_BLOCK: Final = 256 << 20
-"""Bytes of pixels of one shard that may cross the object store."""
+"""Most bytes of pixels per shard that may cross the object store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How many actors, and what each holds."""
+    """How many actors there are, and the resources of each."""
 
     cpus: int
-    """Of the cluster."""
+    """CPUs of the cluster."""
     actors: int
-    """That infer and write."""
+    """Actors that infer and write."""
     decoders: int
-    """Actors of one core that only fetch and decode; 0: those that infer do that, too."""
+    """Actors of one core that only fetch and decode; 0: the inferring actors do that too."""
     gpus_per_actor: int
     most_actors: int | None = None
-    """Up to so many of one core if the cluster grows."""
+    """Most actors of one core if the cluster grows."""
     reason: str
-    """One line for the person who watches."""
+    """One line for the log and the record."""
 
     @property
     def is_split(self) -> bool:
@@ -40,7 +40,7 @@ class Layout:
 def choose_layout(cpus: int, gpus: int, shards: int, *, shard_bytes: int = 0, most_actors: int | None = None) -> Layout:
     """The layout for a cluster with this many CPUs and GPUs, never wider than there are shards.
 
-    `shard_bytes` of pixels too large for the object store are decoded where they are inferred, GPU or not.
+    If a shard's pixels (`shard_bytes`) are too large for the object store, films are decoded where inference runs.
     """
     grow = None if most_actors is None else min(most_actors, shards)
     growing = f", up to {grow} if the cluster grows" if grow else ""

@@ -1,4 +1,4 @@
-"""What this model has not scored yet: the listing minus what stands in the table, cut into shards.
+"""The plan of a run: what this model has not scored yet (the listing minus the table), cut into shards.
 
 A plan is written whole before work starts and never changes:
 
@@ -6,8 +6,8 @@ A plan is written whole before work starts and never changes:
     runs/<run_id>/plan.json            written last; a plan without it does not exist
 
 A scan is stale when this model has no row for its scan_id, or only `failed` ones of fewer than `max_nights` runs. A
-changed file has a new scan_id, a new model has no rows, so both are stale by the same rule. `stale.py` finds them; here
-they are numbered and written as they flow by, so that ten million planned rows never stand in memory.
+changed file has a new scan_id and a new model has no rows, so both are stale by the same rule. `stale.py` finds them;
+here they are numbered and written as a stream, so ten million planned rows are never in memory at once.
 """
 
 import json
@@ -49,11 +49,11 @@ class Plan:
     source: str
     """URI of the archive or catalogue."""
     date: str
-    """Partition of the scores: the UTC day the run began, YYYY-MM-DD."""
+    """Partition of the scores: the UTC day the run started, YYYY-MM-DD."""
     planned: int
     """Scans."""
     listed: int
-    """Scans in the listing, those already scored included."""
+    """Scans in the listing, including those already scored."""
     shards: int
     bytes: int
     """Size of the planned files."""
@@ -77,12 +77,12 @@ def make_plan(
 ) -> Plan:
     """Plan a new run and write it; a scan that failed in `max_nights` runs is given up.
 
-    Raises `NotFoundError` when the source is absent, `InputError` when it is empty or a part of the table is spoilt.
+    Raises `NotFoundError` if the source is absent, `InputError` if it is empty or a part of the table is unreadable.
     """
     now = datetime.now(UTC)
 
     def write(connection: duckdb.DuckDBPyConnection, listing: ListedScans) -> Plan:
-        # Of this attempt's own: one that was given up half-way leaves plan files without a plan.json, so no plan.
+        # A new id per attempt: an aborted one leaves plan files without a plan.json, which is not a plan.
         run_id = f"{now:%Y%m%dT%H%M%SZ}-{token_hex(3)}"
         written = _Writer(store, run_id, shard_size)
         reader = connection.sql(f"{STALE} ORDER BY uri, scan_id").to_arrow_reader(BATCH_ROWS)
@@ -115,14 +115,14 @@ def forget_plan(store: Store, plan: Plan) -> None:
 
 
 def unfinished_plans(store: Store, model_id: str) -> list[Plan]:
-    """Plans of this model without a run record, oldest first: a run that was killed is taken up under its own plan."""
+    """Plans of this model without a run record, oldest first: a run that was killed is resumed under its own plan."""
     if store.is_local and not store.path.is_dir():
         return []
     keys = {info.key for chunk in store.list("runs") for info in chunk}
-    waiting = sorted(
+    unfinished = sorted(
         key for key in keys if key.endswith("/plan.json") and key.replace("/plan.json", "/run.json") not in keys
     )
-    plans = [Plan(**json.loads(store.get(key))) for key in waiting]
+    plans = [Plan(**json.loads(store.get(key))) for key in unfinished]
     return [plan for plan in plans if plan.model_id == model_id]
 
 
@@ -151,7 +151,7 @@ def _kept_rows(store: Store, run_id: str, number: int, group: int) -> pa.Table:
 
 
 class _Writer:
-    """Cuts sorted stale scans into shards and writes them, a few files at a time; holds no more than those."""
+    """Cuts sorted stale scans into shards and writes them; holds only a few files in memory at a time."""
 
     def __init__(self, store: Store, run_id: str, shard_size: int) -> None:
         self.store = store
@@ -174,13 +174,13 @@ class _Writer:
                 self.digest.update(future.result())
 
     def _planned(self, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-        """The rows to do, each scan once."""
+        """The rows to plan, each scan once."""
         last = None
         for batch in reader:
             ids = batch["scan_id"]
             if not len(ids):
                 continue
-            # Rows are ordered, so a scan that a catalogue names twice stands beside itself.
+            # Rows are sorted, so duplicates of a scan in a catalogue are adjacent.
             before = pa.concat_arrays([pa.array([last], ids.type), ids.slice(0, len(ids) - 1)])
             first = pc.fill_null(pc.not_equal(ids, before), True)
             last = ids[-1].as_py()
@@ -214,13 +214,13 @@ class _Writer:
 
 
 def _shards_per_group(shard_size: int) -> int:
-    """A divisor of SHARDS_PER_FILE: groups of about ROWS_PER_GROUP rows, of one shard at least."""
+    """Shards per row group, a divisor of SHARDS_PER_FILE: about ROWS_PER_GROUP rows, at least one shard."""
     wanted = max(1, ROWS_PER_GROUP // shard_size)
     return max(n for n in range(1, SHARDS_PER_FILE + 1) if SHARDS_PER_FILE % n == 0 and n <= wanted)
 
 
 def _groups(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows` rows, but for the last."""
+    """The same rows in tables of exactly `rows` rows, except the last."""
     waiting: list[pa.Table] = []
     count = 0
     for table in tables:

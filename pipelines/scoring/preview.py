@@ -1,4 +1,4 @@
-"""What the next run would do, how long it would take and what that costs, without writing anything."""
+"""What the next run would do, how long it would take and what it would cost; nothing is written."""
 
 import json
 import re
@@ -19,27 +19,27 @@ RUNS_LOOKED_AT = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PlanPreview:
-    """What `rayscan score --dry-run` tells. What an unfinished run has planned but not scored counts as planned."""
+    """The output of `rayscan score --dry-run`. Scans that an unfinished run planned but did not score are `planned`."""
 
     listed: int
     planned: int
     done: int
-    """Listed scans this model has dealt with."""
+    """Listed scans already in the table for this model."""
     given_up: int
     """Listed scans that failed in too many runs."""
     shards: int
     bytes: int
     """Size of the planned files."""
     unfinished: tuple[str, ...]
-    """Runs that would be taken up first."""
+    """Runs that would be resumed first."""
     expected_seconds: float | None
-    """None when no run tells a rate."""
+    """None if no run recorded a rate."""
     core_hours: float | None
-    """None when no run tells a rate and its number of cores."""
+    """None if no run recorded a rate and its number of cores."""
     cost: float | None
-    """Core-hours times the given price of one."""
+    """Core-hours times the given price per core-hour."""
     basis: str
-    """What the expectation rests on, for a person."""
+    """What the estimate is based on, in words."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def preview_plan(
     max_nights: int = 5,
     price_per_core_hour: float | None = None,
 ) -> PlanPreview:
-    """Look ahead at the next run. Raises as `make_plan` does."""
+    """Preview the next run. Raises as `make_plan` does."""
 
     def count(connection: duckdb.DuckDBPyConnection, listing: ListedScans) -> tuple[int, int, int, int]:
         rows = connection.execute(
@@ -68,9 +68,9 @@ def preview_plan(
             ) GROUP BY given_up
             """  # noqa: S608 (constant)
         ).fetchall()
-        found = {given_up: (scans, size) for given_up, scans, size in rows}
-        planned, size = found.get(False, (0, 0))
-        return listing.distinct(connection), planned, size, found.get(True, (0, 0))[0]
+        totals = {given_up: (scans, size) for given_up, scans, size in rows}
+        planned, size = totals.get(False, (0, 0))
+        return listing.distinct(connection), planned, size, totals.get(True, (0, 0))[0]
 
     listed, planned, size, given_up = with_stale(
         store, source=source, model_id=model_id, max_nights=max_nights, use=count
@@ -102,15 +102,15 @@ def _finished(store: Store) -> list[dict[str, Any]]:
 
 
 def _rate(records: list[dict[str, Any]], model_id: str) -> _Rate:
-    """Medians of the newest runs of this model, else of any."""
+    """Medians over the newest runs of this model, else of any model."""
     own = [record for record in records if record.get("model_id") == model_id]
     looked_at = (own or records)[:RUNS_LOOKED_AT]
     if not looked_at:
-        return _Rate(None, None, "no finished run tells how fast this goes; the first one will")
-    cores = [found for record in looked_at if (found := _cores(record))]
+        return _Rate(None, None, "no finished run has recorded a rate yet; the first one will")
+    cores = [number for record in looked_at if (number := _cores(record))]
     whose = "this model" if own else "other models"
-    number = f"the last {len(looked_at)} runs" if len(looked_at) > 1 else "the last run"
-    basis = f"median of {number} of {whose}: {median(r['scans_per_second'] for r in looked_at):,.1f} scans a second"
+    which = f"the last {len(looked_at)} runs" if len(looked_at) > 1 else "the last run"
+    basis = f"median of {which} of {whose}: {median(r['scans_per_second'] for r in looked_at):,.1f} scans a second"
     if cores:
         basis += f" on {median(cores):g} cores"
     return _Rate(
@@ -119,8 +119,8 @@ def _rate(records: list[dict[str, Any]], model_id: str) -> _Rate:
 
 
 def _cores(record: Mapping[str, Any]) -> float | None:
-    """CPU cores a run had: its field `cpus`, else what its layout says in words; None when neither does."""
+    """CPU cores of a run: its field `cpus`, else the number in its layout's text, else None."""
     if isinstance(record.get("cpus"), int | float):
         return float(record["cpus"])
-    found = re.search(r"(\d+) CPUs", json.dumps(record.get("layout") or ""))
-    return float(found[1]) if found else None
+    match = re.search(r"(\d+) CPUs", json.dumps(record.get("layout") or ""))
+    return float(match[1]) if match else None

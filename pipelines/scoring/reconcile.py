@@ -1,4 +1,4 @@
-"""Every row accounted for: a run's parts, read back and compared with its plan, scan by scan."""
+"""Accounts for every row: a run's parts are read back and compared with its plan, scan by scan."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,18 +21,18 @@ _COLUMNS = ["scan_id", "status", "reason", "site", "probability", "grey_mean", "
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """A run's rows, counted."""
+    """The counts of a run's rows."""
 
     counts: Counter[str] = field(default_factory=lambda: Counter({status.value: 0 for status in Status}))
-    """By status; their sum is what was planned."""
+    """By status; their sum is the number of planned scans."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Of the rows without a probability."""
+    """By reason, of the rows without a probability."""
 
 
 def reconcile(store: Store, plan: Plan, drift: DriftTally) -> Account:
-    """Count a run's rows from its parts, and add them to the tally of drift.
+    """Count a run's rows from its parts, and add the parts to `drift`.
 
-    Raises `IncompleteError` unless the rows of every part are the scans of its shard, each once.
+    Raises `IncompleteError` unless every part holds exactly the scans of its shard, each once.
     """
     missing = set(range(plan.shards)) - written_shards(store, plan)
     if missing:
@@ -48,7 +48,7 @@ def reconcile(store: Store, plan: Plan, drift: DriftTally) -> Account:
 
 
 def _parts(store: Store, plan: Plan) -> Iterator[pa.Table]:
-    """The checked parts in order; READ_THREADS at a time, so that a large run is never in memory."""
+    """The checked parts in order, READ_THREADS at a time, so that a large run is never in memory at once."""
     with ThreadPoolExecutor(READ_THREADS) as threads:
         for start in range(0, plan.shards, READ_THREADS):
             shards = range(start, min(plan.shards, start + READ_THREADS))
@@ -57,15 +57,15 @@ def _parts(store: Store, plan: Plan) -> Iterator[pa.Table]:
 
 def _checked_part(store: Store, plan: Plan, shard: int) -> pa.Table:
     name = part_name(plan, shard)
-    mend = "move it away and run the same command again"
+    remedy = "move it away and run the same command again"
     try:
         part = pq.read_table(pa.BufferReader(store.get(name)), columns=_COLUMNS)
     except pa.ArrowException as error:
-        raise IncompleteError(f"{store.uri(name)} is not a readable part; {mend}") from error
+        raise IncompleteError(f"{store.uri(name)} is not a readable part; {remedy}") from error
     planned = read_shard(store, plan.run_id, shard)
     if sorted(part["scan_id"].to_pylist()) != sorted(planned["scan_id"].to_pylist()):
         raise IncompleteError(
             f"{store.uri(name)} holds {part.num_rows} rows that are not the {planned.num_rows} scans of its shard;"
-            f" {mend}"
+            f" {remedy}"
         )
     return part

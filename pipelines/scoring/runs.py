@@ -1,12 +1,12 @@
-"""A night: finish what a killed run left, plan what is new, score it, count every row from the Parquet.
+"""A night: finish what a killed run left, plan what is new, score it, and count every row in the Parquet files.
 
     SCORES/scores/model=<model_id>/date=<day>/<run_id>-<shard>.parquet   the table
     SCORES/runs/<run_id>/plan.json, plan/…                               written before work starts
     SCORES/runs/<run_id>/run.json, report.html                           written when every scan is accounted for
-    SCORES/leases/model=<model_id>/…                                     who is at work
+    SCORES/leases/model=<model_id>/…                                     which driver is at work
 
-A plan without run.json is an unfinished run. The next call with the same model takes it up under its own run_id and
-plan before it plans anything new: a second plan beside late parts of the first would double rows.
+A plan without run.json is an unfinished run. The next call with the same model resumes it under its own run_id and plan
+before planning anything new: a second plan beside late parts of the first would duplicate rows.
 """
 
 import logging
@@ -45,7 +45,7 @@ __all__ = ["OpenSession", "ScoreSettings", "preview", "score"]
 log = logging.getLogger("rayscan")
 
 SHORT_PLAN = 0.3
-"""Seconds a plan may take before Ray is started without knowing whether there is anything to do."""
+"""Seconds to wait for a plan before Ray is started without knowing whether there is anything to do."""
 _STAGES = ("fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
 _VERSIONED = ("rayscan", "ray", "torch", "openvino", "pillow", "pydicom")
 
@@ -62,12 +62,12 @@ class _Night:
     conditional: bool
     lease: Lease
     connect: Callable[[], None]
-    """Makes sure that Ray is there."""
+    """Starts Ray, or connects to it, on the first call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What the actors of one attempt reported, added up."""
+    """The sums of what the actors of one attempt reported."""
 
     totals: Mapping[str, float]
     engine: Mapping[str, Any] | None
@@ -77,12 +77,12 @@ class _Work:
 def score(
     source: str, bundle_uri: str, out: str, settings: ScoreSettings, open_session: OpenSession = nullcontext
 ) -> list[RunRecord]:
-    """Score what the model at `bundle_uri` has not scored of an archive or catalogue yet.
+    """Score the scans of an archive or catalogue that the model at `bundle_uri` has not scored yet.
 
-    `open_session` gives the Ray to work on; it is opened when there is work. Without one Ray must be initialised.
-    Returns a record per run: those taken up again first, the new one last.
-    Raises `InputError` for an unusable source, bundle or operating point, and `IncompleteError` when scans are left
-    over: another run is at work, or the store failed.
+    `open_session` opens a Ray session; it is called only if there is work. By default Ray must be initialised already.
+    Returns one record per run: resumed runs first, the new one last.
+    Raises `InputError` for an unusable source, bundle or operating point, and `IncompleteError` if scans are left:
+    another run is at work, or the store failed.
     """
     bundle = fetch_bundle(bundle_uri)
     point = operating_point(bundle.calibration, settings.operating_point)
@@ -101,8 +101,8 @@ def score(
         )
         records = []
         for plan in unfinished_plans(store, bundle.model_id):
-            log.info("run %s was left unfinished; taking it up again under its own plan", plan.run_id)
-            # The same model may lie somewhere else by now.
+            log.info("run %s was left unfinished; resuming it under its own plan", plan.run_id)
+            # The same model may be at another URI by now.
             records.append(_run(night, replace(plan, bundle=open_store(bundle_uri).root)))
         plan = _plan_new(night, source, bundle_uri, point)
         if plan.planned == 0:
@@ -114,7 +114,7 @@ def score(
 def preview(
     source: str, bundle_uri: str, out: str, settings: ScoreSettings, *, price_per_core_hour: float | None = None
 ) -> PlanPreview:
-    """What `score` would do, how long it would take and cost; nothing is written. Raises `InputError` as `score`."""
+    """What `score` would do, how long it would take and cost; nothing is written. Raises as `score` does."""
     bundle = fetch_bundle(bundle_uri)
     operating_point(bundle.calibration, settings.operating_point)
     return preview_plan(
@@ -128,7 +128,7 @@ def preview(
 
 
 def _plan_new(night: _Night, source: str, bundle_uri: str, point: str) -> Plan:
-    """The plan of a new run. Raises `IncompleteError` when the lease was lost while it was made."""
+    """The plan of a new run. Raises `IncompleteError` if the lease was lost while it was made."""
     log.info("listing %s", source)
     plan = _planned_while_connecting(
         night,
@@ -144,31 +144,31 @@ def _plan_new(night: _Night, source: str, bundle_uri: str, point: str) -> Plan:
     )
     try:
         night.lease.confirm()
-    except IncompleteError:  # another run planned meanwhile: two plans of the same scans would double rows
+    except IncompleteError:  # another run planned meanwhile: two plans of the same scans would duplicate rows
         forget_plan(night.store, plan)
         raise
     return plan
 
 
 def _planned_while_connecting(night: _Night, plan: Callable[[], Plan]) -> Plan:
-    """The plan; Ray, which takes seconds to start, is started beside one that takes long.
+    """Make the plan, and start Ray (which takes seconds) meanwhile if planning takes long.
 
-    A short plan is waited for: where nothing is new, Ray is not needed at all.
+    A short plan is waited for: if nothing is new, Ray is not needed at all.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="plan") as aside:
-        planned = aside.submit(plan)
+    with ThreadPoolExecutor(1, thread_name_prefix="plan") as planner:
+        planned = planner.submit(plan)
         if wait([planned], timeout=SHORT_PLAN).not_done:
             night.connect()
         return planned.result()
 
 
 def _run(night: _Night, plan: Plan) -> RunRecord:
-    """Do what is left of a plan, and record it. Raises `IncompleteError` when the store does not let it."""
+    """Do what is left of a plan and record the run. Raises `IncompleteError` if the store fails."""
     try:
         return _finished(night, plan)
     except (StorageError, AccessError, NotFoundError) as error:
         raise IncompleteError(
-            f"{error}; run {plan.run_id} is unfinished: run the same command again when that is mended"
+            f"{error}; run {plan.run_id} is unfinished: run the same command again when the store works"
         ) from error
 
 
@@ -213,7 +213,7 @@ def _write_report(store: Store, run_id: str, thumbnails: int) -> None:
 
     try:
         put_page(night_page(store.root, thumbnails), store.uri(f"runs/{run_id}/report.html"))
-    except RayscanError as error:  # the night is over and recorded; its page can be made at any time
+    except RayscanError as error:  # the run is over and recorded; its report can be made at any time
         log.warning("no report was written (%s); make it with: rayscan report %s --out report.html", error, store.root)
 
 
@@ -221,7 +221,7 @@ _SHARED = {field.name for field in fields(Plan)} & {field.name for field in fiel
 
 
 def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]:
-    """Run the shards that are left; each is written by the actor that scored it."""
+    """Run the remaining shards; each is written by the actor that scored it."""
     started = time.perf_counter()
     totals: dict[str, float] = dict.fromkeys(("scans", "bytes", *_STAGES), 0.0)
     engine = None
@@ -237,7 +237,7 @@ def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _W
         most_actors=night.settings.most_actors,
     )
     log.info("layout: %s", layout.reason)
-    # All shards of a plan are as large as the first, but for the last.
+    # All shards of a plan are as large as the first, except the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     shards = [{"shard": shard} for shard in todo]
     with progress("score", scans) as advance, counting(advance) as count:
@@ -274,11 +274,11 @@ def _stages(night: _Night, plan: Plan, layout: Layout, reporter: Reporter) -> li
     ]
 
 
-def _once(open_it: Callable[[], object]) -> Callable[[], None]:
+def _once(open_session: Callable[[], object]) -> Callable[[], None]:
     opened: list[object] = []
 
     def ensure() -> None:
         if not opened:
-            opened.append(open_it())
+            opened.append(open_session())
 
     return ensure

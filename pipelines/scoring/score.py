@@ -1,8 +1,8 @@
-"""The scoring itself, as Ray Data actors: one shard goes from the plan to its part.
+"""The scoring itself, as Ray Data actors: one shard of the plan becomes one part.
 
-`ScoreShard` does all of it in one place. Where GPUs infer, `ReadShard` hands the films of a shard to `InferShard`.
-Every scan of the shard becomes a row. What is wrong with one scan is a reason in its row, never an exception that stops
-the shard; an exception that does go up is a fault of rayscan or of the whole store.
+`ScoreShard` does all of it in one actor. With GPUs, `ReadShard` hands the films of a shard to `InferShard`. Every scan
+of the shard becomes a row. A fault of one scan is a reason in its row, never an exception that stops the shard; an
+exception means a bug of rayscan or a failure of the whole store.
 """
 
 import json
@@ -48,13 +48,13 @@ class Verdict:
     classes: npt.NDArray[np.float32] | None
     """Calibrated class probabilities, in the order of the bundle's classes."""
     distance: float | None = None
-    """From the training films in feature space."""
+    """Distance from the training films in feature space."""
     grey: tuple[float, float] | None = None
     """Mean and standard deviation of the grey levels."""
 
 
 class ScoreShard:
-    """Reads, infers and writes. Its name is what the dashboard shows."""
+    """Reads, infers and writes. The Ray dashboard shows its name."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ScoreShard:
         self.writing = _Writing(scores, plan, layout, precision)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
-        """One row `shard` in, one summary row out; the scores go straight into the part."""
+        """Takes one row `shard`, returns one summary row; the scores go straight into the part."""
         shard = int(batch["shard"][0])
         return self.writing.finish(shard, *self.reading.begin(shard))
 
@@ -80,24 +80,24 @@ class ReadShard:
         self.reading = _Reading(scores, plan, reporter)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
-        """One row `shard` in; one row out with the grey levels of its films, one after another, and what else is known.
+        """Takes one row `shard`; returns one row: the grey levels of its films, concatenated, and their fields.
 
-        Pixels travel as bytes: that is one buffer in the object store, read by the next actor without a copy.
+        Pixels are passed as bytes: one buffer in the object store, read by the next actor without a copy.
         """
         shard = int(batch["shard"][0])
-        pixels, told = [], None
+        pixels, fields = [], None
         _, films = self.reading.begin(shard)
         if films is not None:
-            told = []
+            fields = []
             for film in films:
                 if film.pixels is not None:
                     pixels.append(film.pixels.tobytes())
-                told.append({**asdict(replace(film, pixels=None)), "decoded": film.pixels is not None})
-        return {"shard": [shard], "pixels": [b"".join(pixels)], "films": [json.dumps(told)]}
+                fields.append({**asdict(replace(film, pixels=None)), "decoded": film.pixels is not None})
+        return {"shard": [shard], "pixels": [b"".join(pixels)], "films": [json.dumps(fields)]}
 
 
 class InferShard:
-    """Infers what `ReadShard` hands over, and writes."""
+    """Infers the films from `ReadShard`, and writes."""
 
     def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None" = None) -> None:
         self.store = Store(scores)
@@ -105,11 +105,11 @@ class InferShard:
         self.writing = _Writing(scores, plan, layout, precision)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
-        """One row of `ReadShard` in, one summary row out."""
+        """Takes one row of `ReadShard`, returns one summary row."""
         shard = int(batch["shard"][0])
-        told = json.loads(batch["films"][0])
+        fields = json.loads(batch["films"][0])
         rows = read_shard(self.store, self.plan.run_id, shard)
-        films = None if told is None else _handed_over(told, batch["pixels"][0], self.writing.side)
+        films = None if fields is None else _handed_over(fields, batch["pixels"][0], self.writing.side)
         return self.writing.finish(shard, rows, films)
 
 
@@ -123,9 +123,9 @@ class _Reading:
         self.reader = FilmReader(_bundle(plan).spec.preprocessing, threads=THREADS)
 
     def begin(self, shard: int) -> tuple[pa.Table, Iterator[FilmResult] | None]:
-        """The rows of a shard and their films; None for films when the part is there already.
+        """The rows of a shard and their films; None instead of films if the part is already written.
 
-        A shard that was begun before may hold the scan that ended its worker: then its films are read in isolation,
+        A shard that was started before may hold the scan that killed its worker: then its films are read in isolation,
         and after MAX_ATTEMPTS not at all.
         """
         rows = read_shard(self.store, self.plan.run_id, shard)
@@ -155,7 +155,7 @@ class _Writing:
         self.engine = load_engine(bundle, device=device, threads=1, precision=precision, batch=self.batch)
 
     def finish(self, shard: int, rows: pa.Table, films: Iterable[FilmResult] | None) -> dict[str, list[Any]]:
-        """Infer, write the part, and sum up; films None: the part was written before."""
+        """Infer, write the part, and return the summary; `films` is None if the part is already written."""
         summary: dict[str, Any] = {"shard": shard, "scans": rows.num_rows, "engine": self.engine.choice.to_json()}
         if films is None:
             return {name: [value] for name, value in {**summary, **dict.fromkeys(_MEASURED, 0)}.items()}
@@ -182,10 +182,9 @@ _MEASURED: Final = ("bytes", "fetch_seconds", "decode_seconds", "infer_seconds",
 def infer(
     films: Iterable[FilmResult], engine: "Engine", batch: int, limit: float = math.inf
 ) -> tuple[list[FilmResult], list[Verdict], float]:
-    """Run the model on the films that have pixels, `batch` at a time; one farther off than `limit` is rejected.
+    """Run the model on the films that have pixels, `batch` at a time; films farther away than `limit` are rejected.
 
-    Returns what became of each scan, twice and in order: its film (without pixels) and its verdict; and the seconds of
-    inference.
+    Returns, in order, each scan's film (without pixels) and its verdict, and the seconds of inference.
     """
     read: list[FilmResult] = []
     results: dict[int, tuple[npt.NDArray[np.float32], float]] = {}
@@ -215,7 +214,7 @@ def infer(
 def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, calibration: Calibration) -> pa.Table:
     """The rows of a part, contracts.SCORES, from a shard's plan rows and verdicts in the same order."""
     threshold = calibration.operating_points[plan.operating_point]
-    # The first class is the absence of disease; the others are kinds of it.
+    # The first class is the absence of disease; the others are kinds of disease.
     probabilities = [None if v.classes is None else float(1.0 - v.classes[0]) for v in verdicts]
     n = rows.num_rows
     columns = {
@@ -252,10 +251,10 @@ def _verdict(film: FilmResult, limit: float, classes: npt.NDArray[np.float32] | 
     return Verdict(status, reason, None if refusal else classes, known, film.grey)
 
 
-def _handed_over(told: list[dict[str, Any]], pixels: bytes, side: int) -> Iterator[FilmResult]:
+def _handed_over(fields: list[dict[str, Any]], pixels: bytes, side: int) -> Iterator[FilmResult]:
     grey = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, side, side)
     decoded = iter(grey)
-    for film in told:
+    for film in fields:
         has_pixels, reason = film.pop("decoded"), film.pop("reason")
         known = {**film, "grey": film["grey"] and tuple(film["grey"]), "reason": reason and Reason(reason)}
         yield FilmResult(**{**known, "pixels": next(decoded) if has_pixels else None})

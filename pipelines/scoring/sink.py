@@ -1,8 +1,8 @@
-"""One shard, one part: the unit of exactly-once.
+"""Writes one part per shard, exactly once.
 
-The name of a part is fixed by its run and shard, and it is written whole by create-only put. A retried task, a resumed
-run or a writer of a driver that is dead already can only write the same part, or find it written. On a store without
-conditional put the same name is replaced by the same rows.
+The name of a part is fixed by its run and shard, and it is written whole by a create-only put. A retried task, a
+resumed run or a worker whose driver has died can only write the same part, or find it written. On a store without
+conditional put, a part is overwritten with the same rows.
 """
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pipelines.storage import Store
 
 
 def write_part(store: Store, plan: Plan, shard: int, rows: pa.Table) -> bool:
-    """Write the rows of one shard (contracts.SCORES); returns False when the part was there already."""
+    """Write the rows of one shard (contracts.SCORES); returns False if the part was already there."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows.cast(SCORES), sink, compression="zstd")
     return store.create(part_name(plan, shard), sink.getvalue().to_pybytes())
@@ -26,12 +26,12 @@ def part_name(plan: Plan, shard: int) -> str:
 
 
 def is_written(store: Store, plan: Plan, shard: int) -> bool:
-    """Whether the part of this shard is there."""
+    """Whether the part of this shard is written."""
     return store.exists(part_name(plan, shard))
 
 
 def written_shards(store: Store, plan: Plan) -> set[int]:
-    """Shards of this plan whose part is there."""
+    """Shards of this plan whose part is written."""
     there = {info.key for chunk in store.list(_folder(plan)) for info in chunk}
     return {shard for shard in range(plan.shards) if part_name(plan, shard) in there}
 

@@ -1,7 +1,7 @@
-"""Which scans of a listing a model has not dealt with: one streaming anti-join in DuckDB, in bounded memory.
+"""Finds the stale scans, those of a listing that a model has not scored: a streaming anti-join in DuckDB.
 
-The listing flows past; the ids of what was dealt with are the build side, 128 bits each; only what is stale is sorted.
-Whatever outgrows MEMORY spills into a temporary folder. `tests/benchmarks/test_plan_scale.py` has the figures.
+The listing is streamed; the ids of finished scans are the build side of the join, 128 bits each; only stale scans are
+sorted. What outgrows MEMORY spills into a temporary folder. `tests/benchmarks/test_plan_scale.py` has the figures.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,13 +22,13 @@ from pipelines.table.parts import PartVanishedError, list_scores, local_parts, r
 from pipelines.table.query import create_scores_view
 
 MEMORY = "768MiB"
-"""What DuckDB may hold before it spills; the process needs as much again at most for what flows through it."""
+"""Memory of DuckDB before it spills; the process needs at most as much again for the rows streaming through."""
 THREADS = 4
 BATCH_ROWS = 65_536
 ATTEMPTS = 4
 LISTED = [name for name in PLAN.names if name != "shard"]
 
-_KEY = "md5_number(scan_id)"  # 16 bytes in place of 32 and their overhead; as many bits as a scan_id itself has
+_KEY = "md5_number(scan_id)"  # 16 bytes instead of 32 and their overhead; as many bits as a scan_id has
 
 STALE = f"""
     SELECT {", ".join(LISTED)}, tired.key IS NOT NULL AS given_up
@@ -36,13 +36,13 @@ STALE = f"""
     ANTI JOIN done ON listed.key = done.key
     LEFT JOIN tired ON listed.key = tired.key
 """  # noqa: S608 (constants)
-"""The scans to do, with those that failed too many nights marked. A scan listed twice is there twice."""
+"""The stale scans; those that failed in too many runs have `given_up`. A scan listed twice is there twice."""
 
 T = TypeVar("T")
 
 
 class ListedScans:
-    """The scans of an archive or catalogue as they flow by, columns LISTED; counts them, keeps its own errors."""
+    """The scans of an archive or catalogue as a stream, columns LISTED; counts them, keeps the error that ends it."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -51,7 +51,7 @@ class ListedScans:
         self.error: RayscanError | None = None
 
     def reader(self) -> pa.RecordBatchReader:
-        """The listing from its beginning."""
+        """The listing from its start."""
         self.rows, self.error = 0, None
         schema = pa.schema([PLAN.field(name) for name in LISTED])
         return pa.RecordBatchReader.from_batches(schema, self._batches(schema))
@@ -61,7 +61,7 @@ class ListedScans:
             for table in self._tables():
                 self.rows += table.num_rows
                 yield from table.cast(schema).to_batches()
-        except RayscanError as error:  # DuckDB keeps only the text of it
+        except RayscanError as error:  # DuckDB keeps only the text of an error
             self.error = error
             raise
 
@@ -71,7 +71,7 @@ class ListedScans:
         return (table.select(LISTED) for table in list_archive(open_store(self.source)))
 
     def distinct(self, connection: duckdb.DuckDBPyConnection) -> int:
-        """How many scans there are once all have flowed by; a catalogue may name one twice."""
+        """The number of distinct scans, after the stream has ended; a catalogue may name a scan twice."""
         if not self.is_catalog:
             return self.rows
         tables = stream_catalog(self.source, columns=["scan_id"])
@@ -89,9 +89,10 @@ def with_stale(
     max_nights: int,
     use: Callable[[duckdb.DuckDBPyConnection, ListedScans], T],
 ) -> T:
-    """What `use` makes of a connection in which `STALE` can be asked, once; called again if parts were compacted away.
+    """The result of `use`, called with a connection in which the query `STALE` can be run once.
 
-    Raises `InputError` for a spoilt part or an empty listing, and whatever the listing raises.
+    `use` is called again if a compaction deleted the parts. Raises `InputError` for an unreadable part or an empty
+    listing, and what the listing raises.
     """
     for _ in range(ATTEMPTS):
         listing = ListedScans(source)
@@ -112,7 +113,9 @@ def with_stale(
                 continue
             refuse_spoilt(parts, SCORES.names, error)
             raise
-        if not listing.rows:  # an S3 prefix with a typo lists nothing, too: that night must not pass for a quiet one
+        if (
+            not listing.rows
+        ):  # an S3 prefix with a typo lists nothing either, and must not pass for a night without new scans
             raise no_scans(open_store(source))
         return result
     raise PartVanishedError(f"{store.root}: the parts were replaced again and again while they were read; run again")
@@ -125,7 +128,7 @@ def _parts(store: Store, model_id: str) -> list[Path]:
 
 
 def _load_done(connection: duckdb.DuckDBPyConnection, parts: list[Path], max_nights: int) -> None:
-    """Make the tables `done` and `tired`, of one column `key`: dealt with, and failed in too many runs."""
+    """Create the tables `done` (finished scans) and `tired` (failed in too many runs), of one column `key`."""
     create_scores_view(connection, parts)
     connection.execute(f"CREATE TABLE done AS SELECT {_KEY} AS key FROM scores WHERE status <> 'failed'")  # noqa: S608
     connection.execute(

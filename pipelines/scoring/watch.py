@@ -1,4 +1,4 @@
-"""A process that hangs, even in C code that holds the interpreter, ends itself; its shard is begun again elsewhere."""
+"""Ends a process that hangs, even in C code that holds the interpreter's lock; its shard is restarted elsewhere."""
 
 import faulthandler
 import time
@@ -8,23 +8,23 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 DEADLINE: Final = 180.0
-"""Seconds in which the next film must be there: far above any store's retries."""
-SET_EVERY: Final = 1.0
-"""Seconds between two settings of the clock: each holds the interpreter's lock until a thread has come and gone. Set at
-every eighth film it cost 0.25 ms a film of a process whose other threads decode."""
+"""Seconds within which the next film must arrive: far longer than any store's retries."""
+RESTART_EVERY: Final = 1.0
+"""Seconds between two restarts of the timer, each of which holds the interpreter's lock while a thread starts and ends.
+Restarted at every eighth film it cost 0.25 ms per film in a process whose other threads decode."""
 
 
 def watched(items: Iterator[T], deadline: float = DEADLINE) -> Iterator[T]:
-    """The items; when the next one does not come within `deadline` seconds, this process exits with status 1.
+    """Pass on the items; if the next one does not arrive within `deadline` seconds, this process exits with status 1.
 
-    What it prints then goes to stderr, a worker's log, and names functions only.
+    Before that it prints a traceback, which names functions only, to stderr, the worker's log.
     """
-    set_again = 0.0
+    next_restart = 0.0
     try:
         while True:
-            if (now := time.monotonic()) >= set_again:
+            if (now := time.monotonic()) >= next_restart:
                 faulthandler.dump_traceback_later(deadline, exit=True, file=2)
-                set_again = now + SET_EVERY
+                next_restart = now + RESTART_EVERY
             try:
                 item = next(items)
             except StopIteration:

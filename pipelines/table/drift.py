@@ -1,18 +1,18 @@
-"""Drift without labels: whether tonight's films look to the model as its validation films did.
+"""Drift without labels: whether tonight's films look to the model like its validation films.
 
 The reference is the bundle's fingerprint (`models/statistics/fingerprint.py`). Every part of a run is added to
-histograms over the fingerprint's own edges, so memory is fixed whatever the size of the night, and no second pass over
-the scores is needed. Two figures are taken of each, since each is blind where the other sees:
+histograms over the fingerprint's own edges, so memory is fixed whatever the size of the night, and the scores are read
+once. Two statistics are computed for each quantity, because each misses shifts that the other detects:
 
     PSI   population stability index, sum of (q - p) ln(q / p) over the decile bins (Siddiqi 2006, Credit Risk
-          Scorecards, ch. 6; there 0.1 asks for a look, 0.25 for action)
+          Scorecards, ch. 6; there 0.1 calls for a look, 0.25 for action)
     KS    Kolmogorov-Smirnov distance, the largest gap between the two distribution functions, on the percentiles
 
 A level needs an effect and significance. Under no drift, PSI / (1/n + 1/m) of n films and m reference films is
 chi-squared with B - 1 degrees of freedom (Yurdakul 2018, Statistical Properties of Population Stability Index; by
-Taylor, PSI is the sum of (q - p)^2 / p, and q - p has variance p (1 - p) (1/n + 1/m)); its expectation is taken off. So
-a small site does not alarm by chance, and a hundred thousand films do not alarm over a difference that matters to
-nobody. What is not seen: a model that errs more on films that look alike; that takes labels.
+Taylor, PSI is the sum of (q - p)^2 / p, and q - p has variance p (1 - p) (1/n + 1/m)); its expectation is subtracted.
+So a small site does not alarm by chance, and a hundred thousand films do not alarm over an irrelevant difference. Not
+detected: a model that errs more on films that look the same; that takes labels.
 """
 
 import math
@@ -32,25 +32,25 @@ from pipelines.contracts import Status
 
 Level = Literal["too_few", "ok", "warn", "alarm"]
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
-"""From nothing known to the worst."""
+"""From unknown to worst."""
 
 REJECT_SHARE: Final = "reject_share"
 OTHER_SITES: Final = "other sites"
 SITES: Final = 200
-"""Sites with a row of their own: the first to come, in the order of the plan. Films of the rest are `other sites`."""
+"""Sites with a row of their own: the first in the order of the plan. Films of the rest are `other sites`."""
 
 MIN_FILMS: Final = 50
-"""Fewer, tonight or in the reference, say nothing."""
+"""With fewer films, tonight or in the reference, nothing is judged."""
 NIGHT_ALPHA: Final = 0.01
-"""Chance that a night without drift has any finding above `ok`; shared out equally over all its comparisons."""
+"""Probability that a night without drift has any finding above `ok`; divided equally among all its comparisons."""
 
 PSI_LEVELS: Final = (0.1, 0.25)
 KS_LEVELS: Final = (0.125, 0.2)
-"""The gaps that a shifted normal distribution has at those PSI: PSI d^2 and gap 2 Phi(d / 2) - 1 for a shift of d
-standard deviations."""
+"""The KS distance of a shifted normal distribution at those PSI: a shift of d standard deviations has PSI d^2 and KS
+2 Phi(d / 2) - 1."""
 SHARE_LEVELS: Final = (0.2, 0.5)
 """Cohen's h, 2 asin sqrt(p) - 2 asin sqrt(q): a small and a medium effect (Cohen 1988, Statistical Power Analysis,
-ch. 6). From 2 % of the films rejected, that is 6 % and 15 %."""
+ch. 6). Starting from 2 % of the films rejected, these are 6 % and 15 %."""
 
 _ALL, _OTHERS = 0, 1
 _NEEDED: Final = ("site", "status", *QUANTITIES)
@@ -58,22 +58,22 @@ _NEEDED: Final = ("site", "status", *QUANTITIES)
 
 @dataclass(frozen=True, kw_only=True)
 class DriftFinding:
-    """How one quantity of one site's films lies to the reference."""
+    """How one quantity of one site's films compares with the reference."""
 
     site: str | None
     """None: all sites."""
     quantity: str
     """One of `models.statistics.fingerprint.QUANTITIES`, or `reject_share`."""
     n: int
-    """Films compared: scored ones; of `reject_share`, those that were scored, rejected or unreadable."""
+    """Films compared: the scored ones; for `reject_share` those scored, rejected or unreadable."""
     psi: float | None
-    """What is above the expectation under no drift, at least 0."""
+    """PSI less its expectation without drift, at least 0."""
     ks: float | None
     level: Level
     note: str
-    """What to know about it; empty where all is well."""
+    """An explanation; empty at level `ok`."""
     share: float | None = None
-    """Of `reject_share`: how many of n were rejected or unreadable."""
+    """For `reject_share`: the share of n that was rejected or unreadable."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -81,34 +81,34 @@ class DriftFinding:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; fields of later versions are left out. Raises `TypeError` when one is missing."""
+        """The inverse of `to_json`; fields of later versions are ignored. Raises `TypeError` if one is missing."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: inner for name, inner in value.items() if name in known})
 
 
 def worst_level(findings: Sequence[DriftFinding]) -> Level:
-    """The worst of their levels; `too_few` when there are none."""
+    """The worst of their levels; `too_few` if there are none."""
     return max((finding.level for finding in findings), key=LEVELS.index, default="too_few")
 
 
 class _Histogram:
-    """Counts of one quantity over the bins and the percentiles of its reference, a row a site."""
+    """Counts of one quantity over the bins and the percentiles of its reference, one row per site."""
 
     def __init__(self, reference: Mapping[str, Sequence[float]], films: int) -> None:
-        # The scores hold float32: a tie with the reference is one in float32.
+        # Scores are float32, so ties with the reference are found in float32.
         self.edges = np.asarray(reference["edges"], dtype=np.float32)
         self.films = films
         self.shares = np.asarray(reference["shares"], dtype=np.float64)
         self.grid, first = np.unique(np.asarray(reference["percentiles"], dtype=np.float32), return_index=True)
         last = np.append(first[1:], 101) - 1
-        # Of the reference below each value of the grid, and up to it: they differ where many films share a value.
+        # Shares of the reference below each grid value, and up to it; they differ if many films share a value.
         self.below, self.up_to = first / 100, last / 100
         self.bins = np.zeros((SITES + 2, len(self.edges) + 1), dtype=np.int64)
         # Slot 2k: between grid k - 1 and grid k; slot 2k + 1: on grid k.
         self.slots = np.zeros((SITES + 2, 2 * len(self.grid) + 1), dtype=np.int64)
 
     def add(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
-        """Count values [N] in the rows [N] of their sites (below 0: of no site) and in the row of all."""
+        """Count values [N] in the rows [N] of their sites (below 0: no site) and in the row of all sites."""
         known = np.isfinite(values)
         rows, values = rows[known], values[known]
         bins = np.searchsorted(self.edges, values, side="right")
@@ -122,14 +122,14 @@ class _Histogram:
         return int(self.bins[row].sum())
 
     def psi(self, row: int) -> float:
-        """Raw. Half a film in every bin on both sides keeps the logarithm finite."""
+        """PSI without its expectation subtracted. Half a film added to every bin on both sides keeps the log finite."""
         new, n, bins = self.bins[row], self.n(row), len(self.shares)
         q = (new + 0.5) / (n + 0.5 * bins)
         p = (self.shares * self.films + 0.5) / (self.films + 0.5 * bins)
         return float(((q - p) * np.log(q / p)).sum())
 
     def ks(self, row: int) -> float:
-        """Within 0.01 + 1 / m of the distance between the films themselves."""
+        """KS distance, within 0.01 + 1 / m of the one computed from the films themselves."""
         cumulated = self.slots[row].cumsum() / self.n(row)
         below, up_to = cumulated[0:-1:2], cumulated[1::2]
         return float(max(np.abs(below - self.below).max(), np.abs(up_to - self.up_to).max()))
@@ -143,7 +143,7 @@ class _Histogram:
 class DriftTally:
     """Adds up the parts of a run; `findings` compares them with the fingerprint and with earlier runs.
 
-    `fingerprint` is that of the bundle; None of a bundle that has none, and then only the rejects are compared.
+    `fingerprint` is the bundle's; without one (None) only the share of rejects is compared.
     """
 
     def __init__(self, fingerprint: Mapping[str, Any] | None) -> None:
@@ -160,40 +160,40 @@ class DriftTally:
     def add(self, part: pa.Table) -> None:
         """Add rows of contracts.SCORES: columns site, status and those of `QUANTITIES`.
 
-        Failed rows are passed over: nobody has seen those films yet. Films without a site count for all sites only.
+        Failed rows are skipped: those films have not been read yet. Films without a site count for all sites only.
         """
         table = part.select(_NEEDED)
         table = table.filter(pc.not_equal(table["status"], Status.FAILED.value))
         rows = self._rows_of(table["site"])
         scored = pc.equal(table["status"], Status.SCORED.value).to_numpy()
-        for counts, of in ((self._seen, np.ones(len(rows), dtype=bool)), (self._left_out, ~scored)):
-            counts[_ALL] += int(of.sum())
-            np.add.at(counts, rows[of & (rows >= 0)], 1)
+        for counts, counted in ((self._seen, np.ones(len(rows), dtype=bool)), (self._left_out, ~scored)):
+            counts[_ALL] += int(counted.sum())
+            np.add.at(counts, rows[counted & (rows >= 0)], 1)
         for name, histogram in self._histograms.items():
             # A null becomes NaN
             values = table[name].cast(pa.float32()).to_numpy()[scored]
             histogram.add(rows[scored], values)
 
     def findings(self, earlier: Sequence[Mapping[str, Any]] = ()) -> list[DriftFinding]:
-        """All sites first, then each site by its name, every quantity of each.
+        """Findings for all sites first, then for each site by name; every quantity of each.
 
-        `earlier`: the run.json of former nights of this model, for the share of rejects: `counts`, and `drift` by site.
+        `earlier`: run.json of earlier nights of this model, for the share of rejects: `counts`, and `drift` by site.
         """
         names: list[tuple[str | None, int]] = [(None, _ALL), *sorted(self._rows.items())]
         if self._seen[_OTHERS]:
             names.append((OTHER_SITES, _OTHERS))
-        former = _former_rejects(earlier)
+        before = _earlier_rejects(earlier)
         # PSI and KS of every quantity, and the share of rejects
         large = sum(self._seen[row] >= MIN_FILMS for _, row in names)
         alpha = NIGHT_ALPHA / max(1, large * (2 * len(self._histograms) + 1))
-        found = []
+        findings = []
         for site, row in names:
-            found += [self._of_quantity(name, site, row, alpha) for name in QUANTITIES]
-            found.append(self._of_rejects(site, row, former.get(site, (0, 0)), alpha))
-        return found
+            findings += [self._of_quantity(name, site, row, alpha) for name in QUANTITIES]
+            findings.append(self._of_rejects(site, row, before.get(site, (0, 0)), alpha))
+        return findings
 
     def _rows_of(self, sites: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-        """The row of each film's site; -1 without one."""
+        """The row of each film's site; -1 without a site."""
         encoded = sites.cast(pa.string()).combine_chunks().dictionary_encode()
         places = []
         for site in encoded.dictionary.to_pylist():
@@ -207,12 +207,12 @@ class DriftTally:
     def _of_quantity(self, name: str, site: str | None, row: int, alpha: float) -> DriftFinding:
         histogram = self._histograms.get(name)
         if histogram is None:
-            note = "the bundle has no fingerprint of this; a model that is trained anew has one"
+            note = "the bundle has no fingerprint of this; a newly trained model has one"
             return _too_few(name, site, 0, note)
         n, m = histogram.n(row), histogram.films
         if min(n, m) < MIN_FILMS:
             which = f"{n} films" if n <= m else f"{m} films in the reference"
-            return _too_few(name, site, n, f"{which}: fewer than {MIN_FILMS} tell nothing")
+            return _too_few(name, site, n, f"{which}: fewer than {MIN_FILMS} are not judged")
         noise = 1 / n + 1 / m
         freedom = len(histogram.shares) - 1
         raw = histogram.psi(row)
@@ -226,21 +226,21 @@ class DriftTally:
         if level != "ok":
             note = f"{100 * histogram.above_median(row):.0f} % of them above the reference's median"
             if name == "probability":
-                note += "; more or fewer patients with pneumonia do this, too"
+                note += "; a change of prevalence does this too"
         return DriftFinding(site=site, quantity=name, n=n, psi=round(psi, 4), ks=round(ks, 4), level=level, note=note)
 
-    def _of_rejects(self, site: str | None, row: int, former: tuple[int, int], alpha: float) -> DriftFinding:
-        """Tonight's share against that of the earlier runs: two proportions, compared by Cohen's h."""
-        n, m = int(self._seen[row]), former[0]
+    def _of_rejects(self, site: str | None, row: int, earlier: tuple[int, int], alpha: float) -> DriftFinding:
+        """Tonight's share of rejects against that of the earlier runs, compared by Cohen's h."""
+        n, m = int(self._seen[row]), earlier[0]
         share = float(self._left_out[row] / n) if n else None
         if share is None or n < MIN_FILMS:
-            return _too_few(REJECT_SHARE, site, n, f"{n} films: fewer than {MIN_FILMS} tell nothing", share)
+            return _too_few(REJECT_SHARE, site, n, f"{n} films: fewer than {MIN_FILMS} are not judged", share)
         if m < MIN_FILMS:
-            note = f"earlier runs hold {m} films to compare with: fewer than {MIN_FILMS} tell nothing"
+            note = f"{m} films in the earlier runs: fewer than {MIN_FILMS} are not judged"
             return _too_few(REJECT_SHARE, site, n, note, share)
-        before = former[1] / m
+        before = earlier[1] / m
         effect = abs(2 * math.asin(math.sqrt(share)) - 2 * math.asin(math.sqrt(before)))
-        # h has the variance 1/n + 1/m whatever the shares; the plain z test cries out at the small ones of rejects.
+        # h has variance 1/n + 1/m whatever the shares; the plain z test alarms too often at small shares.
         significant = effect / math.sqrt(1 / n + 1 / m) > NormalDist().inv_cdf(1 - alpha / 2)
         level = _level(effect, SHARE_LEVELS, significant)
         note = "" if level == "ok" else f"{100 * share:.1f} % tonight, {100 * before:.1f} % in the earlier runs"
@@ -267,8 +267,8 @@ def _too_few(quantity: str, site: str | None, n: int, note: str, share: float | 
     return DriftFinding(site=site, quantity=quantity, n=n, psi=None, ks=None, level="too_few", note=note, share=share)
 
 
-def _former_rejects(earlier: Sequence[Mapping[str, Any]]) -> dict[str | None, tuple[int, int]]:
-    """Films seen, and those of them rejected or unreadable, in former runs: by site, None for all of them."""
+def _earlier_rejects(earlier: Sequence[Mapping[str, Any]]) -> dict[str | None, tuple[int, int]]:
+    """Films seen, and those rejected or unreadable, in earlier runs: by site, None for all sites."""
     seen: Counter[str | None] = Counter()
     left_out: Counter[str | None] = Counter()
     for record in earlier:

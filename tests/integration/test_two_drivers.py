@@ -36,7 +36,7 @@ def test_a_driver_back_from_the_dead_can_only_lose(rayscan_command: str, tmp_pat
             night.scores.put(info.key, b'{"owner": "", "process": null}')
         done = subprocess.run(night.command, env=dict(night.environment), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "taking it up again" in done.stderr
+        assert "resuming it under its own plan" in done.stderr
         sleeper.send_signal(signal.SIGCONT)
         _, stderr = sleeper.communicate(timeout=120)
         # It either sees at its next turn that its lease is gone, or is through before that with parts that were there;
