@@ -1,1 +1,1 @@
-"""Pages for people: one HTML file each, that loads nothing. Imported only where a page is made."""
+"""Reports: one self-contained HTML file each. Imported only where a page is made (matplotlib is slow to load)."""

@@ -7,5 +7,5 @@ from pipelines.pages.frame import render
 
 
 def audit_page(findings: Audit) -> str:
-    """HTML of the findings: the verdicts first, then what they rest on."""
+    """HTML of the findings: the verdicts first, then the figures behind them."""
     return render("audit.html", made=datetime.now(UTC), title="Audit", audit=findings, names=FACTS)

@@ -1,7 +1,7 @@
 """The model card: one page for the person who must decide whether to trust this model.
 
-It stands in the bundle, under its hash; `rayscan report BUNDLE` renders it anew from what the bundle holds, with what
-came later. Heavy (matplotlib): imported only where a bundle is made or shown.
+It is part of the bundle and of its hash; `rayscan report BUNDLE` renders it again from the bundle, with the later
+evaluations. Imports matplotlib, so it is imported only where a bundle is made or shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ _SHOWN_APART: Final = frozenset({"counts", "created", "dataset_fingerprint", "hi
 
 @dataclass(frozen=True, kw_only=True)
 class Since:
-    """What is known of a bundle only after it was made."""
+    """What is known about a bundle only after it was made."""
 
     model_id: str
     ledger: Sequence[Mapping[str, Any]]
     """Later evaluations, as `models.statistics.evaluation` makes them, with `when` and `dataset`; any of these may be
-    absent."""
+    missing."""
 
 
 def render_card(
@@ -65,11 +65,11 @@ def render_card(
 
 
 def _data(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[str, str]:
-    seen = spec.preprocessing
+    preprocessing = spec.preprocessing
     return {
         "Fingerprint of the data set": plain(lineage.get("dataset_fingerprint", "not recorded")),
-        "Films": f"decoded ({seen.decode}) to {seen.film_size} pixels square, grey",
-        "Input of the network": f"{seen.size} pixels square, normalised ({seen.normalise})",
+        "Films": f"decoded ({preprocessing.decode}) to {preprocessing.film_size} pixels square, grey",
+        "Input of the network": f"{preprocessing.size} pixels square, normalised ({preprocessing.normalise})",
     }
 
 
@@ -84,14 +84,18 @@ def _identity(spec: ModelSpec, calibration: Calibration, weights: str, since: Si
     }
 
 
-def _calibration(found: Calibration) -> str:
-    how = "isotonic" if found.curve else "Platt" if found.bias else "temperature"
-    told = {"temperature": found.temperature, "offset of the log-odds": found.bias, "knots": len(found.curve)}
-    return f"{how}: {plain({name: value for name, value in told.items() if value})}"
+def _calibration(calibration: Calibration) -> str:
+    method = "isotonic" if calibration.curve else "Platt" if calibration.bias else "temperature"
+    values = {
+        "temperature": calibration.temperature,
+        "offset of the log-odds": calibration.bias,
+        "knots": len(calibration.curve),
+    }
+    return f"{method}: {plain({name: value for name, value in values.items() if value})}"
 
 
 def _lineage(lineage: Mapping[str, Any]) -> dict[str, str]:
     recipe = lineage.get("recipe", {})
     start = {"started from": recipe.get("weights") or "random weights"} if recipe else {}
-    told = {name.replace("_", " "): plain(value) for name, value in lineage.items() if name not in _SHOWN_APART}
-    return start | told | {name: plain(lineage[name]) for name in ("training", "versions") if name in lineage}
+    facts = {name.replace("_", " "): plain(value) for name, value in lineage.items() if name not in _SHOWN_APART}
+    return start | facts | {name: plain(lineage[name]) for name in ("training", "versions") if name in lineage}

@@ -1,8 +1,8 @@
-"""Charts as inline SVG: drawn by matplotlib, coloured and lettered by the page they stand in.
+"""Charts as inline SVG: drawn by matplotlib, in the colours and font of the page around them.
 
-Axes and text take the page's own ink (`currentColor`), so that one picture serves light and dark; letters stay letters
-and use the page's font. Colours are Okabe and Ito's (2008), told apart by colour-blind readers; nothing is told by
-colour alone. A chart is 4.4 inches wide, so its letters are about 11 px on a telephone and larger elsewhere.
+Axes and text use the page's text colour (`currentColor`), so one chart serves light and dark mode; text stays text and
+uses the page's font. Colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish; colour is
+never the only cue. A chart is 4.4 inches wide, so its text is about 11 px on a phone and larger elsewhere.
 """
 
 import io
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 INK: Final = "#010203"
-"""Stands for the page's ink, and is replaced by it."""
+"""A placeholder for the page's text colour, replaced in the SVG."""
 BLUE: Final = "#0072B2"
 VERMILION: Final = "#D55E00"
 GREY: Final = "#8A949E"
@@ -30,7 +30,7 @@ Paint = Callable[[Axes], None]
 
 _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "rayscan",  # the ids within a chart hang on its contents only
+    "svg.hashsalt": "rayscan",  # the ids within a chart depend on its contents only
     "text.parse_math": False,  # a $ in a name is a $
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -61,7 +61,7 @@ _LEFT_OUT = (
 
 
 def chart(paint: Paint, *, alt: str, height: float = 2.9) -> Markup:
-    """Draw one chart: `paint` gets empty axes; `alt` says in a sentence what it shows; height in inches."""
+    """Draw one chart: `paint` gets empty axes; `alt` describes the chart in a sentence; `height` is in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         paint(figure.subplots())
@@ -70,8 +70,8 @@ def chart(paint: Paint, *, alt: str, height: float = 2.9) -> Markup:
     return _inline(sink.getvalue(), alt)
 
 
-def picture(paint: Paint, *, height: float = 2.9) -> str:
-    """One chart as an SVG file of its own, black on white, its letters drawn, for a page that is none of ours."""
+def svg_file(paint: Paint, *, height: float = 2.9) -> str:
+    """One chart as a stand-alone SVG file, black on white, text drawn as paths, for pages that are not rayscan's."""
     with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
         figure = Figure(figsize=(1.5 * WIDTH, height), layout="constrained", facecolor="white")
         paint(figure.subplots())
@@ -81,7 +81,7 @@ def picture(paint: Paint, *, height: float = 2.9) -> str:
 
 
 def legend_below(axes: Axes, columns: int = 3) -> None:
-    """A legend under the chart, where it hides nothing."""
+    """A legend below the chart, where it covers nothing."""
     axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.4)
 
 
@@ -91,7 +91,7 @@ def whole_numbers(axis: Axis) -> None:
 
 
 def _inline(svg: str, alt: str) -> Markup:
-    """The part of an SVG file that belongs into HTML."""
+    """The part of an SVG file to embed in HTML."""
     opening = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
     assert opening is not None
     body = svg[opening.end() :]
@@ -99,5 +99,5 @@ def _inline(svg: str, alt: str) -> Markup:
         body = pattern.sub("", body)
     body = body.replace("xlink:href", "href").replace(INK, "currentColor")
     head = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{opening[1]}">'
-    # matplotlib has escaped whatever text stands in the chart
+    # matplotlib has escaped all text in the chart
     return Markup(head + re.sub(r"\s*\n\s*", "\n", body))  # noqa: S704

@@ -1,7 +1,7 @@
-"""What a bundle answers of CLAIM, the Checklist for Artificial Intelligence in Medical Imaging, 2024 update.
+"""The items of CLAIM, the Checklist for Artificial Intelligence in Medical Imaging, that a bundle can answer.
 
-Tejani et al. 2024, Radiology: Artificial Intelligence 6:e240300; numbers and names of the 44 items as they stand there.
-Whoever reports on a model finds here what rayscan knows, and whom to ask for the rest.
+2024 update: Tejani et al. 2024, Radiology: Artificial Intelligence 6:e240300; numbers and names of the 44 items as in
+the paper. Authors of a report on a model find here what rayscan knows, and whom to ask for the rest.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from models.statistics.calibration import Calibration
 from pipelines.pages.frame import interval, plain
 
 OWNER: Final = "the owner of the films"
-LABELLERS: Final = "whoever labelled the films"
-AUTHORS: Final = "whoever reports on the model"
+LABELLERS: Final = "the readers who labelled the films"
+AUTHORS: Final = "the authors of the report"
 METHOD_NAMES: Final = {
-    "occlusion": "occlusion (what the score loses where a patch of the film is covered)",
-    "gradients": "integrated gradients (what each pixel adds between a blank film and this one)",
-    "cam": "HiResCAM (what each place of the network's last maps adds to the score)",
+    "occlusion": "occlusion (how much the score falls when a patch of the film is covered)",
+    "gradients": "integrated gradients (how much each pixel adds to the score, from a blank film to this one)",
+    "cam": "HiResCAM (how much each location of the network's last feature maps adds to the score)",
 }
-"""Those of `models.explain`, for a reader."""
+"""The methods of `models.explain`, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,15 @@ class Item:
     number: int
     name: str
     answer: str = ""
-    """What rayscan knows; empty for nothing."""
+    """What rayscan knows; empty if nothing."""
     owed: str = ""
-    """Who is to fill in what rayscan does not know; empty where nothing is missing."""
+    """Who must fill in what rayscan does not know; empty if nothing is missing."""
 
 
 def claim(
     spec: ModelSpec, calibration: Calibration, entry: Mapping[str, Any] | None, lineage: Mapping[str, Any]
 ) -> list[Item]:
-    """The 44 items. `entry` is how the model did on validation films, as `models.statistics.evaluation` makes it."""
+    """The 44 items. `entry`: the evaluation on validation films, as made by `models.statistics.evaluation`."""
     known = {
         **_INTRODUCTION,
         **_of_data(spec, lineage),
@@ -47,11 +47,11 @@ def claim(
         **({} if entry is None else _of_results(entry, calibration)),
         **_OTHER,
     }
-    return [Item(number=number, name=name, **_told(known.get(number, ""), _OWED.get(number, "")))
+    return [Item(number=number, name=name, **_filled(known.get(number, ""), _OWED.get(number, "")))
             for number, name in enumerate(_NAMES, start=1)]  # fmt: skip
 
 
-def _told(answer: str, owed: str) -> dict[str, str]:
+def _filled(answer: str, owed: str) -> dict[str, str]:
     return {"answer": answer, "owed": owed if answer else owed or AUTHORS}
 
 
@@ -106,40 +106,42 @@ _OWED: Final = {
     **dict.fromkeys((2, 4, 42, 44), AUTHORS),
     3: f"{AUTHORS} (the background)",
     7: f"{OWNER} (hospitals, years, devices)",
-    8: f"{OWNER} (who was filmed, and why)",
-    11: f"{OWNER} (what was done before rayscan read the films; text burnt into pixels)",
+    8: f"{OWNER} (who was imaged, and why)",
+    11: f"{OWNER} (what was done before rayscan read the films; text burnt into the pixels)",
     13: OWNER,
     **dict.fromkeys((14, 15, 16, 17, 18), LABELLERS),
     21: f"{AUTHORS} (how many films a test needs)",
-    33: "whoever has films of another hospital, with rayscan evaluate",
+    33: "someone with films of another hospital, using rayscan evaluate",
     34: AUTHORS,
-    35: f"{OWNER} (how many were left out, which rayscan audit counts)",
-    36: f"{OWNER} (rayscan keeps no age and no sex)",
+    35: f"{OWNER} (how many were excluded; rayscan audit counts them)",
+    36: f"{OWNER} (rayscan stores neither age nor sex)",
     41: "the department that uses it",
     43: f"{AUTHORS} (model and films)",
 }
 
 _INTRODUCTION: Final = {
-    3: "Triage: frontal chest films in the order in which a person should read them; see Intended use.",
-    5: "Retrospective: the films lay in an archive, with their labels, before the model was made.",
+    3: "Triage: frontal chest films ordered for reading by a radiologist; see Intended use.",
+    5: "Retrospective: the films were in an archive, with their labels, before the model was made.",
     8: "Films of the catalogue that have a label and can be decoded.",
-    10: "None: each whole film is used, stretched to a square.",
-    11: "Patients are told apart by a keyed hash (HMAC-SHA256); names, birth dates and raw ids are never written.",
-    12: "Files that have no label or do not decode are left out; a film of no known patient stands for one of its own.",
+    10: "None: each film is used whole, stretched to a square.",
+    11: "Patients are identified by a keyed hash (HMAC-SHA256); names, birth dates and raw ids are never written.",
+    12: "Files without a label and files that cannot be decoded are excluded; a film without a patient id counts as a"
+    " patient of its own.",
 }
 
 _METHODS: Final = {
     19: "By patient, stratified by class and seeded; a split that came with the films was kept.",
-    20: "The patient: none stands in two splits.",
+    20: "Patient: no patient is in two splits.",
     27: "None; one network.",
     28: "AUC, average precision, sensitivity, specificity, accuracy, F1, Matthews correlation, Brier score, log loss,"
-    " expected calibration error; predictive values at stated shares of disease.",
-    29: "95 % intervals: DeLong for AUC, Wilson for shares, and 1,000 draws of patients for all figures.",
+    " expected calibration error; predictive values at stated prevalences.",
+    29: "95 % confidence intervals: DeLong for AUC, Wilson for proportions, and 1,000 bootstrap draws of patients for"
+    " all metrics.",
 }
 
 _OTHER: Final = {
     40: "See Limits.",
-    41: "See Intended use: every film is still read by a person.",
+    41: "See Intended use: every film is still read by a radiologist.",
     42: "This card, and bundle.json, calibration.json and evaluation.json beside it.",
     43: "Software: rayscan, under Apache-2.0, of the version under item 23.",
 }
@@ -149,21 +151,21 @@ def _of_data(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
     counts = lineage.get("counts", {})
     fingerprint = lineage.get("dataset_fingerprint")
     included = "; ".join(
-        f"{split}: {of['films']:,} films of {of['patients']:,} patients" for split, of in counts.items()
+        f"{split}: {count['films']:,} films of {count['patients']:,} patients" for split, count in counts.items()
     )
-    seen = spec.preprocessing
+    preprocessing = spec.preprocessing
     return {
         6: f"To make a model that tells {' and '.join([', '.join(spec.classes[:-1]), spec.classes[-1]])} apart.",
         7: f"Data set of fingerprint {fingerprint}." if fingerprint else "",
-        9: f"Decoded to {seen.film_size} x {seen.film_size} grey levels ({seen.decode}), shrunk to {seen.size} x"
-        f" {seen.size}, normalised ({seen.normalise}).",
+        9: f"Decoded to {preprocessing.film_size} x {preprocessing.film_size} grey levels ({preprocessing.decode}),"
+        f" shrunk to {preprocessing.size} x {preprocessing.size}, normalised ({preprocessing.normalise}).",
         35: f"Included: {included}." if included else "",
     }
 
 
 def _of_model(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
     kind = {
-        "majority": "No learning from pixels: the share of disease among the training films, as a baseline",
+        "majority": "No learning from pixels: the prevalence among the training films, as a baseline",
         "mlp": "Deep learning: a multi-layer perceptron",
         "cnn": "Deep learning: a convolutional neural network",
     }
@@ -172,14 +174,14 @@ def _of_model(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
     start = f"Pretrained weights: {weights}." if weights else "Random."
     seed = f" Seed {lineage['seed']}." if "seed" in lineage else ""
     chosen = f"The best validation AUC of {len(history)} epochs" if history else ""
-    several = {"grid": "the combinations of a grid", "study": "the trials of a study"}
-    among = "".join(f", and of {what}" for name, what in several.items() if name in lineage)
-    robust = "; of the few best of them, the one that does best on changed films" if lineage.get("selection") else ""
+    searches = {"grid": "the combinations of a grid", "study": "the trials of a study"}
+    among = "".join(f", and of {what}" for name, what in searches.items() if name in lineage)
+    robust = "; of the few best, the one best on perturbed copies" if lineage.get("selection") else ""
     return {
         1: f"{kind.get(spec.name, 'Deep learning: the network ' + spec.name + ' of timm')}.",
         22: f"{spec.name} ({plain(spec.parameters)}): one grey film of {spec.preprocessing.size} x"
-        f" {spec.preprocessing.size} in, {len(spec.classes)} calibrated probabilities out. All of it stands in the"
-        " bundle.",
+        f" {spec.preprocessing.size} in, {len(spec.classes)} calibrated probabilities out. The bundle holds all of"
+        " it.",
         23: f"{plain(lineage['versions'])}." if "versions" in lineage else "",
         24: f"{start}{seed}" if training else "",
         25: f"{plain(training)}." if training else "",
@@ -188,26 +190,27 @@ def _of_model(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _of_results(entry: Mapping[str, Any], calibration: Calibration) -> dict[int, str]:
-    at, found, shown = entry["metrics"], entry.get("robustness"), entry.get("samples")
+    at, robust, shown = entry["metrics"], entry.get("robustness"), entry.get("samples")
     point = entry["operating_point"]
     patients = entry.get("over_patients", {}).get("auc")
-    over = f"; over patients {interval(patients)}" if patients else ""
-    worst = "" if found is None else f"{found['worst']}, {found['changed'][found['worst']]['auc']:.3f}"
+    over = f"; patient bootstrap {interval(patients)}" if patients else ""
+    worst = "" if robust is None else f"{robust['worst']}, {robust['changed'][robust['worst']]['auc']:.3f}"
     return {
         2: f"On {at['n']:,} validation films: AUC {interval(at['auc'])}.",
-        21: f"None was set; {at['n']:,} validation films were at hand.",
+        21: f"None was set; {at['n']:,} validation films were available.",
         30: ""
-        if found is None
-        else f"{found['films']:,} validation films in {len(found['changed'])} changed copies: AUC"
-        f" {found['mean_auc']:.3f} in the mean, {found['auc']:.3f} as they are; worst: {worst}.",
-        31: f"Maps by {METHOD_NAMES[shown['method']]}; not compared with findings that readers marked."
+        if robust is None
+        else f"{robust['films']:,} validation films, each perturbed in {len(robust['changed'])} ways: mean AUC"
+        f" {robust['mean_auc']:.3f}, unperturbed {robust['auc']:.3f}; worst: {worst}.",
+        31: f"Maps by {METHOD_NAMES[shown['method']]}; not compared with findings marked by readers."
         if shown and shown["method"]
         else "None.",
-        32: f"The validation films, which also chose epoch, calibration and thresholds: AUC {interval(at['auc'])}.",
+        32: "On the validation films, which were also used to choose epoch, calibration and thresholds: AUC"
+        f" {interval(at['auc'])}.",
         33: "None in this bundle.",
         37: f"AUC {interval(at['auc'])}{over}; Brier score {at['brier']:.3f}; calibration error {at['ece']:.3f}.",
         38: f"At {point} ({calibration.threshold:.4g}): sensitivity {interval(at['sensitivity'])}, specificity"
         f" {interval(at['specificity'])}.",
         39: f"{at['fn']:,} missed and {at['fp']:,} false alarms at {point}, by subgroup above; the worst of each are"
-        " shown where this card holds films.",
+        " shown if this card holds films.",
     }

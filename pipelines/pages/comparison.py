@@ -1,4 +1,4 @@
-"""The page of several models judged on the same films: which is best, and whether it is more than chance."""
+"""The page of several models evaluated on the same films: which is best, and whether by more than chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from pipelines.pages.evaluation_charts import confusion_chart
 from pipelines.pages.frame import render
 
 LINES: Final = (("-", BLUE), ("--", VERMILION), (":", INK), ("-.", "#009E73"), ((0, (5, 1, 1, 1)), "#CC79A7"))
-"""Style and colour of each model's curve; with more models they come again."""
+"""Line style and colour of each model's curve; they repeat with more models."""
 LONG: Final = 18
-"""Letters of a name of which two no longer stand beside one another under a chart."""
+"""Length of a name above which the legend has one column."""
 FIGURES: Final = ("accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """One model on the films."""
+    """The evaluation of one model on the films."""
 
     name: str
     model_id: str
@@ -36,43 +36,43 @@ class EvaluatedModel:
     """Whether each film is called positive at the model's own default operating point, bool [N]."""
 
 
-def comparison_page(labels: Labels, judged: Sequence[EvaluatedModel], *, split: str, dataset: str) -> str:
-    """HTML of models judged on the same films with labels [N], the best AUC first; raises `InputError` for too few."""
-    ranked = sorted(judged, key=lambda one: -float(one.entry["metrics"]["auc"]["value"]))
+def comparison_page(labels: Labels, models: Sequence[EvaluatedModel], *, split: str, dataset: str) -> str:
+    """HTML of models evaluated on the same films, labels [N], best AUC first; raises `InputError` for too few films."""
+    ranked = sorted(models, key=lambda model: -float(model.entry["metrics"]["auc"]["value"]))
     best = ranked[0]
     rows = [
         {
-            "model": one,
-            "at": one.entry["metrics"],
-            "delong": None if one is best else delong_test(labels, best.probability, one.probability).to_json(),
-            "mcnemar": None if one is best else mcnemar(labels, best.called, one.called).to_json(),
+            "model": model,
+            "at": model.entry["metrics"],
+            "delong": None if model is best else delong_test(labels, best.probability, model.probability).to_json(),
+            "mcnemar": None if model is best else mcnemar(labels, best.called, model.called).to_json(),
         }
-        for one in ranked
+        for model in ranked
     ]
     return render(
         "comparison.html",
         made=datetime.now(UTC),
-        title=f"{len(judged)} models on {split}",
+        title=f"{len(models)} models on {split}",
         rows=rows,
         best=best,
         split=split,
         dataset=dataset,
         roc=_roc(ranked),
         bars=_bars(ranked),
-        confusions=[(one.name, confusion_chart(one.entry["metrics"])) for one in ranked],
+        confusions=[(model.name, confusion_chart(model.entry["metrics"])) for model in ranked],
     )
 
 
-def _roc(judged: Sequence[EvaluatedModel]) -> Markup:
-    columns = 1 if max(len(one.name) for one in judged) > LONG else 2
-    rows = -(-len(judged) // columns)
+def _roc(models: Sequence[EvaluatedModel]) -> Markup:
+    columns = 1 if max(len(model.name) for model in models) > LONG else 2
+    rows = -(-len(models) // columns)
 
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
-        for number, one in enumerate(judged):
+        for number, model in enumerate(models):
             style, colour = LINES[number % len(LINES)]
-            label = f"{one.name} {one.entry['metrics']['auc']['value']:.3f}"
-            curve = np.array(one.entry["curves"]["roc"]).T
+            label = f"{model.name} {model.entry['metrics']['auc']['value']:.3f}"
+            curve = np.array(model.entry["curves"]["roc"]).T
             axes.plot(*curve, color=colour, linestyle=style, linewidth=1.8, label=label)
         axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005))
         legend_below(axes, columns=columns)
@@ -80,23 +80,23 @@ def _roc(judged: Sequence[EvaluatedModel]) -> Markup:
     return chart(paint, alt="ROC curves of all models, with the areas under them", height=3.2 + 0.2 * rows)
 
 
-def _bars(judged: Sequence[EvaluatedModel]) -> Markup:
+def _bars(models: Sequence[EvaluatedModel]) -> Markup:
     height = 0.8 / len(FIGURES)
     colours = (BLUE, VERMILION, GREY)
 
     def paint(axes: Axes) -> None:
-        places = np.arange(len(judged))
+        places = np.arange(len(models))
         for number, figure in enumerate(FIGURES):
-            found = [one.entry["metrics"][figure] for one in judged]
+            found = [model.entry["metrics"][figure] for model in models]
             values = np.array([at["value"] for at in found])
             reach = np.array([[at["value"] - at["low"], at["high"] - at["value"]] for at in found]).T
             at_height = places + (number - 1) * height
             axes.barh(at_height, values, height * 0.9, color=colours[number], alpha=0.75, label=figure)
             axes.errorbar(values, at_height, xerr=np.maximum(reach, 0), fmt="none", ecolor=INK, elinewidth=1)
-        axes.set_yticks(places, [one.name for one in judged])
-        axes.set(xlim=(0, 1), ylim=(len(judged) - 0.4, -0.6), xlabel="Share of the films")
+        axes.set_yticks(places, [model.name for model in models])
+        axes.set(xlim=(0, 1), ylim=(len(models) - 0.4, -0.6), xlabel="Share of the films")
         axes.grid(visible=False, axis="y")
         legend_below(axes)
 
     alt = "Accuracy, sensitivity and specificity of each model at its default operating point"
-    return chart(paint, alt=alt, height=1.4 + 0.55 * len(judged))
+    return chart(paint, alt=alt, height=1.4 + 0.55 * len(models))

@@ -1,4 +1,4 @@
-"""The page of `rayscan crossvalidate`: how a recipe did on patients held out, fold by fold, and on changed films."""
+"""The page of `rayscan crossvalidate`: a recipe on held-out patients and on perturbed films."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,34 +19,35 @@ CORNER: Final = 0.95
 
 
 def crossvalidation_page(
-    found: Mapping[str, Any], *, labels: Labels, probability: Scores, fold: npt.NDArray[np.int64]
+    result: Mapping[str, Any], *, labels: Labels, probability: Scores, fold: npt.NDArray[np.int64]
 ) -> str:
-    """HTML of a cross-validation: the figures of each fold, their spread, ROC curves, and what changed films cost.
+    """HTML of a cross-validation: the figures of each fold, their spread, ROC curves, perturbed films.
 
-    `found` is a `tuning.recipes.crossvalidate.CrossValidation` as plain values. Of each film [N] `labels` is the class
-    index, `probability` the calibrated one of disease by the model that did not know it, `fold` where it was held out.
+    `result` is a `tuning.recipes.crossvalidate.CrossValidation` as JSON values. For each film [N], `labels` is the
+    class index, `fold` the fold it was held out in, and `probability` the calibrated probability of disease from the
+    model of that fold.
     """
     return render(
         "crossvalidation.html",
         made=datetime.now(UTC),
-        title=f"Cross-validation: {found['model']}",
-        found=found,
-        point=found["operating_point"],
-        roc=_roc(found, labels, probability, fold),
-        shift_chart=_shift(found),
+        title=f"Cross-validation: {result['model']}",
+        found=result,
+        point=result["operating_point"],
+        roc=_roc(result, labels, probability, fold),
+        shift_chart=_shift(result),
     )
 
 
-def _roc(found: Mapping[str, Any], labels: Labels, probability: Scores, fold: npt.NDArray[np.int64]) -> Markup:
-    value = found["pooled"][found["operating_point"]]["auc"]["value"]
-    # of a good model all that differs lies in the corner
+def _roc(result: Mapping[str, Any], labels: Labels, probability: Scores, fold: npt.NDArray[np.int64]) -> Markup:
+    value = result["pooled"][result["operating_point"]]["auc"]["value"]
+    # for a good model all differences lie in the corner
     farthest = 0.3 if value > CORNER else 1.0
 
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
         for number in np.unique(fold):
             own = fold == number
-            label = "a fold" if number == fold.min() else None
+            label = "one fold" if number == fold.min() else None
             axes.plot(
                 *roc_curve(labels[own], probability[own]).T,
                 color=GREY,
@@ -66,10 +67,10 @@ def _roc(found: Mapping[str, Any], labels: Labels, probability: Scores, fold: np
     )
 
 
-def _shift(found: Mapping[str, Any]) -> Markup:
-    """Mean over folds, and the worst of them, for films as they are and for each change."""
-    over = found["over_folds"][found["operating_point"]]
-    rows = [("as they are", over), *found["under_shift"]["changes"].items()]
+def _shift(result: Mapping[str, Any]) -> Markup:
+    """Mean over folds and the worst fold, for unperturbed films and for each perturbation."""
+    over = result["over_folds"][result["operating_point"]]
+    rows = [("unperturbed", over), *result["under_shift"]["changes"].items()]
     names = [name for name, _ in rows]
 
     def paint(axes: Axes) -> None:
@@ -78,12 +79,12 @@ def _shift(found: Mapping[str, Any]) -> Markup:
             (-0.2, "auc", BLUE, "AUC"),
             (0.2, "balanced_accuracy", VERMILION, "balanced accuracy"),
         ):
-            mean = [of[figure]["mean"] for _, of in rows]
-            worst = [of[figure]["worst"] for _, of in rows]
+            mean = [values[figure]["mean"] for _, values in rows]
+            worst = [values[figure]["worst"] for _, values in rows]
             axes.barh(places + offset, mean, 0.36, color=colour, alpha=0.7, label=label)
             axes.plot(worst, places + offset, "|", color=INK, markersize=9, markeredgewidth=2,
                       label="worst fold" if offset > 0 else None)  # fmt: skip
-        low = min(of[figure]["worst"] for _, of in rows for figure in ("auc", "balanced_accuracy"))
+        low = min(values[figure]["worst"] for _, values in rows for figure in ("auc", "balanced_accuracy"))
         axes.set_yticks(places, names)
         axes.set(
             xlim=(max(0.0, np.floor(10 * low - 0.5) / 10), 1), ylim=(len(rows) - 0.4, -0.6), xlabel="Mean over folds"
@@ -92,5 +93,5 @@ def _shift(found: Mapping[str, Any]) -> Markup:
         legend_below(axes)
 
     return chart(
-        paint, alt="AUC and balanced accuracy on films as they are and changed, mean and worst fold", height=4.2
+        paint, alt="AUC and balanced accuracy on unperturbed and perturbed films, mean and worst fold", height=4.2
     )

@@ -1,4 +1,4 @@
-"""The page of `rayscan evaluate`: how one model did on one split of one dataset."""
+"""The page of `rayscan evaluate`: the results of one model on one split of a data set."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The charts of an evaluation, and of the training before it, from what a bundle or a ledger holds of them."""
+"""The charts of an evaluation, and of the training before it, from the entries of a bundle or ledger."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,30 +17,30 @@ SIDES = ("without", "with pneumonia")
 
 
 def evaluation_charts(entry: Entry) -> list[tuple[Markup, str]]:
-    """Each chart of an entry, and the sentence under it; without curves, as in earlier versions, the calls only."""
+    """The charts of an entry, each with its caption; only the confusion matrix if the entry has no curves."""
     point = entry["operating_point"]
-    calls = (confusion_chart(entry["metrics"]), f"Calls at the operating point {point}. Shares are of the row.")
+    calls = (confusion_chart(entry["metrics"]), f"Calls at the operating point {point}. Percentages are of the row.")
     if "curves" not in entry:
         return [calls]
     return [
-        (_roc(entry), "Each point of the curve is a threshold; the marked ones are the locked operating points."),
+        (_roc(entry), "Each point of the curve is a threshold; the marks are the locked operating points."),
         (
             _precision_recall(entry),
-            "Of the films called positive, the share that has pneumonia, against the share of pneumonia found."
-            " The dotted line is a model that guesses.",
+            "Positive predictive value (share of positive calls with pneumonia) against sensitivity."
+            " The dotted line is random guessing.",
         ),
         calls,
-        (_histogram(entry), "Each class adds up to 100 %, however many films it has."),
+        (_histogram(entry), "Each class adds up to 100 %, whatever its number of films."),
         (
             _calibration(entry),
             f"Films in {len(entry['curves']['calibration'])} groups of rising probability; bars are 95 % intervals."
-            " On the line, a probability means what it says.",
+            " On the dotted line, calibration is perfect.",
         ),
     ]
 
 
 def confusion_chart(at: Mapping[str, Any]) -> Markup:
-    """The four counts of an `Evaluation.to_json()`, shaded by their share of the row."""
+    """Confusion matrix of an `Evaluation.to_json()`, cells shaded by their share of the row."""
     counts = np.array([[at["tn"], at["fp"]], [at["fn"], at["tp"]]])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
@@ -49,7 +49,7 @@ def confusion_chart(at: Mapping[str, Any]) -> Markup:
         axes.spines[:].set_visible(False)
         for row, column in np.ndindex(2, 2):
             right = row == column
-            # At most half covered, so that the page's ink stays readable on it in light and dark
+            # At most half opaque, so that the page's text stays readable in light and dark mode
             cover = 0.06 + 0.44 * float(shares[row, column])
             colour = BLUE if right else VERMILION
             axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, color=colour, alpha=cover, linewidth=0))
@@ -82,7 +82,7 @@ def losses_chart(history: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def aucs_chart(history: Sequence[Mapping[str, Any]], best: int | None) -> Markup:
-    """Validation AUC of each epoch, the one whose weights were kept marked."""
+    """Validation AUC of each epoch; the epoch whose weights were kept is marked."""
 
     def paint(axes: Axes) -> None:
         axes.plot(
@@ -165,6 +165,6 @@ def _calibration(entry: Entry) -> Markup:
             clip_on=False,
         )
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Probability of pneumonia (mean of the group)")
-        axes.set_ylabel("Films with pneumonia (share)")
+        axes.set_ylabel("Share of films with pneumonia")
 
-    return chart(paint, alt="Calibration: share of films with pneumonia against their probability", height=3.2)
+    return chart(paint, alt="Calibration: share of films with pneumonia against predicted probability", height=3.2)

@@ -1,9 +1,8 @@
-"""What every page shares: its frame, its style, and how numbers and pictures are written.
+"""What all pages share: the frame, the style, and the formats of numbers and pictures.
 
-A page is one HTML file that loads nothing: no script, no font, no picture from elsewhere (its Content-Security-Policy
-says so to the browser too). It holds totals; of single scans only URI, site, study date and probability, and pictures
-where they were asked for; of patients nothing. Everything that comes from files is escaped, by Jinja in the text and by
-matplotlib in the charts.
+A page is one HTML file that loads nothing: no script, no font, no external picture (its Content-Security-Policy
+enforces that). It holds totals; for single scans only URI, site, study date and probability, and pictures if asked for;
+nothing about patients. All values from files are escaped, in the text by Jinja and in the charts by matplotlib.
 """
 
 import base64
@@ -22,7 +21,7 @@ from PIL import Image
 from models.spec import DISCLAIMER
 
 DASH: Final = "\N{EN DASH}"
-"""Between the ends of a range, and where there is no value."""
+"""Between the ends of a range, and in place of a missing value."""
 
 
 JPEG_QUALITY: Final = 80
@@ -33,7 +32,7 @@ def render(
 ) -> str:
     """A whole page from one of the templates beside this module (or below it), or in the folder `templates`.
 
-    `made` is when, as the page says it; None leaves that out. The same values give the same page.
+    `made` is the time shown on the page; None shows none. The same values give the same page.
     """
     own = Path(__file__).parent
     environment = Environment(
@@ -69,7 +68,7 @@ def grouped(value: int) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """`3, 4` -> `75.0 %`. Never rounds something to nothing, nor nearly all to all."""
+    """`3, 4` -> `75.0 %`. Never rounds a part to 0 % or to 100 %."""
     if not whole:
         return DASH
     percent = 100 * part / whole
@@ -81,7 +80,7 @@ def share(part: float, whole: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number to four significant digits; a dash for none."""
+    """A number to four significant digits; a dash for None."""
     return DASH if value is None else f"{value:.4g}"
 
 
@@ -93,7 +92,7 @@ def probability(value: float) -> str:
 
 
 def interval(value: Mapping[str, float]) -> str:
-    """Estimate and 95 % interval: `0.987 (0.981-0.992)`, with a longer dash."""
+    """Estimate and 95 % interval: `0.987 (0.981-0.992)`, with an en dash."""
     return f"{value['value']:.3f} ({value['low']:.3f}{DASH}{value['high']:.3f})"
 
 
@@ -111,7 +110,7 @@ def duration(seconds: float | None) -> str:
 
 
 def time(value: datetime | str) -> str:
-    """`2026-11-20 03:12 UTC`, of a time or of its ISO 8601 text; text that is no time stays as it is."""
+    """`2026-11-20 03:12 UTC`, from a time or its ISO 8601 text; other text is returned as it is."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -122,7 +121,7 @@ def time(value: datetime | str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A JSON value as a short text: numbers to four digits, mappings as `name value` pairs."""
+    """A JSON value as short text: numbers to four digits, mappings as `name value` pairs."""
     if value is None:
         return "none"
     if isinstance(value, float):

@@ -1,7 +1,7 @@
-"""The page of two models over one archive: where they agree, where they do not, and which way.
+"""The page of two models over one archive: where they agree, where they differ, and in which direction.
 
-Compared are the scans both models gave a probability, each by the model's newest row of it. No labels are needed, so it
-does not say which of the two is right. DuckDB makes every figure; of single films only the most different leave it.
+It compares the scans to which both models gave a probability, by each model's newest row. It uses no labels, so it does
+not say which model is right. DuckDB computes all figures; of single films only the most different leave the database.
 """
 
 import math
@@ -27,9 +27,9 @@ BINS: Final = 40
 SITES_SHOWN: Final = 20
 FILMS_SHOWN: Final = 25
 FEW: Final = 100
-"""Fewer films in common are not judged."""
+"""With fewer films in common, no verdict is given."""
 RARE: Final = 0.01
-"""Share of flips below which two models are said to call alike."""
+"""Share of films called differently below which two models are said to agree."""
 ONE_SIDED: Final = 3.29
 """McNemar's statistic, a standard normal, at a two-sided 0.001."""
 
@@ -37,8 +37,8 @@ ONE_SIDED: Final = 3.29
 def model_agreement_page(uri: str, model_a: str, model_b: str) -> str:
     """HTML of how two models scored the same archive.
 
-    A model is named by its id or the beginning of it. Raises `InputError` when it scored nothing there, when several
-    begin like that, or when the two have no scan in common.
+    A model is given by its id or the start of it. Raises `InputError` if it scored nothing there, if several ids start
+    like that, or if the two models have no scan in common.
     """
     root = open_store(uri).root
     asked = read_scores(uri, lambda connection: _ask(connection, root, model_a, model_b))
@@ -97,46 +97,44 @@ def _ask(connection: duckdb.DuckDBPyConnection, root: str, model_a: str, model_b
 
 
 def verdict(totals: Mapping[str, Any]) -> str:
-    """What to do next, in a sentence or two; A is the model in use, B the one that might follow it."""
+    """What to do next, in a sentence or two; A is the model in use, B its possible successor."""
     films, to_positive, to_negative = totals["films"], totals["to_positive"], totals["to_negative"]
     flips = to_positive + to_negative
     if films < FEW:
-        return (
-            f"Only {films} films were scored by both: score more of the archive with both before you decide anything."
-        )
+        return f"Only {films} films were scored by both: score more of the archive with both before deciding anything."
     if flips and abs(to_positive - to_negative) / math.sqrt(flips) > ONE_SIDED:
         more = "more" if to_positive > to_negative else "fewer"
         return (
-            f"B calls {more} films positive than A, beyond what chance explains. Before B takes over, have a person"
-            " read films on which they differ, and choose B's operating point so that the readers can bear the load."
+            f"B calls {more} films positive than A, beyond what chance explains. Before B replaces A, have a"
+            " radiologist read films on which they differ, and choose B's operating point to fit the readers' workload."
         )
     if flips > RARE * films:
         return (
-            "They differ as often one way as the other: as many are called positive, but not the same films. Have a"
-            " person read the most different below to see which of the two is right; evaluate both on the same labels."
+            "They differ equally in both directions: as many films are called positive, but not the same. Have a"
+            " radiologist read the most different below to see which model is right; evaluate both on the same labels."
         )
     return (
-        "They call almost every film alike. Whether B may take over is for its evaluation to say; this page gives no"
-        " reason against it."
+        "They agree on almost every film. This page gives no reason against replacing A by B; B's evaluation must"
+        " decide."
     )
 
 
 def _model(connection: duckdb.DuckDBPyConnection, root: str, name: str) -> str:
     known = [model for (model,) in connection.execute("SELECT DISTINCT model_id FROM runs ORDER BY 1").fetchall()]
-    found = [model for model in known if name and model.startswith(name)]
+    matches = [model for model in known if name and model.startswith(name)]
     if name in known:
         return name
-    if len(found) != 1:
-        which = "no model" if not found else "more than one model"
+    if len(matches) != 1:
+        which = "no model" if not matches else "more than one model"
         raise InputError(f"{root}: {which} {name!r} scored here; choose from {', '.join(known)}")
-    return str(found[0])
+    return str(matches[0])
 
 
 def _pair_up(connection: duckdb.DuckDBPyConnection, a: str, b: str) -> dict[str, int]:
     """Make the table `pairs` of scans both models scored; returns how many only one of them did.
 
-    pairs: scan_id, site, a and b (probabilities), was and now (whether A and B called it positive). They are the rows
-    of the view `agreement`; of two models alone, without their uris, they are had in less than half the time.
+    Columns: scan_id, site, a and b (probabilities), was and now (whether A and B called it positive). They are the rows
+    of the view `agreement`; for two models and without uris they take less than half the time.
     """
     for name, model in (("of_a", a), ("of_b", b)):
         connection.execute(
@@ -159,7 +157,7 @@ _FLIPS: Final = "count(*) FILTER (now AND NOT was) AS to_positive, count(*) FILT
 
 
 def _totals(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Counts, differences and Spearman's rank correlation, ties at their mean rank; None where it is undefined."""
+    """Counts, differences and Spearman's rank correlation (ties at their mean rank; None if undefined)."""
     (totals,) = fetch_rows(
         connection,
         f"SELECT count(*) AS films, {_FLIPS}, count(*) FILTER (was) AS was_positive,"  # noqa: S608
@@ -167,7 +165,7 @@ def _totals(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
         " avg(b - a) AS bias FROM pairs",
     )
     correlation = None
-    # A model that gives every film the same has no ranks.
+    # A model that gives every film the same probability has no ranks.
     if fetch_rows(connection, "SELECT min(a) < max(a) AND min(b) < max(b) AS ranked FROM pairs")[0]["ranked"]:
         (ranks,) = fetch_rows(
             connection,
@@ -220,7 +218,7 @@ def _most_different(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any
 
 
 def _points(connection: duckdb.DuckDBPyConnection, model: str) -> str:
-    """The operating points a model's calls were made at; more than one when somebody changed it between runs."""
+    """The operating points of a model's calls; more than one if it was changed between runs."""
     rows = fetch_rows(
         connection,
         "SELECT DISTINCT operating_point FROM scores WHERE model_id = ? AND operating_point IS NOT NULL ORDER BY 1",
@@ -236,7 +234,7 @@ def _histogram_chart(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> Mark
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
         for cell in cells:
             flipped = cell["flips"] * 2 > cell["films"]
-            # By the logarithm: most films lie in the corners, and the others are what is looked for.
+            # Logarithmic: most films lie in the corners, but the others are the interesting ones.
             strength = 0.3 + 0.7 * math.log(cell["films"]) / math.log(most) if most > 1 else 1.0
             look: dict[str, Any] = {"alpha": strength, "linewidth": 0}
             place = (cell["x"] / BINS, cell["y"] / BINS)
@@ -246,4 +244,6 @@ def _histogram_chart(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> Mark
         axes.text(0.03, 0.94, "positive by B only", fontsize=9, alpha=0.75)
         axes.text(0.97, 0.03, "positive by A only", fontsize=9, alpha=0.75, ha="right")
 
-    return chart(paint, alt="Films by the probabilities of both models; those called otherwise are orange", height=4.0)
+    return chart(
+        paint, alt="Films by the probabilities of both models; those called differently are orange", height=4.0
+    )

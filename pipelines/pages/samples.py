@@ -1,6 +1,6 @@
-"""A few films to look at beside the figures: what the model was sure of, and what it got most wrong, each with its map.
+"""Sample films shown beside the figures: the model's most confident and its worst calls, each with its map.
 
-Which films is a rule, not a choice: the surest and the worst. So nobody picks what looks well.
+A rule selects the films, so nobody can pick flattering ones.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from models.statistics.metrics import Scores
 from pipelines.pages.frame import data_uri
 
 SIDE: Final = 224
-"""Pixels of a picture."""
+"""Side of a picture in pixels."""
 SURE: Final = 3
-"""True positives that are shown, of as many patients."""
+"""Number of true positives shown, each of another patient."""
 
 
 def samples(
@@ -32,7 +32,7 @@ def samples(
 ) -> dict[str, Any]:
     """The entry `samples` of an evaluation, plain JSON: films by their calibrated probability of disease [N], and maps.
 
-    {"method": of `models.explain`, or null for a network whose output depends on no part of the film,
+    {"method": of `models.explain`, or null for a network whose output does not depend on the film,
     "films": [{"kind", "truth" (of `classes`), "probability", "film", "map"}]}, the last two data URIs of square JPEGs.
     The classifier is in evaluation mode, with gradients on its device.
     """
@@ -58,20 +58,20 @@ def samples(
 
 
 def _chosen(films: Films, probability: Scores, called: npt.NDArray[np.bool_]) -> Iterator[tuple[str, int]]:
-    """Kind and index of each film to show; kinds of which there is none are left out, of equals the first is taken."""
-    ill = films.labels != 0
+    """Kind and index of each film to show; empty kinds are left out, ties go to the first film."""
+    diseased = films.labels != 0
     rising = np.argsort(probability, kind="stable")
     falling = np.argsort(-probability, kind="stable")
     patients: set[str] = set()
-    for at in falling[(ill & called)[falling]]:
+    for at in falling[(diseased & called)[falling]]:
         if films.patients[at] not in patients and len(patients) < SURE:
             patients.add(str(films.patients[at]))
             yield "true positive", int(at)
     for kind, side, order in (
-        ("true negative", ~ill & ~called, rising),
-        ("worst miss", ill & ~called, rising),
-        ("worst false alarm", ~ill & called, falling),
+        ("true negative", ~diseased & ~called, rising),
+        ("worst miss", diseased & ~called, rising),
+        ("worst false alarm", ~diseased & called, falling),
     ):
-        found = order[side[order]]
-        if len(found):
-            yield kind, int(found[0])
+        candidates = order[side[order]]
+        if len(candidates):
+            yield kind, int(candidates[0])

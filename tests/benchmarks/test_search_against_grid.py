@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.pages.charts import picture
+from pipelines.pages.charts import svg_file
 from pipelines.storage import open_store
 from tests.benchmarks.measured import RECORD, RESULTS, record
 from tests.benchmarks.processes import watch
@@ -80,7 +80,7 @@ def report(grids: Mapping[str, str], searches: Mapping[str, str], cores: int) ->
     """The table, and the picture as SVG, of studies by their URIs."""
     of_grids = {name: curve(uri, cores, baselines=False) for name, uri in grids.items()}
     of_searches = {name: curve(uri, cores, baselines=True) for name, uri in searches.items()}
-    return table(of_grids, of_searches, cores), picture(paint_beside({**of_searches, **of_grids}), height=3.6)
+    return table(of_grids, of_searches, cores), svg_file(paint_beside({**of_searches, **of_grids}), height=3.6)
 
 
 @pytest.mark.bench

@@ -99,7 +99,7 @@ def test_the_figures_are_those_of_the_entry() -> None:
     worst = found["changed"][found["worst"]]
     told = " ".join(f"{worst[name]:.3f}" for name in ("auc", "sensitivity", "specificity", "balanced_accuracy"))
     assert f"{found['worst']} (worst) {told}" in page.text
-    for line, kind in (("mean of these", "mean_"), ("as they are", "")):
+    for line, kind in (("mean of these", "mean_"), ("unperturbed", "")):
         assert f"{line} {found[f'{kind}auc']:.3f} {found[f'{kind}balanced_accuracy']:.3f}" in page.text
     assert [chart.split()[0] for chart in page.charts] == [
         "ROC",
@@ -140,7 +140,7 @@ def test_an_entry_of_an_earlier_version_has_fewer_charts() -> None:
     page = card({"val": entry})
     assert [chart.split()[0] for chart in page.charts] == ["Confusion", "Training", "AUC"]
     assert interval(entry["metrics"]["auc"]) in page.text
-    assert "Where it looks" not in page.text
+    assert "Where the model looks" not in page.text
 
 
 def test_a_bundle_that_says_little() -> None:
@@ -248,7 +248,7 @@ class TestSamples:
         assert found == {"method": None, "films": []}
         page = card({"val": full_entry() | {"samples": found}})
         assert page.images == []
-        assert "does not depend on any place of the film" in page.text
+        assert "does not depend on the film" in page.text
 
 
 class TestClaim:
@@ -280,8 +280,8 @@ class TestClaim:
         assert told[26] == "The best validation AUC of 2 epochs."
         searched = {**LINEAGE, "study": "s3://study", "selection": [{"trial": 3}]}
         assert claim(small_spec(), CALIBRATION, entry, searched)[25].answer == (
-            "The best validation AUC of 2 epochs, and of the trials of a study; of the few best of them, the one that"
-            " does best on changed films."
+            "The best validation AUC of 2 epochs, and of the trials of a study; of the few best, the one best on"
+            " perturbed copies."
         )
         assert told[35].startswith("Included: train: 4,684 films of 2,490 patients; val")
         assert "9f3c" in told[7]
@@ -294,7 +294,9 @@ class TestClaim:
         assert {7, 23, 24, 25, 26, 30, 37, 38} <= unknown, "as this one says nothing of it"
         assert items[0].answer.startswith("No learning from pixels")
         page = read_page(render_card(small_spec("majority"), CALIBRATION, {}, {}, weights="ab" * 32))
-        assert "Image acquisition protocol Not known to rayscan: to be filled by the owner of the films." in page.text
+        assert (
+            "Image acquisition protocol Not known to rayscan: to be filled in by the owner of the films." in page.text
+        )
 
     def test_every_way_to_make_maps_has_a_name(self) -> None:
         assert set(METHOD_NAMES) == set(SALIENCY_METHODS)

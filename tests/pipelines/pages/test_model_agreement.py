@@ -54,7 +54,7 @@ class TestFigures:
         write_both(store, PAIRS)
         text = compared(store, tmp_path / "r.html").text
         assert "Films scored by both 100 1 by A only, 2 by B only" in text
-        assert "Called otherwise 10 10.0 %" in text
+        assert "Called differently 10 10.0 %" in text
         assert "Positive by B only 7 7.0 %" in text
         assert "Positive by A only 3 3.0 %" in text
         assert "Called positive 33 33.0 % 37 37.0 %" in text
@@ -100,7 +100,7 @@ class TestFigures:
         write_both(store, [(0.8, 0.9), (None, 0.9), (0.1, 0.2)], night=1)
         text = compared(store, tmp_path / "r.html").text
         assert "Films scored by both 2 0 by A only, 1 by B only" in text  # A refused the second, at last
-        assert "Called otherwise 0" in text
+        assert "Called differently 0" in text
 
     def test_the_pairs_are_those_of_the_view(self, store: Store) -> None:
         write_both(store, PAIRS)
@@ -138,10 +138,10 @@ class TestAdvice:
             (99, 50, 0, "Only 99 films were scored by both"),
             (10_000, 300, 100, "B calls more films positive than A"),
             (10_000, 100, 300, "B calls fewer films positive than A"),
-            (10_000, 310, 290, "They differ as often one way as the other"),
-            (10_000, 20, 19, "They call almost every film alike"),
-            (10_000, 0, 0, "They call almost every film alike"),
-            (100, 6, 2, "They differ as often one way as the other"),  # too few flips to tell a side
+            (10_000, 310, 290, "They differ equally in both directions"),
+            (10_000, 20, 19, "They agree on almost every film"),
+            (10_000, 0, 0, "They agree on almost every film"),
+            (100, 6, 2, "They differ equally in both directions"),  # too few flips to tell a side
         ],
     )
     def test_what_to_do_next(self, films: int, to_positive: int, to_negative: int, says: str) -> None:

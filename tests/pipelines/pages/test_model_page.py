@@ -31,7 +31,7 @@ def test_the_card_and_what_came_later(store: Store, tmp_path: Path) -> None:
     assert page.charts == card.charts
     before_ledger, _, _ = page.text.partition(" Ledger of later evaluations")
     assert before_ledger[before_ledger.index("Intended use") :] in card.text, "the same words in both"
-    assert page.text[page.text.index(" Limits ") : page.text.index("What it is,")] in card.text
+    assert page.text[page.text.index(" Limits ") : page.text.index("Identity and origin")] in card.text
 
 
 def test_ledger(store: Store, tmp_path: Path) -> None:

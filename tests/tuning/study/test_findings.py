@@ -108,7 +108,7 @@ def test_the_bundle_says_how_it_was_chosen(study: Study, tmp_path: Path) -> None
     told = {"by": "auc", "trials": 5, "results": 4, **study.found.selection.to_json()}
     assert bundle.lineage["search"] == bundle.evaluation["val"]["selection"] == told
     card = (bundle.folder / "card.html").read_text()
-    assert "chose this model among 4 trials of a search, which flatters it" in card
+    assert "choose this model among 4 trials of a search, so its figures here are optimistic" in card
     assert f"had AUC {study.found.selection.elsewhere:.4f} on the other half" in card
 
 
