@@ -1,1 +1,1 @@
-"""The report of a night: what was scored, what needs a person, how the films drift."""
+"""The report of a night: what was scored, what needs attention, how the films drift."""

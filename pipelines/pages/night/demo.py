@@ -5,37 +5,37 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from pipelines.pages.frame import DASH, render
-from pipelines.pages.night.drift import LEVEL_NAMES, names, read_findings
+from pipelines.pages.night.drift import LEVEL_NAMES, quantity_names, read_findings
 from pipelines.table.drift import Level, worst_level
 from pipelines.table.record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoFigures:
-    """What came of a demo."""
+    """The results of a demo."""
 
     films: int
-    """Of the labelled archive."""
+    """Films of the labelled archive."""
     patients: int
     trials: int
     test_auc: Mapping[str, float]
     """`value`, `low` and `high` of the best model, on test patients."""
     test_films: int
     night: RunRecord
-    """The night like the training films."""
+    """The night with films like the training films."""
     foreign: RunRecord
-    """The night from another scanner."""
+    """The night with films from another scanner."""
     pictures: tuple[str, str]
     """One film by the scanner of each night, as data URIs."""
 
 
 def demo_page(figures: DemoFigures, commands: Sequence[str]) -> str:
-    """HTML that stands beside audit, study, model, evaluation, night and foreign.html; `commands` are to type next."""
+    """HTML that links audit, study, model, evaluation, night and foreign.html beside it; `commands` to try next."""
     auc = figures.test_auc
     return render(
         "night/demo.html",
         made=datetime.now(UTC),
-        title="What the demo made",
+        title="Results of the demo",
         figures=figures,
         auc=f"{auc['value']:.3f}",
         auc_interval=f"{auc['low']:.3f}{DASH}{auc['high']:.3f}",
@@ -48,7 +48,7 @@ def demo_page(figures: DemoFigures, commands: Sequence[str]) -> str:
 
 
 def drift_in_words(record: RunRecord) -> str:
-    """The drift of a run and which quantities it is of: `ALARM: brightness, contrast`."""
+    """The drift level of a run and the quantities at that level: `ALARM: brightness, contrast`."""
     level, moved = LEVEL_NAMES[_level(record)], _moved(record)
     return f"{level}: {moved}" if moved else level
 
@@ -58,8 +58,9 @@ def _level(record: RunRecord) -> Level:
 
 
 def _moved(record: RunRecord) -> str:
-    """The quantities at the worst level of a run, over all sites; empty when that is no warning."""
+    """The quantities at the worst level of a run, over all sites; empty below a warning."""
     level = _level(record)
     if level not in {"warn", "alarm"}:
         return ""
-    return names([found for found in read_findings(asdict(record)) if found.level == level and found.site is None])
+    findings = read_findings(asdict(record))
+    return quantity_names([finding for finding in findings if finding.level == level and finding.site is None])

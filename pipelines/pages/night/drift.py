@@ -1,4 +1,4 @@
-"""The drift of a run as a table, a row a site with the worst first, and in words."""
+"""The drift of a run as a table, one row per site with the worst first, and in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ SITES_SHOWN: Final = 20
 QUANTITY_NAMES: Final = {
     "probability": ("Probability", "of pneumonia"),
     "grey_mean": ("Brightness", "mean grey level"),
-    "grey_spread": ("Contrast", "spread of the grey levels"),
+    "grey_spread": ("Contrast", "standard deviation of the grey levels"),
     "ood_score": ("Distance", "from the training films"),
-    REJECT_SHARE: ("Left out", "rejected or unreadable"),
+    REJECT_SHARE: ("Not scored", "rejected or unreadable"),
 }
 LEVEL_NAMES: Final[dict[Level, str]] = {"too_few": "too few", "ok": "ok", "warn": "warning", "alarm": "ALARM"}
 
@@ -31,13 +31,13 @@ class SiteDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteDriftTable:
-    """What the page shows: all sites first, then the worst."""
+    """The table on the page: all sites together first, then the worst sites."""
 
     rows: Sequence[SiteDrift]
     level: Level
     more_sites: int
     notes: Sequence[str]
-    """Why nothing can be told, of all sites."""
+    """Why drift over all sites could not be judged."""
 
 
 def read_findings(record: Mapping[str, Any]) -> list[DriftFinding]:
@@ -46,7 +46,7 @@ def read_findings(record: Mapping[str, Any]) -> list[DriftFinding]:
 
 
 def site_drift_table(findings: Sequence[DriftFinding]) -> SiteDriftTable | None:
-    """The table of these findings; None when there are none."""
+    """The table of these findings; None if there are none."""
     if not findings:
         return None
     of_site: dict[str | None, dict[str, DriftFinding]] = {}
@@ -63,8 +63,8 @@ def site_drift_table(findings: Sequence[DriftFinding]) -> SiteDriftTable | None:
     )
 
 
-def names(findings: Sequence[DriftFinding]) -> str:
-    """Their quantities as a person calls them: `brightness, contrast`."""
+def quantity_names(findings: Sequence[DriftFinding]) -> str:
+    """The display names of their quantities: `brightness, contrast`."""
     return ", ".join(_name(finding).lower() for finding in findings)
 
 

@@ -1,4 +1,4 @@
-"""The nights before, as small charts: whether tonight's figures are as they always are."""
+"""The earlier nights as small charts: whether tonight's figures are as usual."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pipelines.pages.charts import BLUE, GREY, VERMILION, chart
 
 @dataclass(frozen=True, kw_only=True)
 class Night:
-    """What the charts show of one run."""
+    """The figures of one run in the charts."""
 
     date: str
     scans: int
@@ -24,25 +24,25 @@ class Night:
     left_out: int
     """Rejected or unreadable."""
     rate: float | None
-    """Scans per second; None where nothing was recorded or nothing was to do."""
+    """Scans per second; None if not recorded or nothing was to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """One chart and the sentence under it."""
+    """One chart and its caption."""
 
     chart: Markup
     caption: str
 
 
 def courses(nights: Sequence[Night]) -> list[Course]:
-    """Scans, shares and rate of these nights, oldest first, the last being tonight; none for a first night."""
+    """Charts of scans, percentages and rate of these nights, oldest first, tonight last; none for a first night."""
     if len(nights) < 2:
         return []
     seen = [night.scored + night.left_out for night in nights]
     figures = {
         "Scans": [float(night.scans) for night in nights],
-        "Called positive, % of the scored": [_percent(night.positives, night.scored) for night in nights],
+        "Called positive, % of scored": [_percent(night.positives, night.scored) for night in nights],
         "Rejected or unreadable, %": [_percent(night.left_out, n) for night, n in zip(nights, seen, strict=True)],
         "Scans per second": [night.rate or math.nan for night in nights],
     }

@@ -1,8 +1,8 @@
-"""Maps beside the first thumbnails of the worklist: where in a film the model's probability comes from.
+"""Maps beside the first thumbnails of the worklist: which parts of a film raise the model's probability.
 
-Made by the model itself, fetched from where the run had it, of films read from the archive anew and decoded as they
-were for scoring. A film takes 0.7 s of a core for MobileNetV2 0.35 (1.1 s where others use it, too) and 0.1 s for
-resnet18; `models.explain.method_for` has others. About 3 s go by before the first.
+The run's model is fetched again, and the films are read from the archive again and decoded as for scoring. A film takes
+0.7 s of a core for MobileNetV2 0.35 (1.1 s on a busy machine) and 0.1 s for resnet18; `models.explain.method_for` has
+others. The first one takes about 3 s more.
 """
 
 import logging
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST: Final = 12
 SECONDS: Final = 60.0
-"""After so many no further map is begun: a report must not wait for a slow network."""
+"""After this time no further map is started: a report must not wait for a slow network."""
 
 log = logging.getLogger("rayscan")
 
@@ -34,16 +34,16 @@ log = logging.getLogger("rayscan")
 def with_maps(
     films: Sequence[WorklistFilm], bundle: str | None, model_id: str, *, seconds: float = SECONDS
 ) -> tuple[list[WorklistFilm], str]:
-    """The same films, those with a thumbnail with a map as well, and what the page says of the maps.
+    """The same films, with a map added to those with a thumbnail, and the page's sentence about the maps.
 
-    `bundle` is the URI at which the run that scored these films with `model_id` had its model. Where that model cannot
-    be had, or makes no maps, the films stay as they are, and the sentence says why: a page is not lost for its maps.
+    `bundle` is the URI of the model with which the run scored these films, `model_id` its id. If the model cannot be
+    fetched or makes no maps, the films are returned unchanged and the sentence says why: the page is still made.
     """
     try:
         return _with_maps(films, bundle, model_id, seconds)
     except RayscanError as error:
         return list(films), f"No maps: {error}."
-    except RuntimeError as error:  # torch's word for whatever a network cannot do, or has no memory for
+    except RuntimeError as error:  # torch raises it for unsupported operations and for lack of memory
         log.warning("no maps on the worklist: the model failed", exc_info=True)
         return list(films), f"No maps: the model failed ({str(error).partition(chr(10))[0]})."
 
@@ -57,32 +57,32 @@ def _with_maps(
 
     started = time.monotonic()
     if bundle is None:
-        raise InputError("the run does not say where its model lies")
-    found = fetch_bundle(bundle)
-    if found.model_id != model_id:
-        raise InputError(f"another model ({found.model_id}) lies at {bundle} now")
-    classifier = found.classifier().to(memory_format=torch.channels_last)
+        raise InputError("the run does not record where its model is")
+    loaded = fetch_bundle(bundle)
+    if loaded.model_id != model_id:
+        raise InputError(f"another model ({loaded.model_id}) is at {bundle} now")
+    classifier = loaded.classifier().to(memory_format=torch.channels_last)
     method = method_for(classifier)
     shown: list[WorklistFilm] = []
-    left = 0
+    skipped = 0
     for film in films:
         if film.thumbnail is None:
             shown.append(film)
         elif time.monotonic() - started > seconds:
             shown.append(film)
-            left += 1
+            skipped += 1
         else:
-            shown.append(_with_map(film, found, classifier, method))
-    return shown, _told(sum(film.map is not None for film in shown), left, method)
+            shown.append(_with_map(film, loaded, classifier, method))
+    return shown, _sentence(sum(film.map is not None for film in shown), skipped, method)
 
 
-def _told(mapped: int, left: int, method: "SaliencyMethod") -> str:
+def _sentence(mapped: int, skipped: int, method: "SaliencyMethod") -> str:
     if not mapped:
-        return f"No maps: {'this model is too slow' if left else 'no place of these films raises its score'}."
+        return f"No maps: {'this model is too slow' if skipped else 'no part of these films raises its score'}."
     return (
         f"The coloured copies of {mapped} films show what raised the score, by {METHOD_NAMES[method]}, each scaled to"
-        " its own strongest place. A map is an aid to reading a score, not a finding."
-        + (f" The model is slow: {left} more films got none." if left else "")
+        " its own maximum. A map is an aid to reading a score, not a finding."
+        + (f" The model is slow: {skipped} more films have none." if skipped else "")
     )
 
 

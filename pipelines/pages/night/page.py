@@ -31,8 +31,8 @@ from pipelines.table.query import read_scores
 _MEANINGS: Final = {
     Status.SCORED.value: "has a probability",
     Status.REJECTED.value: "readable, but not a film for this model",
-    Status.UNREADABLE.value: "not a scan that can be decoded; reading it again will not help",
-    Status.FAILED.value: "storage or machine failed; the next run tries again",
+    Status.UNREADABLE.value: "cannot be decoded; reading it again will not help",
+    Status.FAILED.value: "storage or a machine failed; the next run tries again",
 }
 _LIMITS: Final = {"psi": PSI_LEVELS, "ks": KS_LEVELS, "share": SHARE_LEVELS, "films": MIN_FILMS}
 
@@ -89,7 +89,7 @@ def _of_run(figures: NightFigures, record: Mapping[str, Any]) -> dict[str, Any]:
         "positives": facts.positives,
         "listed_text": _listed_text(facts.planned, record.get("listed")),
         "rate": f"{rate:,.1f}" if rate else DASH,
-        "rate_text": "scans a second" + (f"; {resumed} shards were done by an earlier attempt" if resumed else ""),
+        "rate_text": "scans a second" + (f"; {resumed} shards were scored by an earlier attempt" if resumed else ""),
         "histogram": _histogram_chart(figures.bins, threshold) if figures.bins else None,
         "histogram_text": _histogram_text(point, figures.bounds),
         "sites": figures.sites,
@@ -137,7 +137,7 @@ def _with_pictures(
 def _listed_text(planned: int, listed: int | None) -> str:
     if listed is None:
         return ""
-    return "all that were listed" if planned == listed else f"of {listed:,} listed; the rest was done before"
+    return "all that were listed" if planned == listed else f"of {listed:,} listed; the rest were scored before"
 
 
 def _records(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -190,7 +190,7 @@ def _histogram_chart(bins: Sequence[Mapping[str, Any]], threshold: float | None)
 def _histogram_text(point: str, bounds: CallBounds) -> str:
     below, above = bounds
     if below is None or above is None:
-        return f"Operating point {point}; all scans were called alike."
+        return f"Operating point {point}; all scans were called the same."
     return (
         f"Operating point {point}: the highest probability called negative is {below:.4g}, "
         f"the lowest called positive {above:.4g}."
@@ -205,16 +205,16 @@ def _facts(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
         "engine": "Engine",
         "layout": "Layout",
         "shards": "Shards",
-        "lost_workers": "Shards begun again",
+        "lost_workers": "Shards restarted",
         "given_up": "Scans given up",
         "stage_seconds": "Seconds by stage, all actors",
         "finished": "Finished",
         "plan_hash": "Hash of the plan",
         "versions": "Versions",
     }
-    told = {label: plain(record[name]) for name, label in names.items() if record.get(name) is not None}
+    facts = {label: plain(record[name]) for name, label in names.items() if record.get(name) is not None}
     if record.get("bytes"):
-        told["Bytes read"] = f"{record['bytes'] / 1e9:,.2f} GB"
+        facts["Bytes read"] = f"{record['bytes'] / 1e9:,.2f} GB"
     if record.get("conditional_put") is False:
-        told["Store"] = "has no conditional put: parts were written by plain puts of fixed names"
-    return {"Run": run["run_id"], "State": run["state"], **told}
+        facts["Store"] = "has no conditional put: parts were written by plain puts of fixed names"
+    return {"Run": run["run_id"], "State": run["state"], **facts}

@@ -1,44 +1,44 @@
-"""What a person does after a run: a list of tasks, the worst first, and advice for every reason a scan can have."""
+"""The tasks after a run, the most urgent first, and advice for every reason a scan was not scored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pipelines.contracts import STATUS_OF_REASON, Reason, Status
-from pipelines.pages.night.drift import describe, names
+from pipelines.pages.night.drift import describe, quantity_names
 from pipelines.table.drift import DriftFinding
 
 SITES_NAMED: Final = 5
-"""Sites whose drift is a task of its own; the table has the rest."""
+"""Sites whose drift is a task of its own; the rest are in the table."""
 MANY_UNREADABLE: Final = 0.05
-"""Share of a run from which unreadable files are a fault of whoever sends them."""
+"""Share of a run from which on unreadable files point to a fault at the source."""
 
 ADVICE: Final[dict[Reason, str]] = {
-    Reason.EMPTY_FILE: "The file has no bytes. Have the source send it again.",
-    Reason.UNKNOWN_FORMAT: "Neither JPEG, PNG nor DICOM. Nothing to do unless it should have been a scan.",
+    Reason.EMPTY_FILE: "The file is empty. Have the source send it again.",
+    Reason.UNKNOWN_FORMAT: "Neither JPEG, PNG nor DICOM. Nothing to do unless it should be a scan.",
     Reason.TRUNCATED: "The file ends too early, often a broken upload. Send it again; the next run scores it.",
     Reason.CORRUPT: "The bytes contradict their own format. Export the scan again at its source.",
-    Reason.NO_PIXELS: "A DICOM object without a picture, such as a report. Nothing to do.",
-    Reason.TOO_LARGE: "More pixels than a chest film has. Check the file; export it again at its ordinary size.",
+    Reason.NO_PIXELS: "A DICOM object without an image, such as a report. Nothing to do.",
+    Reason.TOO_LARGE: "More pixels than a chest film has. Check the file; export it again at its normal size.",
     Reason.UNSUPPORTED: "A compression or pixel layout rayscan cannot decode. Export it as plain DICOM, JPEG or PNG.",
-    Reason.CRASHED: "Decoding it ends the decoder. Export it again at its source, and report the file.",
-    Reason.TIMED_OUT: "Decoding it does not end. Export the scan again at its source.",
+    Reason.CRASHED: "It crashes the decoder. Export it again at its source, and report the file.",
+    Reason.TIMED_OUT: "Decoding it takes too long. Export the scan again at its source.",
     Reason.OUT_OF_MEMORY: "Decoding it takes more memory than a worker has. Check the file; export it again.",
     Reason.NOT_XRAY: "Its header names another modality than X-ray. Nothing to do in a mixed archive.",
-    Reason.NOT_CHEST: "Another part of the body, by its header or its picture. Nothing to do in a mixed archive.",
+    Reason.NOT_CHEST: "Another body part, by its header or its image. Nothing to do in a mixed archive.",
     Reason.NOT_FRONTAL: "A lateral or oblique view; the model knows frontal films only. Nothing to do.",
-    Reason.BLANK: "Almost one grey level: no film is seen. Have a person look whether the exposure failed.",
-    Reason.INVERTED: "A negative: bone is dark. Export it with its own photometric interpretation, then run again.",
-    Reason.ROTATED: "It lies on its side or on its head. Turn it at its source; the next run scores it.",
-    Reason.CROPPED: "Only part of a chest is seen. Export the whole film; if there is no more, have a person read it.",
-    Reason.OUT_OF_DISTRIBUTION: "Farther from the training films than known ones lie. Have a person read it.",
-    Reason.VANISHED: "It was listed, and gone when it was to be read. If it comes back, the next run scores it.",
+    Reason.BLANK: "Almost a single grey level. Have someone check whether the exposure failed.",
+    Reason.INVERTED: "Inverted: bone is dark. Export it with the correct photometric interpretation, then run again.",
+    Reason.ROTATED: "The image is rotated. Rotate it at its source; the next run scores it.",
+    Reason.CROPPED: "Only part of the chest is seen. Export the whole film; if this is it, have a radiologist read it.",
+    Reason.OUT_OF_DISTRIBUTION: "Too unlike the training films to trust a score. Have a radiologist read it.",
+    Reason.VANISHED: "It was listed, but gone when it was read. If it comes back, the next run scores it.",
     Reason.CHANGED: "It changed between listing and reading. The next run scores the new version.",
-    Reason.ACCESS_DENIED: "The store refused to hand it out. Give the scoring role read access, then run again.",
-    Reason.STORAGE_ERROR: "The store failed even after retries. Run again; if it stays, ask who runs the store.",
-    Reason.WORKER_LOST: "Its worker died again and again, with no scan to blame. Look at its memory; run again.",
+    Reason.ACCESS_DENIED: "The store denied access. Give the scoring role read access, then run again.",
+    Reason.STORAGE_ERROR: "The store failed even after retries. Run again; if it persists, ask who operates the store.",
+    Reason.WORKER_LOST: "Its worker died repeatedly, not because of one scan. Check the memory; run again.",
 }
-"""What a person does about each reason."""
+"""What to do about each reason."""
 
 Urgency = Literal["alarm", "warn", "note"]
 
@@ -54,7 +54,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class NightFacts:
-    """Of one run, what its tasks follow from."""
+    """The facts about one run that its tasks depend on."""
 
     planned: int
     statuses: Mapping[str, int]
@@ -69,45 +69,45 @@ class NightFacts:
 
 
 def advice(reason: str | None) -> str:
-    """What to do about a reason, also one of a later version."""
+    """What to do about a reason, including one of a later version."""
     if reason in STATUS_OF_REASON:
         return ADVICE[Reason(reason)]
-    return "This version of rayscan does not know this reason; look at the log of the run."
+    return "This version of rayscan does not know this reason; see the log of the run."
 
 
 def tasks(facts: NightFacts) -> list[Task]:
     """What to do next, the most urgent first; never empty."""
-    found = [*_drifts(facts, "alarm"), *_unfinished(facts), *_failed(facts), *_machines(facts), *_unreadable(facts)]
-    found += _drifts(facts, "warn")
-    found.sort(key=lambda task: ("alarm", "warn", "note").index(task.urgency))
+    ordered = [*_drifts(facts, "alarm"), *_unfinished(facts), *_failed(facts), *_machines(facts), *_unreadable(facts)]
+    ordered += _drifts(facts, "warn")
+    ordered.sort(key=lambda task: ("alarm", "warn", "note").index(task.urgency))
     if facts.positives:
-        how = "The highest probabilities stand in the worklist below."
-        found.append(Task(urgency="note", what=f"{_films(facts.positives)} called positive.", how=how))
-    return found or [Task(urgency="note", what="Nothing.", how="No scan of this run asks for a person.")]
+        how = "The highest probabilities are in the worklist below."
+        ordered.append(Task(urgency="note", what=f"{_films(facts.positives)} called positive.", how=how))
+    return ordered or [Task(urgency="note", what="Nothing.", how="No scan of this run needs attention.")]
 
 
 def _drifts(facts: NightFacts, level: Urgency) -> list[Task]:
-    """A task a site, the sites in the order of the findings: all of them first."""
+    """One task per site, in the order of the findings: all sites together first."""
     of_site: dict[str | None, list[DriftFinding]] = {}
     for finding in facts.findings:
         if finding.level == level:
             of_site.setdefault(finding.site, []).append(finding)
     how = {
-        "alarm": "Do not trust the probabilities of these films before a person has looked at some and found out what"
-        " changed: a machine, an export, the patients.",
-        "warn": "Look at some of these films, and whether it grows over the next nights.",
+        "alarm": "Do not trust the probabilities of these films before someone has looked at some of them and found out"
+        " what changed: a scanner, an export, the patients.",
+        "warn": "Look at some of these films, and watch whether the drift grows over the next nights.",
     }[level]
     named = [
         Task(
             urgency=level,
-            what=f"Drift {'over all sites' if site is None else f'at {site}'}: {names(findings)}.",
+            what=f"Drift {'over all sites' if site is None else f'at {site}'}: {quantity_names(findings)}.",
             how=f"{how} {' '.join(map(describe, findings))}",
         )
         for site, findings in list(of_site.items())[:SITES_NAMED]
     ]
     more = len(of_site) - SITES_NAMED
     if more > 0:
-        named.append(Task(urgency=level, what=f"Drift at {more} more sites.", how="The table of drift has them."))
+        named.append(Task(urgency=level, what=f"Drift at {more} more sites.", how="See the table of drift."))
     return named
 
 
@@ -116,7 +116,7 @@ def _unfinished(facts: NightFacts) -> list[Task]:
         return []
     left = facts.planned - sum(facts.statuses.values())
     what = f"This run is not finished: {left:,} of {facts.planned:,} scans are not written yet."
-    how = "If nothing is working on it, run the same command again: it goes on where the run stopped."
+    how = "If nothing is working on it, run the same command again: it continues where the run stopped."
     return [Task(urgency="warn", what=what, how=how)]
 
 
@@ -128,7 +128,7 @@ def _failed(facts: NightFacts) -> list[Task]:
         found.append(Task(urgency="warn", what=what, how=_how(facts, Status.FAILED, "The next run tries them again.")))
     given_up = facts.record.get("given_up")
     if given_up:
-        what = f"Given up: {_scans(given_up)} that failed on too many nights."
+        what = f"Given up: {_scans(given_up)} that failed in too many runs."
         found.append(
             Task(urgency="warn", what=what, how="rayscan query lists them: the view rejects, status = 'failed'.")
         )
@@ -139,8 +139,8 @@ def _machines(facts: NightFacts) -> list[Task]:
     lost = facts.record.get("lost_workers")
     if not lost:
         return []
-    what = f"Shards were begun again {_times(lost)}, since their worker, node or driver was gone."
-    how = "Every scan has its row all the same. If it happens every night, look at the memory of the workers."
+    what = f"Shards were restarted {_times(lost)}, because a worker, node or driver was lost."
+    how = "Every scan still has its row. If it happens every night, check the memory of the workers."
     return [Task(urgency="note", what=what, how=how)]
 
 

@@ -1,7 +1,7 @@
-"""The films of a run that most want a reader: the highest probabilities, and on demand a small picture of each.
+"""The worklist: the films of a run with the highest probabilities, and a small picture of each if asked for.
 
-A thumbnail is a patient's image, so a page holds one only when asked; it is read from the archive anew, by the URI and
-version that were scored.
+A thumbnail is an image of a patient, so a page has them only on request; it is read from the archive again, by the URI
+and version that were scored.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from pipelines.pages.frame import data_uri
 
 LENGTH: Final = 25
 SIDE: Final = 160
-"""Pixels."""
+"""Side of a thumbnail in pixels."""
 _THREADS: Final = 4
 """Scans held in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorklistFilm:
-    """One film to look at."""
+    """One film of the worklist."""
 
     uri: str
     etag: str
@@ -39,13 +39,13 @@ class WorklistFilm:
     thumbnail: str | None = None
     """A JPEG as a data URI."""
     map: str | None = None
-    """The same with the model's map over it."""
+    """The same picture with the model's map over it."""
     unseen: str | None = None
     """Why there is no thumbnail although one was asked for: a `contracts.Reason`."""
 
 
 def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> list[WorklistFilm]:
-    """The films of a run with the highest probabilities, the highest first."""
+    """The `most` films of a run with the highest probabilities, the highest first."""
     rows = connection.execute(
         "SELECT uri, etag, site, study_date, probability, coalesce(prediction = ?, false) FROM scores"
         " WHERE run_id = ? AND probability IS NOT NULL ORDER BY probability DESC, uri LIMIT ?",

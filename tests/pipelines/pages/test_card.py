@@ -160,7 +160,7 @@ def test_engines_and_what_unfamiliar_is() -> None:
         "torch-bf16-cuda": {**measured, **nothing, "allowed": False, "reasons": ["cannot run"]},
     }
     distance = np.linspace(0.5, 1.5, 80, dtype=np.float32)
-    for known, words in ((distance, "99 in 100 below 1.49. Drift"), (distance * np.nan, "by which to tell")):
+    for known, words in ((distance, "99th percentile 1.49. Drift"), (distance * np.nan, "with which to detect")):
         told = {"engines": engines, "fingerprint": fingerprint(FILMS.pixels, distance / 2, known)}
         page = card({"val": full_entry() | told})
         assert words in page.text

@@ -57,7 +57,7 @@ def test_the_report_beside_the_run_shows_the_films_that_were_asked_for(
         "Thumbnail of film 1",
         "Thumbnail of film 2",
     ]
-    assert "what raised the score" in page.text or "no place of these films raises its score" in page.text
+    assert "what raised the score" in page.text or "no part of these films raises its score" in page.text
 
 
 def test_too_many_thumbnails_are_refused_before_the_night() -> None:

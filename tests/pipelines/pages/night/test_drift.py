@@ -37,7 +37,7 @@ class TestDrift:
     @pytest.mark.parametrize(
         ("record", "says"),
         [
-            ({}, "recorded no drift: it is of an earlier version"),
+            ({}, "recorded no drift: it was made by an earlier version"),
             ({"state": "unfinished"}, "Drift is judged when the run is finished."),
             ({"drift": [finding("too_few", note="the bundle has no fingerprint")]}, "the bundle has no fingerprint."),
         ],

@@ -17,7 +17,7 @@ class TestNightsBefore:
         page = written_report(store, tmp_path / "night.html")
         assert page.charts[1:] == [
             "Scans: 100 tonight, 125 in the 3 nights before (median, dashed)",
-            "Called positive, % of the scored: 40 tonight, 20 in the 3 nights before (median, dashed)",
+            "Called positive, % of scored: 40 tonight, 20 in the 3 nights before (median, dashed)",
             "Rejected or unreadable, %: 0 tonight, 20 in the 3 nights before (median, dashed)",
             "Scans per second: 140 tonight, 140 in the 3 nights before (median, dashed)",
         ]

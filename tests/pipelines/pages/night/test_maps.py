@@ -80,13 +80,13 @@ class TestMaps:
         self.night(store, films, self.bundle(tmp_path / "model", small_spec("majority", 64)))
         page = written_report(store, tmp_path / "night.html", thumbnails=3)
         assert [image["alt"] for image in page.images] == ["Thumbnail of film 2", "Thumbnail of film 3"]
-        assert "No maps: no place of these films raises its score." in page.text
+        assert "No maps: no part of these films raises its score." in page.text
 
     @pytest.mark.parametrize(
         ("lies", "says"),
         [
             ("nowhere", r"No maps: .*nowhere/bundle.json is missing; .* is not a whole bundle\."),
-            ("other", r"No maps: another model \(\w{16}\) lies at .*other now\."),
+            ("other", r"No maps: another model \(\w{16}\) is at .*other now\."),
             ("broken", r"No maps: .*weights.safetensors was changed after the bundle was made; .*\."),
         ],
     )

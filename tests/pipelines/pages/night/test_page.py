@@ -28,10 +28,10 @@ class TestRun:
         assert "Scored 1,801 99.3 %" in page.text
         assert "Called positive 301 16.7 % of those scored" in page.text
         assert "Not scored 12 0.7 %" in page.text
-        assert "Rate 140.3 scans a second; 3 shards were done by an earlier attempt" in page.text
+        assert "Rate 140.3 scans a second; 3 shards were scored by an earlier attempt" in page.text
         assert "every scan is accounted for" in page.text
         # the archive holds both nights
-        assert "3,613 scans stand in the table" in page.text
+        assert "3,613 scans are in the table" in page.text
         assert f"truncated {todo.ADVICE[Reason.TRUNCATED]} 8 8 unreadable" in page.text
         assert f"not_frontal {todo.ADVICE[Reason.NOT_FRONTAL]} 4 4 rejected" in page.text
         assert f"{newest} {MODEL_ID} 1,813 1,801 4 8 0 16.7 % 3 min 20 s" in page.text
@@ -67,13 +67,13 @@ class TestRun:
         write_run(store, 1, [])
         page = written_report(store, tmp_path / "night.html")
         assert "Nothing was new" in page.text
-        assert "1,813 scans stand in the table" in page.text
+        assert "1,813 scans are in the table" in page.text
         assert "No film of this run has a probability." in page.text
         assert "Histogram" not in " ".join(page.charts)
 
     def test_everything_called_alike(self, store: Store, tmp_path: Path) -> None:
         write_run(store, 0, [Outcome(5, probability=0.9)])
-        assert "all scans were called alike" in written_report(store, tmp_path / "night.html").text
+        assert "all scans were called the same" in written_report(store, tmp_path / "night.html").text
 
     def test_hostile_text_is_text(self, store: Store, tmp_path: Path) -> None:
         rows = [Outcome(3, reason=HOSTILE, status="failed", site=HOSTILE), Outcome(2, probability=0.4, site=HOSTILE)]
@@ -111,7 +111,7 @@ class TestModels:
         write_run(store, 1, [Outcome(30, probability=0.9)], model_id=OTHER_MODEL)
         write_run(store, 2, [Outcome(5, probability=0.1), Outcome(1, reason="vanished", status="failed")])
         page = written_report(store, tmp_path / "night.html")
-        assert "36 scans stand in the table, from this run or an earlier one of this model: 35 scored" in page.text
+        assert "36 scans are in the table, from this run or an earlier one of this model: 35 scored" in page.text
         assert "0 called positive" in page.text
         assert "Scans: 6 tonight, 30 in the night before" in page.text
         assert f"Other models Model Runs Newest {OTHER_MODEL} 2 2026-11-20" in page.text
@@ -127,7 +127,7 @@ class TestModels:
         for number, outcome in enumerate(outcomes if failed_later else outcomes[::-1]):
             write_run(store, number, [outcome])
             write_run(store, number, [outcome], model_id=OTHER_MODEL)
-        assert "1 scans stand in the table" in (text := written_report(store, tmp_path / "night.html").text)
+        assert "1 scans are in the table" in (text := written_report(store, tmp_path / "night.html").text)
         assert "1 scored (100.0 %)" in text
 
 

@@ -18,10 +18,10 @@ class TestTasks:
         told = [
             "ALARM Drift at south: distance. Do not trust the probabilities",
             "Distance: PSI 0.61, KS 0.40; 90 % of them above the reference's median.",
-            "warning 5 scans failed (access_denied). The store refused to hand it out.",
-            "warning Given up: 7 scans that failed on too many nights.",
+            "warning 5 scans failed (access_denied). The store denied access.",
+            "warning Given up: 7 scans that failed in too many runs.",
             "warning Drift at north: brightness. Look at some",
-            "note Shards were begun again once",
+            "note Shards were restarted once",
             "note 8 scans cannot be read (truncated). The file ends too early",
             "note 301 films are called positive.",
         ]
