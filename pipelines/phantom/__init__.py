@@ -1,12 +1,12 @@
-"""Synthetic frontal chest films with known findings, in any encoding, with a zoo of broken files: demo and tests.
+"""Synthetic frontal chest films with known findings, in any encoding, and broken files: for the demo and the tests.
 
-The films are made so that the task means something: the opacities differ from healthy lung in shape and texture, not in
-brightness. Exposure, pose, heart, breast shadows and shading vary more than the disease adds, so a linear model on the
-pixels stays below AUC 0.9 on new patients while a small CNN passes 0.97 (`tests/pipelines/test_phantom.py` holds both).
+The films make the task meaningful: opacities differ from healthy lung in shape and texture, not in brightness. Exposure
+and pose, heart, breast shadows and shading vary more than the disease adds, so a linear model on the pixels stays below
+AUC 0.9 on new patients while a small CNN passes 0.97 (`tests/pipelines/test_phantom.py` tests both).
 
-    anatomy.py   what belongs to a patient, and the findings
+    anatomy.py   a patient's anatomy and findings
     render.py    one film of a patient
-    exposure.py  what a scanner makes of it: grey levels, noise, marker
+    exposure.py  the scanner: grey levels, noise, marker
     files.py     JPEG, PNG and DICOM bytes; broken files
     archive.py   a whole archive, laid out like Kaggle's or like a hospital's
 """

@@ -1,8 +1,8 @@
-"""The imagined patients: what stays the same between two films of one patient.
+"""The synthetic patients: what stays the same between two films of one patient.
 
 Body coordinates: u to the right of the picture (the patient's left), v downwards, in units of half the film's height,
-origin between the lung hila. Drawing the numbers here and the pixels in `render.py` keeps several films of one patient
-alike in anatomy and finding, and different in pose, exposure and noise.
+origin between the lung hila. Numbers are drawn here and pixels in `render.py`, so several films of one patient share
+anatomy and findings, and differ in pose, exposure and noise.
 """
 
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ class Lesion:
     radius_u: float
     radius_v: float
     strength: float
-    """Share of the air that is filled at its core, 0 to 1."""
+    """Share of the air filled at its core, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """The anatomy of one imagined patient, lengths in body coordinates, densities relative to soft tissue."""
+    """The anatomy of one synthetic patient; lengths in body coordinates, densities relative to soft tissue."""
 
     subtype: Subtype
     """Empty for healthy lungs."""
@@ -47,7 +47,7 @@ class Patient:
     shoulder: float
     """Height of the shoulders."""
     arm: float
-    """How far the upper arms stand off."""
+    """Distance of the upper arms from the trunk."""
     diaphragm: tuple[float, float]
     """Height of the right and the left dome."""
     heart: tuple[float, float, float, float, float]
@@ -62,7 +62,7 @@ class Patient:
     spine_bend: float
     spine_density: float
     air: tuple[float, float]
-    """How transparent the right and the left lung are."""
+    """Transparency of the right and the left lung."""
     thickness: float
     """Soft tissue around the lungs."""
     breast: tuple[float, float, float]
@@ -145,7 +145,7 @@ def _draw_lesions(rng: np.random.Generator, subtype: Subtype, dome: float) -> tu
 
 
 def _grow_vessels(rng: np.random.Generator, side: float) -> npt.NDArray[np.float32]:
-    """Vessel tree of one lung: every generation forks in two, thinner and shorter; segments [N, 5]."""
+    """Vessel tree of one lung: in every generation each vessel forks in two, thinner and shorter; segments [N, 5]."""
     trunks = 10
     angle = rng.uniform(-1.35, 1.35, trunks) + np.linspace(-0.2, 0.2, trunks)
     u, v = np.full(trunks, side * 0.13), rng.uniform(-0.14, 0.12, trunks)

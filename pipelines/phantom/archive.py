@@ -1,7 +1,7 @@
-"""A whole archive of phantom films: labelled by its folders as Kaggle's Kermany set is, or flat as a hospital's.
+"""A whole archive of phantom films: labelled by folders like Kaggle's Kermany set, or flat like a hospital's.
 
-Every patient draws from a random stream of their own (`np.random.SeedSequence.spawn`), so no film depends on another
-patient's, and one seed gives one archive, byte for byte.
+Every patient has their own random stream (`np.random.SeedSequence.spawn`), so no film depends on another patient, and a
+seed always gives the same archive, byte for byte.
 """
 
 import csv
@@ -59,7 +59,7 @@ class _Film:
 
     case: _Case
     number: int
-    """Of the patient's films, from 1."""
+    """Number among the patient's films, from 1."""
     day: date
     pixels: npt.NDArray[np.uint8]
 
@@ -81,9 +81,9 @@ def write_archive(
     `size`: side of square films in pixels, or the narrowest and widest width of films that differ in size and aspect,
     as originals do. `layout`: `kaggle` sorts into `train|test/NORMAL|PNEUMONIA/` under Kermany's names, every seventh
     patient of a class in `test/`; `flat` names by month and hash and adds `labels.csv` (path, label, subtype,
-    patient_id). Patients have 1 to 4 films, all of one class; `prevalence` is the share of patients with pneumonia, of
-    whom two in three have bacteria. Several `formats` take turns, and so do the kinds of DICOM. `broken` adds
-    `damaged/` with `broken_files(seed)`. `scanner` exposes the films; another changes nothing but their grey levels.
+    patient_id). Patients have 1 to 4 films, all of one class; `prevalence` is the share of patients with pneumonia, two
+    thirds of them bacterial. Several `formats` alternate, and so do the kinds of DICOM. `broken` adds `damaged/` with
+    `broken_files(seed)`. Another `scanner` changes nothing but the films' grey levels.
 
     Raises `InputError` on settings out of range, `StorageError` and `AccessError` as the store does.
     """
@@ -113,7 +113,7 @@ def _check(patients: int, size: int | tuple[int, int], layout: str, formats: Seq
     if patients < 1:
         raise InputError(f"an archive of {patients} patients; ask for 1 or more")
     if not 0 <= prevalence <= 1:
-        raise InputError(f"prevalence {prevalence} is no share; choose 0 to 1")
+        raise InputError(f"prevalence {prevalence} is out of range; choose 0 to 1")
     low, high = (size, size) if isinstance(size, int) else size
     if not 32 <= low <= high:
         raise InputError(f"film size {size} is out of range; choose 32 pixels or more, the narrowest first")
@@ -124,11 +124,11 @@ def _check(patients: int, size: int | tuple[int, int], layout: str, formats: Seq
 
 
 def _cast(patients: int, seed: int, prevalence: float) -> list[_Case]:
-    """Who has what, and who is kept for the test folder."""
+    """The patients: who has which disease, and who goes to the test folder."""
     first, *streams = np.random.SeedSequence(seed).spawn(patients + 1)
     ill = round(patients * prevalence)
     if 0 < prevalence < 1 and patients > 1:
-        ill = min(max(ill, 1), patients - 1)  # a small archive still shows both classes
+        ill = min(max(ill, 1), patients - 1)  # a small archive still has both classes
     places = np.random.default_rng(first).permutation(patients).tolist()
     cases = []
     for number, (place, stream) in enumerate(zip(places, streams, strict=True), start=1):
@@ -157,14 +157,14 @@ def _take_films(cases: Sequence[_Case], size: int | tuple[int, int], scanner: Sc
 
 
 def _frame(rng: np.random.Generator, size: int | tuple[int, int]) -> tuple[int, float]:
-    """Width of a film and its ratio to the height: square, or as varied as originals."""
+    """Width and aspect ratio of a film: square, or as varied as originals."""
     if isinstance(size, int):
         return size, 1.0
     return int(rng.integers(size[0], size[1], endpoint=True)), rng.uniform(1.0, 1.5)
 
 
 def _kaggle_key(shot: _Film, running: int) -> str:
-    """Kermany's names: normal films count within the patient, pneumonia films within the subtype."""
+    """Kermany's names: normal films are numbered within the patient, pneumonia films within the subtype."""
     case = shot.case
     folder = f"{'test' if case.test else 'train'}/{case.label}"
     if case.subtype:
@@ -178,7 +178,7 @@ def _flat_key(shot: _Film, seed: int) -> str:
 
 
 def _patient_id(case: _Case, layout: ArchiveLayout) -> str:
-    """What a DICOM header and `labels.csv` call the patient; in Kaggle's layout what the file names call them."""
+    """The patient id in DICOM headers and `labels.csv`; in Kaggle's layout the one in the file names."""
     if layout == "flat":
         return f"PHANTOM-{case.number:04d}"
     return f"person{case.number}_{case.subtype}" if case.subtype else f"IM-{case.number:04d}"

@@ -1,4 +1,4 @@
-"""From attenuation to the grey levels of one film: what tube, detector and technician add."""
+"""From attenuation to the grey levels of one film: the effects of tube, detector and technician."""
 
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -11,21 +11,21 @@ from pipelines.errors import InputError
 from pipelines.phantom.fields import Field
 
 Range = tuple[float, float]
-"""From the lowest to the highest; every film draws its own value between."""
+"""Lowest and highest value; every film draws its own in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """How a machine shows attenuation as grey. The defaults are those of `HOME_SCANNER`."""
+    """How a machine turns attenuation into grey levels. The defaults are those of `HOME_SCANNER`."""
 
     gamma: Range = (0.8, 1.3)
-    """Above 1 the lungs are darker and stand out harder against bone."""
+    """Above 1 the lungs are darker and contrast more with bone."""
     gain: Range = (0.85, 1.1)
-    """What the attenuation, to the power of gamma, is multiplied by."""
+    """Factor applied to the attenuation to the power of gamma."""
     fog: Range = (0.0, 0.07)
-    """Grey of open air, as a share of white."""
+    """Grey level of open air, as a share of white."""
     grain: Range = (0.006, 0.016)
-    """Standard deviation of the noise, as a share of white, where the film is of middle grey."""
+    """Standard deviation of the noise at middle grey, as a share of white."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in asdict(self).items():
@@ -35,7 +35,7 @@ class Scanner:
 
 HOME_SCANNER: Final = Scanner()
 FOREIGN_SCANNER: Final = Scanner(gamma=(1.5, 2.0), gain=(0.6, 0.8), fog=(0.0, 0.03), grain=(0.02, 0.035))
-"""Darker, flatter and noisier than at home. To the eye still chests, to drift an alarm."""
+"""Darker, flatter and noisier than `HOME_SCANNER`: still chests to the eye, but an alarm in drift."""
 
 _MARKER_R = ((0, 6, 0, 0), (0, 0, 3, 0), (3, 0, 4, 1), (4, 1, 4, 2), (4, 2, 3, 3), (3, 3, 0, 3), (2, 3, 4, 6))
 """The strokes of the letter R, on a grid 4 wide and 6 high."""

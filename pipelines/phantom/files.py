@@ -108,9 +108,9 @@ def _set_pixels(file: FileDataset, stored: npt.NDArray[np.float64], bits: Bits, 
 
 
 def broken_files(seed: int) -> dict[str, bytes]:
-    """Files a hospital archive really holds, by a name that says what is wrong with each.
+    """Broken files as real hospital archives hold them, by a name that says what is wrong with each.
 
-    All are unreadable but `blank.png`, which is readable and shows nothing.
+    All are unreadable except `blank.png`, which is readable and shows nothing.
     """
     pixels, _ = film(np.random.default_rng(seed), opacity=False, size=192)
     jpeg, png, dicom = encode(pixels, "jpeg"), encode(pixels, "png"), dicom_bytes(pixels)

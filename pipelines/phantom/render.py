@@ -1,8 +1,8 @@
-"""From an imagined patient to grey levels: a projection of soft tissue, air, bone and disease.
+"""From a synthetic patient to a film: a projection of soft tissue, air, bone and disease.
 
-Every structure adds to (bone, soft tissue) or takes from (air) the attenuation of the body along the beam;
-`exposure.py` turns attenuation into grey, bright = dense. Disease takes the place of air, so it can only show inside
-the lungs, hides the vessels under it and never the bones over it. All of it is arithmetic on whole arrays.
+Bone and soft tissue add to the attenuation of the body along the beam, air reduces it; `exposure.py` turns attenuation
+into grey levels, bright = dense. Disease replaces air, so it is visible only inside the lungs and hides vessels but
+never bones. All of it is arithmetic on whole arrays.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from pipelines.phantom.exposure import HOME_SCANNER, Scanner, expose
 from pipelines.phantom.fields import Field, cloud, enlarge, rise
 
 CANVAS = 640
-"""Longest side at which anatomy is drawn. Larger films are enlarged from it; only their grain is drawn at full size."""
+"""Longest side at which anatomy is drawn. Larger films are enlarged from it; only the grain is drawn at full size."""
 
 BAND = 16384
-"""Pixels projected at a time: the temporaries then stay in the cache and off fresh memory pages, five times faster."""
+"""Pixels projected at a time, so that temporary arrays stay in the cache: five times faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class _Textures:
     """Random fields [h, w] of one film."""
 
     markings: Field
-    """Vessels and lung tissue: what takes the place of air in a healthy lung."""
+    """Vessels and lung tissue, which replace air in a healthy lung."""
     patchy: Field
-    """What makes a lesion ragged."""
+    """Makes a lesion ragged."""
     shading: Field
     """Broad unevenness of tissue and beam, about 1."""
 
@@ -39,7 +39,7 @@ class _Textures:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pose:
-    """How the patient stood for one film: body coordinates of every pixel [h, w], and the way back."""
+    """The patient's pose for one film: body coordinates of every pixel [h, w], and the inverse mapping."""
 
     u: Field
     v: Field
@@ -59,7 +59,7 @@ class _Pose:
 def film(
     rng: np.random.Generator, *, opacity: bool, size: int = 256, aspect: float = 1.0
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """One film of a new patient, and where its opacity lies.
+    """One film of a new patient, and the mask of its opacity.
 
     `size` is the width in pixels and `aspect` width over height. Returns grey levels uint8 [H, W] and a mask [H, W],
     empty without opacity; two thirds of the opacities are bacterial, one third viral.
@@ -165,7 +165,7 @@ def _soft_tissue(patient: Patient, v: Field, across: Field) -> tuple[Field, Fiel
 
 
 def _cage(patient: Patient, v: Field) -> Field:
-    """Half the width of the rib cage at height `v`: an ellipse's, made squarer, that narrows little below."""
+    """Half the width of the rib cage at height `v`: an ellipse made squarer, narrowing little at the bottom."""
     bottom = np.float32(0.42)
     t = np.clip((bottom - v) / (bottom - patient.chest_top), 0, 1)
     t2 = t * t
@@ -220,7 +220,7 @@ def _clavicles(patient: Patient, v: Field, across: Field) -> Field:
 
 
 def _spine(patient: Patient, u: Field, v: Field) -> Field:
-    """Vertebrae with darker discs between them, and the trachea's air in front."""
+    """Vertebrae with darker discs between them, and the air of the trachea in front."""
     off = np.abs(u - patient.spine_bend * np.sin(3 * v))
     phase = v / (patient.rib_spacing * 0.95) + patient.rib_phase
     disc = np.abs(phase - np.round(phase))
@@ -233,7 +233,7 @@ def _spine(patient: Patient, u: Field, v: Field) -> Field:
 
 
 def _shadows(patient: Patient, u: Field, v: Field, left: npt.NDArray[np.bool_]) -> Field:
-    """What lies over healthy and diseased lungs alike: breasts below, shoulder blades at the upper outer edge."""
+    """Shadows over healthy and diseased lungs alike: breasts below, shoulder blades at the upper outer edge."""
     height, radius, density = patient.breast
     across = np.abs(u)
     breast = rise(1 - np.sqrt(((across - 0.38) / radius) ** 2 + ((v - height) / radius) ** 2), 0.35)
@@ -242,7 +242,7 @@ def _shadows(patient: Patient, u: Field, v: Field, left: npt.NDArray[np.bool_]) 
 
 
 def _opacities(patient: Patient, u: Field, v: Field, patchy: Field) -> Field:
-    """Share of the air that disease has filled [h, w], 0 to 1. Patchy within, soft at its edge."""
+    """Share of the air filled by disease [h, w], 0 to 1; patchy inside, soft at the edge."""
     clear = np.ones_like(u)
     for lesion in patient.lesions:
         away = ((u - lesion.u) / lesion.radius_u) ** 2 + ((v - lesion.v) / lesion.radius_v) ** 2

@@ -36,6 +36,24 @@ def drift(site: str | None, *, psi: float | None, level: Level, quantity: str = 
     return DriftFinding(site=site, quantity=quantity, n=500, psi=psi, ks=psi, level=level, note="")
 
 
+EXPORTED = {
+    "ray_rayscan_scans_total  scored": 10.0,
+    "ray_rayscan_scans_total  rejected": 4.0,
+    "ray_rayscan_stage_seconds_total decode": 3.0,
+    "ray_rayscan_trials_total pruned": 1.0,
+    "ray_rayscan_epochs_total ": 2.0,
+    "ray_rayscan_epoch_seconds_total ": 4.0,
+    "ray_rayscan_trials_running": 3.0,
+    "ray_rayscan_best_value auc": 0.9,
+    "ray_rayscan_drift_psi  probability all sites": 0.01,
+    "ray_rayscan_drift_level  probability all sites": 0.0,
+    "ray_rayscan_drift_psi  probability north": 0.31,
+    "ray_rayscan_drift_level  probability north": 2.0,
+    "ray_rayscan_drift_level  reject_share all sites": 1.0,
+}
+"""What the test below counts, by name and tags."""
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_what_a_worker_and_the_driver_count_appears_on_the_nodes_port() -> None:
     import ray
@@ -67,29 +85,14 @@ def test_what_a_worker_and_the_driver_count_appears_on_the_nodes_port() -> None:
         model=mark,
     )
 
-    expected = {
-        "ray_rayscan_scans_total  scored": 10.0,
-        "ray_rayscan_scans_total  rejected": 4.0,
-        "ray_rayscan_stage_seconds_total decode": 3.0,
-        "ray_rayscan_trials_total pruned": 1.0,
-        "ray_rayscan_epochs_total ": 2.0,
-        "ray_rayscan_epoch_seconds_total ": 4.0,
-        "ray_rayscan_trials_running": 3.0,
-        "ray_rayscan_best_value auc": 0.9,
-        "ray_rayscan_drift_psi  probability all sites": 0.01,
-        "ray_rayscan_drift_level  probability all sites": 0.0,
-        "ray_rayscan_drift_psi  probability north": 0.31,
-        "ray_rayscan_drift_level  probability north": 2.0,
-        "ray_rayscan_drift_level  reject_share all sites": 1.0,
-    }
     (node,) = ray.nodes()
     gate, end = threading.Event(), time.monotonic() + EXPORT_SECONDS
     seen: dict[str, float] = {}
-    while seen != expected and time.monotonic() < end:
-        for one in (mark, "rayscan_trials_running"):
-            seen |= values(node["MetricsExportPort"], one)  # Ray shows a gauge that is set once for some seconds only
+    while seen != EXPORTED and time.monotonic() < end:
+        for label in (mark, "rayscan_trials_running"):
+            seen |= values(node["MetricsExportPort"], label)  # Ray shows a gauge that is set once for some seconds only
         gate.wait(0.25)
-    assert seen == expected
+    assert seen == EXPORTED
     ray.kill(worker)
 
 
