@@ -13,7 +13,7 @@ QUANTITY_NAMES: Final = {
     "grey_mean": ("Brightness", "mean grey level"),
     "grey_spread": ("Contrast", "standard deviation of the grey levels"),
     "ood_score": ("Distance", "from the training films"),
-    REJECT_SHARE: ("Not scored", "rejected or unreadable"),
+    REJECT_SHARE: ("Reject rate", "rejected or unreadable"),
 }
 LEVEL_NAMES: Final[dict[Level, str]] = {"too_few": "too few", "ok": "ok", "warn": "warning", "alarm": "ALARM"}
 
