@@ -59,8 +59,8 @@ class TestFigures:
         assert "Positive by A only 3 3.0 %" in text
         assert "Called positive 33 33.0 % 37 37.0 %" in text
         mean = (60 * 0.05 + 30 * 0.1 + 7 * 0.2 + 3 * 0.5) / 100
-        assert f"mean, without its sign {mean:.4f}" in text
-        assert f"mean of B less A {(60 * 0.05 - 30 * 0.1 + 7 * 0.2 - 3 * 0.5) / 100:+.4f}" in text
+        assert f"mean absolute {mean:.4f}" in text
+        assert f"mean of B minus A {(60 * 0.05 - 30 * 0.1 + 7 * 0.2 - 3 * 0.5) / 100:+.4f}" in text
         assert "largest 0.5000" in text
 
     def test_the_other_way_round_is_the_mirror(self, store: Store, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ class TestFigures:
         assert page.text.count(".dcm") == model_agreement.FILMS_SHOWN
         first = page.text.index("A 0.7000 · B 0.2000 positive by A only north")
         assert first < page.text.index("A 0.4000 · B 0.6000 positive by B only north")
-        assert page.charts == ["Films by the probabilities of both models; those called otherwise are orange"]
+        assert page.charts == ["Films by the probabilities of both models; those called differently are orange"]
 
 
 class TestAdvice:
