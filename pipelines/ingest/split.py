@@ -62,12 +62,12 @@ def split_patients(
 
 def _strata_of_patients(patients: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
     size = Counter(strata)
-    found: dict[str, str] = {}
+    stratum_of: dict[str, str] = {}
     for patient, stratum in zip(patients, strata, strict=True):
-        rarest = found.setdefault(patient, stratum)
+        rarest = stratum_of.setdefault(patient, stratum)
         if (size[stratum], stratum) < (size[rarest], rarest):
-            found[patient] = stratum
-    return found
+            stratum_of[patient] = stratum
+    return stratum_of
 
 
 def _deal(patients: Sequence[str], films: Mapping[str, int], fractions: Mapping[str, float]) -> dict[str, str]:

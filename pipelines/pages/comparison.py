@@ -87,9 +87,9 @@ def _bars(models: Sequence[EvaluatedModel]) -> Markup:
     def paint(axes: Axes) -> None:
         places = np.arange(len(models))
         for number, figure in enumerate(FIGURES):
-            found = [model.entry["metrics"][figure] for model in models]
-            values = np.array([at["value"] for at in found])
-            reach = np.array([[at["value"] - at["low"], at["high"] - at["value"]] for at in found]).T
+            metrics = [model.entry["metrics"][figure] for model in models]
+            values = np.array([at["value"] for at in metrics])
+            reach = np.array([[at["value"] - at["low"], at["high"] - at["value"]] for at in metrics]).T
             at_height = places + (number - 1) * height
             axes.barh(at_height, values, height * 0.9, color=colours[number], alpha=0.75, label=figure)
             axes.errorbar(values, at_height, xerr=np.maximum(reach, 0), fmt="none", ecolor=INK, elinewidth=1)

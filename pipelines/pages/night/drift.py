@@ -52,7 +52,7 @@ def site_drift_table(findings: Sequence[DriftFinding]) -> SiteDriftTable | None:
     of_site: dict[str | None, dict[str, DriftFinding]] = {}
     for finding in findings:
         of_site.setdefault(finding.site, {})[finding.quantity] = finding
-    rows = [_row(site, found) for site, found in of_site.items() if site is not None]
+    rows = [_row(site, own) for site, own in of_site.items() if site is not None]
     rows.sort(key=lambda row: (-LEVELS.index(row.level), -row.films, row.name))
     whole = _row(None, of_site.get(None, {}))
     return SiteDriftTable(
@@ -78,10 +78,10 @@ def _name(finding: DriftFinding) -> str:
     return QUANTITY_NAMES.get(finding.quantity, (finding.quantity,))[0]
 
 
-def _row(site: str | None, found: Mapping[str, DriftFinding]) -> SiteDrift:
+def _row(site: str | None, findings: Mapping[str, DriftFinding]) -> SiteDrift:
     return SiteDrift(
         name="All sites" if site is None else site,
-        films=max((finding.n for finding in found.values()), default=0),
-        level=worst_level(list(found.values())),
-        cells=[found.get(quantity) for quantity in QUANTITY_NAMES],
+        films=max((finding.n for finding in findings.values()), default=0),
+        level=worst_level(list(findings.values())),
+        cells=[findings.get(quantity) for quantity in QUANTITY_NAMES],
     )

@@ -95,15 +95,15 @@ def _runs(connection: duckdb.DuckDBPyConnection, most: int, model_id: str | None
 
 
 def _reasons(connection: duckdb.DuckDBPyConnection, run_id: str) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for row in fetch_rows(
         connection,
         "SELECT status, coalesce(reason, '') AS reason, count(*) AS scans FROM scores WHERE run_id = ? GROUP BY ALL"
         " ORDER BY status, reason",
         run_id,
     ):
-        found.setdefault(row["status"], {})[row["reason"]] = row["scans"]
-    return found
+        counts.setdefault(row["status"], {})[row["reason"]] = row["scans"]
+    return counts
 
 
 def _sites(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[str, Any]]:

@@ -121,18 +121,18 @@ def _unfinished(facts: NightFacts) -> list[Task]:
 
 
 def _failed(facts: NightFacts) -> list[Task]:
-    found = []
+    listed = []
     failed = facts.statuses[Status.FAILED]
     if failed:
         what = f"{_scans(failed)} failed{_mostly(facts, Status.FAILED)}."
-        found.append(Task(urgency="warn", what=what, how=_how(facts, Status.FAILED, "The next run tries them again.")))
+        listed.append(Task(urgency="warn", what=what, how=_how(facts, Status.FAILED, "The next run tries them again.")))
     given_up = facts.record.get("given_up")
     if given_up:
         what = f"Given up: {_scans(given_up)} that failed in too many runs."
-        found.append(
+        listed.append(
             Task(urgency="warn", what=what, how="rayscan query lists them: the view rejects, status = 'failed'.")
         )
-    return found
+    return listed
 
 
 def _machines(facts: NightFacts) -> list[Task]:

@@ -61,7 +61,7 @@ class TestFigures:
         mean = (60 * 0.05 + 30 * 0.1 + 7 * 0.2 + 3 * 0.5) / 100
         assert f"mean absolute {mean:.4f}" in text
         assert f"mean of B minus A {(60 * 0.05 - 30 * 0.1 + 7 * 0.2 - 3 * 0.5) / 100:+.4f}" in text
-        assert "largest 0.5000" in text
+        assert "largest absolute 0.5000" in text
 
     def test_the_other_way_round_is_the_mirror(self, store: Store, tmp_path: Path) -> None:
         write_both(store, PAIRS)
