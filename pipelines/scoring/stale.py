@@ -18,7 +18,7 @@ from pipelines.ingest.catalog_info import no_scans
 from pipelines.ingest.listing import list_archive
 from pipelines.storage import Store, open_store
 from pipelines.table.bounded import bounded_connection
-from pipelines.table.parts import PartVanishedError, list_scores, local_parts, refuse_spoilt
+from pipelines.table.parts import PartVanishedError, list_scores, local_parts, refuse_damaged
 from pipelines.table.query import create_scores_view
 
 MEMORY = "768MiB"
@@ -111,7 +111,7 @@ def with_stale(
                 raise listing.error from None
             if not all(part.exists() for part in parts):
                 continue
-            refuse_spoilt(parts, SCORES.names, error)
+            refuse_damaged(parts, SCORES.names, error)
             raise
         if (
             not listing.rows

@@ -36,13 +36,13 @@ from pipelines.table.parts import (
     REPLACES,
     CompactedPart,
     PartVanishedError,
+    damaged_part,
     fetch_parts,
     is_compacted,
     is_part,
     list_scores,
     read_footers,
     replaced,
-    spoilt_part,
 )
 from pipelines.table.presence import check_models, require_any
 from pipelines.table.query import create_scores_view
@@ -276,7 +276,8 @@ def _sorted_groups(files: list[Path]) -> Iterator[pa.Table]:
         except duckdb.Error as error:
             if not all(file.exists() for file in files):
                 raise PartVanishedError("a part was replaced while it was read") from error
-            spoilt = spoilt_part(files, SCORES.names)
-            if spoilt:
-                raise InputError(f"{spoilt[0]} is not a readable part: {spoilt[1]}; restore it from a copy") from error
+            damaged = damaged_part(files, SCORES.names)
+            if damaged:
+                part, fault = damaged
+                raise InputError(f"{part} is not a readable part: {fault}; restore it from a copy") from error
             raise

@@ -127,7 +127,7 @@ def mirror_folder(store: Store) -> Path:
     return cache_folder("scores") / blake2b(store.root.encode(), digest_size=8).hexdigest()
 
 
-def spoilt_part(files: Iterable[Path], columns: list[str]) -> tuple[Path, str] | None:
+def damaged_part(files: Iterable[Path], columns: list[str]) -> tuple[Path, str] | None:
     """The first file that is not a readable part with these columns, and the fault in one line; None if all are."""
     for file in files:
         try:
@@ -137,13 +137,13 @@ def spoilt_part(files: Iterable[Path], columns: list[str]) -> tuple[Path, str] |
     return None
 
 
-def refuse_spoilt(files: Iterable[Path], columns: list[str], error: Exception) -> None:
-    """Raise `InputError` naming the unreadable part, if there is one; `error` itself may name none, or another."""
-    spoilt = spoilt_part(files, columns)
-    if spoilt:
-        part, fault = spoilt
+def refuse_damaged(files: Iterable[Path], columns: list[str], error: Exception) -> None:
+    """Raise `InputError` naming the damaged part, if there is one; `error` itself may name none, or another."""
+    damaged = damaged_part(files, columns)
+    if damaged:
+        part, fault = damaged
         raise InputError(
-            f"the scores cannot be read: {part} is spoilt ({fault}); restore it, or move it and its run's folder away"
+            f"the scores cannot be read: {part} is damaged ({fault}); restore it, or move it and its run's folder away"
             " and score again"
         ) from error
 

@@ -37,7 +37,7 @@ from pipelines.table.parts import (
     live_parts,
     local_parts,
     mirror_folder,
-    refuse_spoilt,
+    refuse_damaged,
 )
 from pipelines.table.presence import is_scores, no_run
 from pipelines.table.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
@@ -90,7 +90,7 @@ def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T]) ->
                 return question(connection)
             except duckdb.Error as error:
                 if all(part.exists() for part in parts):
-                    _refuse_spoilt(parts, error)
+                    _refuse_damaged(parts, error)
                     raise
     raise PartVanishedError(f"{uri}: the parts were replaced again and again while they were read; ask again later")
 
@@ -138,7 +138,7 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path])
             connection.execute(f"CREATE VIEW scores_parts AS SELECT {selected} FROM {parquet}")  # noqa: S608 (quoted)
         except duckdb.Error as error:
             _refuse_vanished(parts)
-            _refuse_spoilt(parts, error)
+            _refuse_damaged(parts, error)
             raise
     connection.execute(f"CREATE VIEW scores AS SELECT {columns}, date FROM scores_parts")  # noqa: S608 (constants)
 
@@ -157,7 +157,7 @@ def _open(store: Store) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
         _create_latest(connection, _index_file(store, live))
     except duckdb.Error as error:
         _refuse_vanished(parts)
-        _refuse_spoilt(parts, error)
+        _refuse_damaged(parts, error)
         raise
     connection.register("runs_table", runs_table(records))
     connection.register("drift_table", drift_table(records))
@@ -221,12 +221,12 @@ def _refuse_vanished(parts: Iterable[Path]) -> None:
             raise PartVanishedError(f"{part} was replaced while it was read; ask again")
 
 
-def _refuse_spoilt(parts: Iterable[Path], error: duckdb.Error) -> None:
-    """Raise `InputError` naming the unreadable part, if the error is one that such a part can cause."""
+def _refuse_damaged(parts: Iterable[Path], error: duckdb.Error) -> None:
+    """Raise `InputError` naming the damaged part, if the error is one that such a part can cause."""
     if isinstance(
         error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
     ):
-        refuse_spoilt(parts, SCORES.names, error)
+        refuse_damaged(parts, SCORES.names, error)
 
 
 def _unglobbed(path: Path) -> str:

@@ -200,7 +200,7 @@ def test_a_spoilt_part_is_one_line(stores: tuple[Store, Store], spoilt: int, how
     write_rows(out, plan_of(out, source), {})
     key = sorted(info.key for chunk in out.list("scores") for info in chunk)[spoilt]
     out.put(key, how(out.get(key)))
-    with pytest.raises(InputError, match=rf"-0000{spoilt}\.parquet is spoilt") as caught:
+    with pytest.raises(InputError, match=rf"-0000{spoilt}\.parquet is damaged") as caught:
         plan_of(out, source)
     assert "\n" not in str(caught.value)
 

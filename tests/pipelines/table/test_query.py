@@ -292,7 +292,7 @@ def test_a_spoilt_part_that_is_not_the_first_is_named(tmp_path: Path) -> None:
     store = fill(open_store(str(tmp_path)))
     key = f"scores/model={MODEL}/date=2026-01-01/night2-00000.parquet"
     store.put(key, store.get(key)[:-20])
-    with pytest.raises(InputError, match=r"^the scores cannot be read: .*night2-00000\.parquet is spoilt"):
+    with pytest.raises(InputError, match=r"^the scores cannot be read: .*night2-00000\.parquet is damaged"):
         ask(store.root)
 
 
