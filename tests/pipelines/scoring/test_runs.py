@@ -23,7 +23,7 @@ from pipelines.table.drift import DriftTally
 from pipelines.table.query import ask
 from pipelines.table.record import RunRecord
 from tests.pipelines.pages.samples import read_page
-from tests.pipelines.scoring.conftest import BAD, GOOD
+from tests.pipelines.scoring.archive import BAD, GOOD
 from tests.servers import S3Server
 
 SETTINGS = ScoreSettings(shard_size=3, thumbnails=2)
@@ -40,7 +40,7 @@ def night(
     tmp_path_factory: pytest.TempPathFactory, bundle: Path, ray_session: None
 ) -> tuple[Store, Store, list[RunRecord]]:
     """Archive, scores and records of one finished run."""
-    from tests.pipelines.scoring.conftest import write_films
+    from tests.pipelines.scoring.archive import write_films
 
     archive = open_store(str(tmp_path_factory.mktemp("night") / "archive"))
     write_films(archive)

@@ -36,7 +36,7 @@ from pipelines.scoring.score import InferShard, ReadShard, ScoreShard, Verdict, 
 from pipelines.scoring.sink import part_name
 from pipelines.shards import Stage, run_shards
 from pipelines.storage import Store, _kept_store, open_store
-from tests.pipelines.scoring.conftest import BAD, GOOD
+from tests.pipelines.scoring.archive import BAD, GOOD
 from tests.servers import S3Server
 
 TOTAL = GOOD + len(BAD)
