@@ -53,8 +53,8 @@ OpenSession = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Night:
-    """What the runs of one call share."""
+class _Job:
+    """What the runs of one call of `score` share."""
 
     store: Store
     bundle: Bundle
@@ -91,7 +91,7 @@ def score(
     if not conditional:
         log.warning("%s has no conditional put: parts are written by plain puts of fixed names", store.root)
     with held_lease(store, bundle.model_id, wait=settings.wait) as lease, ExitStack() as opened:
-        night = _Night(
+        job = _Job(
             store=store,
             bundle=bundle,
             settings=settings,
@@ -103,11 +103,11 @@ def score(
         for plan in unfinished_plans(store, bundle.model_id):
             log.info("run %s was left unfinished; resuming it under its own plan", plan.run_id)
             # The same model may be at another URI by now.
-            records.append(_run(night, replace(plan, bundle=open_store(bundle_uri).root)))
-        plan = _plan_new(night, source, bundle_uri, point)
+            records.append(_run(job, replace(plan, bundle=open_store(bundle_uri).root)))
+        plan = _plan_new(job, source, bundle_uri, point)
         if plan.planned == 0:
             log.info("nothing new: model %s has scored all %d scans of %s", bundle.model_id, plan.listed, source)
-        records.append(_run(night, plan))
+        records.append(_run(job, plan))
     return records
 
 
@@ -127,30 +127,30 @@ def preview(
     )
 
 
-def _plan_new(night: _Night, source: str, bundle_uri: str, point: str) -> Plan:
+def _plan_new(job: _Job, source: str, bundle_uri: str, point: str) -> Plan:
     """The plan of a new run. Raises `IncompleteError` if the lease was lost while it was made."""
     log.info("listing %s", source)
     plan = _planned_while_connecting(
-        night,
+        job,
         lambda: make_plan(
-            night.store,
+            job.store,
             source=source,
             bundle=bundle_uri,
-            model_id=night.bundle.model_id,
+            model_id=job.bundle.model_id,
             operating_point=point,
-            shard_size=night.settings.shard_size,
-            max_nights=night.settings.max_nights,
+            shard_size=job.settings.shard_size,
+            max_nights=job.settings.max_nights,
         ),
     )
     try:
-        night.lease.confirm()
+        job.lease.confirm()
     except IncompleteError:  # another run planned meanwhile: two plans of the same scans would duplicate rows
-        forget_plan(night.store, plan)
+        forget_plan(job.store, plan)
         raise
     return plan
 
 
-def _planned_while_connecting(night: _Night, plan: Callable[[], Plan]) -> Plan:
+def _planned_while_connecting(job: _Job, plan: Callable[[], Plan]) -> Plan:
     """Make the plan, and start Ray (which takes seconds) meanwhile if planning takes long.
 
     A short plan is waited for: if nothing is new, Ray is not needed at all.
@@ -158,32 +158,32 @@ def _planned_while_connecting(night: _Night, plan: Callable[[], Plan]) -> Plan:
     with ThreadPoolExecutor(1, thread_name_prefix="plan") as planner:
         planned = planner.submit(plan)
         if wait([planned], timeout=SHORT_PLAN).not_done:
-            night.connect()
+            job.connect()
         return planned.result()
 
 
-def _run(night: _Night, plan: Plan) -> RunRecord:
+def _run(job: _Job, plan: Plan) -> RunRecord:
     """Do what is left of a plan and record the run. Raises `IncompleteError` if the store fails."""
     try:
-        return _finished(night, plan)
+        return _finished(job, plan)
     except (StorageError, AccessError, NotFoundError) as error:
         raise IncompleteError(
             f"{error}; run {plan.run_id} is unfinished: run the same command again when the store works"
         ) from error
 
 
-def _finished(night: _Night, plan: Plan) -> RunRecord:
-    store = night.store
+def _finished(job: _Job, plan: Plan) -> RunRecord:
+    store = job.store
     done = written_shards(store, plan)
     todo = [shard for shard in range(plan.shards) if shard not in done]
-    layout, work = _work(night, plan, todo)
-    drift = DriftTally(night.bundle.evaluation.get("val", {}).get("fingerprint"))
+    layout, work = _work(job, plan, todo)
+    drift = DriftTally(job.bundle.evaluation.get("val", {}).get("fingerprint"))
     account = reconcile(store, plan, drift)
     findings = drift.findings(earlier_records(store, plan.model_id)) if plan.planned else []
     telemetry.set_drift(findings, model=plan.model_id)
     record = RunRecord(
         **{name: getattr(plan, name) for name in _SHARED},
-        threshold=night.bundle.calibration.operating_points[plan.operating_point],
+        threshold=job.bundle.calibration.operating_points[plan.operating_point],
         counts=dict(account.counts),
         reasons=dict(account.reasons),
         resumed_shards=len(done),
@@ -195,7 +195,7 @@ def _finished(night: _Night, plan: Plan) -> RunRecord:
         engine=work.engine,
         layout=layout.reason if layout else "nothing to do",
         cpus=layout.cpus if layout else 0,
-        conditional_put=night.conditional,
+        conditional_put=job.conditional,
         drift=[finding.to_json() for finding in findings],
         drift_level=worst_level(findings),
         versions={name: version(name) for name in _VERSIONED},
@@ -203,8 +203,8 @@ def _finished(night: _Night, plan: Plan) -> RunRecord:
     )
     write_record(store, record)
     forget_attempts(store, plan.run_id)
-    if plan.planned and night.settings.report:
-        _write_report(store, plan.run_id, night.settings.thumbnails)
+    if plan.planned and job.settings.report:
+        _write_report(store, plan.run_id, job.settings.thumbnails)
     return record
 
 
@@ -220,31 +220,31 @@ def _write_report(store: Store, run_id: str, thumbnails: int) -> None:
 _SHARED = {field.name for field in fields(Plan)} & {field.name for field in fields(RunRecord)}
 
 
-def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]:
+def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]:
     """Run the remaining shards; each is written by the actor that scored it."""
     started = time.perf_counter()
     totals: dict[str, float] = dict.fromkeys(("scans", "bytes", *_STAGES), 0.0)
     engine = None
     if not todo:
         return None, _Work(totals=totals, engine=None, seconds=time.perf_counter() - started)
-    night.connect()
+    job.connect()
     log.info("run %s: %d scans, %d of %d shards to do", plan.run_id, plan.planned, len(todo), plan.shards)
-    shard_size = read_shard(night.store, plan.run_id, 0).num_rows
+    shard_size = read_shard(job.store, plan.run_id, 0).num_rows
     layout = choose_layout(
         *cluster_size(),
         shards=len(todo),
-        shard_bytes=shard_size * night.bundle.spec.preprocessing.film_size**2,
-        most_actors=night.settings.most_actors,
+        shard_bytes=shard_size * job.bundle.spec.preprocessing.film_size**2,
+        most_actors=job.settings.most_actors,
     )
     log.info("layout: %s", layout.reason)
     # All shards of a plan are as large as the first, except the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     shards = [{"shard": shard} for shard in todo]
     with progress("score", scans) as advance, counting(advance) as count:
-        stages = _stages(night, plan, layout, count.reporter)
+        stages = _stages(job, plan, layout, count.reporter)
         with closing(run_shards(f"score-{plan.run_id}", shards, *stages)) as summaries:
             for summary in summaries:
-                night.lease.check()
+                job.lease.check()
                 for name in totals:
                     totals[name] += summary[name]
                 engine = summary["engine"]
@@ -252,10 +252,10 @@ def _work(night: _Night, plan: Plan, todo: list[int]) -> tuple[Layout | None, _W
     return layout, _Work(totals=totals, engine=engine, seconds=time.perf_counter() - started)
 
 
-def _stages(night: _Night, plan: Plan, layout: Layout, reporter: Reporter) -> list[Stage]:
-    shared = {"scores": night.store.root, "plan": plan}
+def _stages(job: _Job, plan: Plan, layout: Layout, reporter: Reporter) -> list[Stage]:
+    shared = {"scores": job.store.root, "plan": plan}
     reading = {**shared, "reporter": reporter}
-    writing = {**shared, "layout": layout, "precision": night.settings.precision}
+    writing = {**shared, "layout": layout, "precision": job.settings.precision}
     if layout.is_split:
         return [
             Stage(actor=ReadShard, settings=reading, actors=layout.decoders, most_actors=layout.most_actors),
