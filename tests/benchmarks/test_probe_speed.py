@@ -17,9 +17,11 @@ import ray
 
 from models.films import Films
 from models.spec import Preprocessing, Scalar
+from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import open_store
 from tests.benchmarks.measured import machine, record
 from tuning.search import probes
+from tuning.search.setup import SearchFilms
 from tuning.spaces.domain import Domain
 from tuning.spaces.space import SearchSpace
 from tuning.spaces.space_file import read_space
@@ -77,12 +79,13 @@ def test_a_thousand_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     sides = (ray.put(made_up(4447, rng)), ray.put(made_up(785, rng)))
     monkeypatch.setattr(probes, "_features", lambda *of: {kind.name: sides})
     films = Films(**dict.fromkeys(("pixels", "labels", "patients", "subtypes", "scan_ids"), np.empty(0)))
+    info = DatasetInfo(size=224, preprocessing=Preprocessing(), fingerprint="", counts={}, parts={})
+    searched = SearchFilms(uri="", info=info, train=films, val=films)
     with PeakMemory() as memory:
         began = time.monotonic()
         found = probes.run_probes(
-            space, [], probes=PROBES, store=open_store(str(tmp_path)), dataset="", preprocessing=Preprocessing(),
-            train=films, val=films, seed=0, deadline=float("inf"),
-        )  # fmt: skip
+            space, [], searched, probes=PROBES, store=open_store(str(tmp_path)), seed=0, deadline=float("inf")
+        )
         wall = time.monotonic() - began
     fitting = sum(one.seconds for one in found)
     cores = os.cpu_count() or 1

@@ -15,7 +15,7 @@ from cluster.locations import (
     weights_location,
 )
 from tests.tuning.films import write_dataset
-from tuning.search.driver import _read_films
+from tuning.search.setup import read_films
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_an_empty_path_is_wrong_usage(text: str) -> None:
 def test_a_search_hands_its_workers_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_dataset("dataset", films=14)
-    assert _read_films("dataset").uri == f"file://{tmp_path}/dataset"
+    assert read_films("dataset").uri == f"file://{tmp_path}/dataset"

@@ -1,17 +1,24 @@
-"""A search on the terminal: the trials under way, the best so far, the time left. Elsewhere the log has it all.
+"""What people are shown of a search: the terminal's live picture, the log's lines, the metrics.
 
-A picture is a function of a `Standing`, and the ledger keeps the latest one. So what draws looks at the ledger, and the
-ledger, which Ray Tune pickles with all that it holds, knows no terminal.
+The picture is a function of a `Standing`, and the `Board` keeps the latest one. So what draws looks at the board, which
+Ray Tune pickles together with the ledger: it knows no terminal.
 """
 
+import logging
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from pipelines import telemetry
+from tuning.study.records import TrialRecord, best_trial, count_statuses
+
 if TYPE_CHECKING:
     from rich.console import Group
+
+log = logging.getLogger("rayscan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,63 @@ class Standing:
     """In words; None before there is one."""
     seconds_left: float | None
     """At the pace so far, or until the time is up; None where nothing is known yet."""
+
+
+class Board:
+    """Says how a search stands, and announces each trial that ended. Holds nothing but values, as it is pickled."""
+
+    def __init__(self, records: Sequence[TrialRecord], *, planned: float, deadline: float, metric: str) -> None:
+        self.planned = planned
+        self.deadline = deadline
+        self.metric = metric
+        self.inherited = len(records)
+        self.opened = time.monotonic()
+        self.shown = -math.inf
+        self.standing = self._stand(records, ())
+        """How the search stood when it was last shown."""
+
+    def is_old(self) -> bool:
+        """Whether `standing` is a second old or more."""
+        return time.monotonic() - self.shown >= 1
+
+    def show(self, records: Sequence[TrialRecord], running: Sequence[Running]) -> None:
+        """Take note of how the search stands now."""
+        self.shown = time.monotonic()
+        telemetry.set_running(len(running))
+        self.standing = self._stand(records, running)
+
+    def announce(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+        """Log and count a trial that ended, the last of `records`."""
+        best = best_trial(records)
+        telemetry.count_trial(record.status)
+        if best is not None:
+            telemetry.set_best_value(best.result, metric=self.metric)
+        log.info(
+            "trial %d %s%s %s: %s after %d epochs; best %s; %s%s",
+            record.number,
+            "baseline " if record.kind == "baseline" else "",
+            record.model,
+            record.status,
+            record.error or f"AUC {record.auc:.4f}",
+            record.epochs,
+            f"{best.result:.4f} (trial {best.number})" if best else "none yet",
+            in_words(len(records), self.planned),
+            "" if math.isinf(self.deadline) else f", {max(0.0, self.deadline - time.monotonic()):.0f} s left",
+        )
+
+    def _stand(self, records: Sequence[TrialRecord], running: Sequence[Running]) -> Standing:
+        best = best_trial(records)
+        now = time.monotonic()
+        ran = len(records) - self.inherited
+        pace = (now - self.opened) / ran if ran else math.inf
+        left = min(self.deadline - now, pace * (self.planned - len(records)))
+        return Standing(
+            running=tuple(running),
+            counts=count_statuses(records),
+            planned=self.planned,
+            best=None if best is None else f"{best.result:.4f}, {best.model}, trial {best.number}",
+            seconds_left=None if math.isinf(left) else max(0.0, left),
+        )
 
 
 MOST_ROWS: Final = 12

@@ -8,17 +8,16 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray import tune
 
 from models.errors import InputError
-from models.films import Films
+from models.spec import Scalar
 from pipelines.bundles import cache_folder
-from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
+from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store, open_store
 from tuning.search.confirm_on_ray import as_ray_tasks
 from tuning.search.group_trial import DRIVER, Group, run_group_trial
@@ -27,10 +26,11 @@ from tuning.search.mirror import Mirror
 from tuning.search.probes import best_probes, run_probes
 from tuning.search.rounds import run_round
 from tuning.search.settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
+from tuning.search.setup import SearchSetup, read_films
 from tuning.search.space import check_space, space_of
 from tuning.search.trial import TrialJob, run_trial
 from tuning.spaces.space import SearchSpace
-from tuning.study.confirm import confirm, deal_train
+from tuning.study.confirm import Dealt, confirm, deal_train
 from tuning.study.findings import add_confirmed, conclude
 from tuning.study.records import (
     StudyInfo,
@@ -66,10 +66,10 @@ def search(
     `IncompleteError` where the search ended before any trial had a result.
     """
     began = time.monotonic()
-    films = _read_films(dataset_uri)
+    films = read_films(dataset_uri)
     space = space_of(settings, films.info) if space is None else space
     check_space(space, settings, films.info)
-    points = [] if settings.warm_start is None else best_of(settings.warm_start, space, films.info.fingerprint)
+    warm = [] if settings.warm_start is None else best_of(settings.warm_start, space, films.info.fingerprint)
     resources, concurrent = _resources(settings)
     dealt = None
     if settings.confirm:
@@ -79,31 +79,58 @@ def search(
         dataset=films.uri, fingerprint=films.info.fingerprint, space=space.to_json(), settings=asdict(settings)
     )
     with _mirrored(optuna_storage, store, space, settings, films.info) as mirror:
-        earlier = begin_study(store, study, resume=settings.resume)
-        budget = math.inf if settings.time_budget_s is None else settings.time_budget_s
-        if settings.probes:
-            earlier += _probe(films, space, earlier, settings, store, deadline=began + PROBE_SHARE * budget)
-            points = [*best_probes(earlier, space), *points]
-        if mirror is not None:
-            mirror.add_missing(earlier)
-        search_round = partial(
-            run_round,
-            _trainable(films, _job(films, settings, store, resources), resources, settings.workers_per_trial),
-            store,
+        setup = SearchSetup(
+            store=store,
+            films=films,
             settings=settings,
             space=space,
             resources=resources,
             concurrent=concurrent,
             mirror=mirror,
         )
-        kept = FINAL_SHARE if settings.finals else 0.0
-        points += space.usual()
-        records, interrupted = search_round(earlier, points=points, deadline=began + (1 - kept) * budget)
-        if settings.finals and not interrupted:
-            finals = final_trials(records, films.info.size, settings.finals)
-            records, _ = search_round(records, finals=finals, deadline=began + budget)
+        earlier = begin_study(store, study, resume=settings.resume)
+        records = _run_rounds(setup, earlier, warm, began)
+    ran = len(without_probes(records)) - len(without_probes(earlier))
+    return _conclude(setup, study, records, dealt, ran=ran, began=began)
+
+
+def _run_rounds(
+    setup: SearchSetup, earlier: Sequence[TrialRecord], warm: Sequence[Mapping[str, Scalar]], began: float
+) -> list[TrialRecord]:
+    """The probes, the trials, and the finals; every row the study has then. `warm` points are tried first."""
+    settings, space, films = setup.settings, setup.space, setup.films
+    budget = math.inf if settings.time_budget_s is None else settings.time_budget_s
+    known, points = list(earlier), list(warm)
+    if settings.probes:
+        known += run_probes(
+            space,
+            known,
+            films,
+            probes=settings.probes,
+            store=setup.store,
+            seed=settings.seed,
+            deadline=began + PROBE_SHARE * budget,
+        )
+        points = [*best_probes(known, space), *points]
+    if setup.mirror is not None:
+        setup.mirror.add_missing(known)
+    trainable = _trainable(setup)
+    for_finals = FINAL_SHARE if settings.finals else 0.0
+    points += space.usual()
+    records, interrupted = run_round(setup, trainable, known, points=points, deadline=began + (1 - for_finals) * budget)
+    if settings.finals and not interrupted:
+        finals = final_trials(records, films.info.size, settings.finals)
+        records, _ = run_round(setup, trainable, records, finals=finals, deadline=began + budget)
+    return records
+
+
+def _conclude(
+    setup: SearchSetup, study: StudyInfo, records: Sequence[TrialRecord], dealt: Dealt | None, *, ran: int, began: float
+) -> StudySummary:
+    """Put the findings and the winner's bundle; with films dealt to folds, confirm the best trials on them."""
+    store, films, settings = setup.store, setup.films, setup.settings
     trials = without_probes(records)
-    found = conclude(store, trials, study, dataset=films.info, val=films.val, select=settings.select)
+    findings = conclude(store, trials, study, dataset=films.info, val=films.val, select=settings.select)
     record, bundle = promote_best(
         store,
         records,
@@ -113,47 +140,31 @@ def search(
         val=films.val,
         select=settings.select,
         show_films=settings.show_films,
-        optimism=found.selection,
+        optimism=findings.selection,
     )
     assert record.auc is not None  # the leaderboard holds only trials with a result
     if dealt is not None:
-        best = [one for one in leaderboard(records) if one.kind != "baseline"][: settings.confirm]
-        confirmed = confirm(store, best, dealt, run=as_ray_tasks(resources), known=found.confirmed)
-        found = add_confirmed(store, found, confirmed)
+        best = [trial for trial in leaderboard(records) if trial.kind != "baseline"][: settings.confirm]
+        confirmed = confirm(store, best, dealt, run=as_ray_tasks(setup.resources), known=findings.confirmed)
+        findings = add_confirmed(store, findings, confirmed)
     remove_stale_checkpoints(store, records)  # of workers that were stopped and had one more to put
     return StudySummary(
         study=store.root,
         trials=count_statuses(trials),
-        ran=len(trials) - len(without_probes(earlier)),
+        ran=ran,
         best_trial=record.trial_id,
         best_number=record.number,
         model=record.model,
         parameters=record.parameters,
         auc=record.auc,
-        **found.in_short(),
+        **findings.in_short(),
         bundle=store.uri(BEST),
         model_id=bundle.model_id,
         seconds=time.monotonic() - began,
         objective=record.objective,
-        front=tuple(one.number for one in front_of(trials)) if LATENCY in settings.objectives else (),
+        front=tuple(trial.number for trial in front_of(trials)) if LATENCY in settings.objectives else (),
         probes=len(records) - len(trials),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FilmsOf:
-    """What a search is of."""
-
-    uri: str
-    info: DatasetInfo
-    train: Films
-    val: Films
-
-
-def _read_films(uri: str) -> _FilmsOf:
-    uri = open_store(uri).root  # workers stand in another folder
-    info = read_dataset_info(uri)
-    return _FilmsOf(uri=uri, info=info, train=load_films(uri, "train"), val=load_films(uri, "val"))
 
 
 @contextmanager
@@ -169,44 +180,6 @@ def _mirrored(
         yield mirror
     finally:
         mirror.close()
-
-
-def _probe(
-    films: _FilmsOf,
-    space: SearchSpace,
-    earlier: Sequence[TrialRecord],
-    settings: SearchSettings,
-    store: Store,
-    *,
-    deadline: float,
-) -> list[TrialRecord]:
-    return run_probes(
-        space,
-        earlier,
-        probes=settings.probes,
-        store=store,
-        dataset=films.uri,
-        preprocessing=films.info.preprocessing,
-        train=films.train,
-        val=films.val,
-        seed=settings.seed,
-        deadline=deadline,
-    )
-
-
-def _job(films: _FilmsOf, settings: SearchSettings, store: Store, resources: Mapping[str, float]) -> TrialJob:
-    return TrialJob(
-        study=store,
-        preprocessing=films.info.preprocessing,
-        epochs=settings.epochs,
-        seed=settings.seed,
-        threads=settings.cpus_per_trial,
-        device="cuda" if resources.get("GPU") else "cpu",
-        dataset=films.uri,
-        features=str(cache_folder("features")),
-        objective=parse_objectives(settings.objectives)[0].name,
-        latency=LATENCY in settings.objectives,
-    )
 
 
 def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
@@ -226,11 +199,24 @@ def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
     return each, settings.max_concurrent or fitting
 
 
-def _trainable(films: _FilmsOf, job: TrialJob, resources: dict[str, float], workers: int) -> Any:
-    if workers == 1:
-        return tune.with_resources(
-            tune.with_parameters(run_trial, train=films.train, val=films.val, job=job), resources
-        )
+def _trainable(setup: SearchSetup) -> Any:
+    """What Ray Tune runs for each trial: the training in the trial's own process, or a group of workers."""
+    films, settings, resources = setup.films, setup.settings, dict(setup.resources)
+    job = TrialJob(
+        study=setup.store,
+        preprocessing=films.info.preprocessing,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        threads=settings.cpus_per_trial,
+        device="cuda" if resources.get("GPU") else "cpu",
+        dataset=films.uri,
+        features=str(cache_folder("features")),
+        objective=parse_objectives(settings.objectives)[0].name,
+        latency=LATENCY in settings.objectives,
+    )
+    if settings.workers_per_trial == 1:
+        trainable = tune.with_parameters(run_trial, train=films.train, val=films.val, job=job)
+        return tune.with_resources(trainable, resources)
     both = ray.put((films.train, films.val))
-    group = Group(workers=workers, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0), films=both)
+    group = Group(workers=settings.workers_per_trial, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0), films=both)
     return tune.with_resources(tune.with_parameters(run_group_trial, group=group, job=job), DRIVER)

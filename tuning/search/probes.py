@@ -27,11 +27,12 @@ from optuna.samplers import TPESampler
 from models.engines.allocator import keep_memory
 from models.errors import InputError
 from models.films import Films
-from models.spec import Preprocessing, Scalar
+from models.spec import Scalar
 from pipelines.bundles import cache_folder
 from pipelines.progress import progress
 from pipelines.storage import Store
 from tuning.search.frozen_trial import frozen_trial
+from tuning.search.setup import SearchFilms
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import PROBES, SearchSpace, TrialPlan, to_plan
 from tuning.study.records import TrialRecord, next_number
@@ -104,13 +105,10 @@ def feature_kinds(space: SearchSpace) -> tuple[FeatureKind, ...]:
 def run_probes(
     space: SearchSpace,
     earlier: Sequence[TrialRecord],
+    films: SearchFilms,
     *,
     probes: int,
     store: Store,
-    dataset: str,
-    preprocessing: Preprocessing,
-    train: Films,
-    val: Films,
     seed: int,
     deadline: float,
 ) -> list[TrialRecord]:
@@ -128,7 +126,7 @@ def run_probes(
     # a seed begun anew would repeat the suggestions of the first run
     study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed + len(before)))
     study.add_trials([_frozen(record, chooser) for record in before])
-    features = _features(chooser, dataset, preprocessing, train, val, seed)
+    features = _features(chooser, films, seed)
     number = next_number(earlier)
     records: list[TrialRecord] = []
     began = written = time.monotonic()
@@ -241,17 +239,16 @@ def _fit_heads(heads: Sequence[tuple[int, HeadSettings]], *sides: Features) -> l
     return found
 
 
-def _features(
-    chooser: ProbeSpace, dataset: str, preprocessing: Preprocessing, train: Films, val: Films, seed: int
-) -> dict[str, tuple[Any, Any]]:
+def _features(chooser: ProbeSpace, films: SearchFilms, seed: int) -> dict[str, tuple[Any, Any]]:
     """Both sides' features of every kind, by its name, as objects of Ray's that are there or on their way."""
     # a task needs to know the films, not to see them: it reads them where the features are not kept yet
-    of_train, of_val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (train, val))
+    of_train, of_val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (films.train, films.val))
     found: dict[str, tuple[Any, Any]] = {}
     for kind in chooser.kinds:
-        plan = to_plan(chooser.space.point(kind.family, kind.values), preprocessing=preprocessing, epochs=1, seed=seed)
+        parameters = chooser.space.point(kind.family, kind.values)
+        plan = to_plan(parameters, preprocessing=films.info.preprocessing, epochs=1, seed=seed)
         task: Any = _frozen_features  # Ray's types know of one result a task only
-        first, second = task.remote(plan, dataset, of_train, of_val, str(cache_folder("features")))
+        first, second = task.remote(plan, films.uri, of_train, of_val, str(cache_folder("features")))
         found[kind.name] = (first, second)
     return found
 

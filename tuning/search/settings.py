@@ -29,7 +29,7 @@ class SearchSettings:
     """Stop after this many seconds with the best so far; None for no limit."""
     patience: int = 0
     """Stop with the best so far after this many trials in a row that raised the best AUC by no more than
-    `tuning.search.ledger.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
+    `tuning.search.rounds.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
     search: Method = "tpe"
     """`tpe`: Optuna's multivariate TPE; `random`; `grid`: a small discrete space, visited whole."""
     epochs: int = 8

@@ -24,7 +24,8 @@ from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
 from tuning.search.driver import search
-from tuning.search.ledger import Ledger, has_converged
+from tuning.search.ledger import Ledger
+from tuning.search.rounds import has_converged
 from tuning.search.settings import SearchSettings
 from tuning.search.suggestions import suggestions
 from tuning.search.trial import (
