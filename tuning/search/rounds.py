@@ -17,6 +17,7 @@ from typing import Any, Final
 from ray import tune
 from ray.tune import Stopper
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 
 from models.spec import Scalar
 from pipelines.progress import live
@@ -59,9 +60,10 @@ def run_round(
     probes included, and whether somebody interrupted it.
     """
     settings = setup.settings
-    patience = settings.patience if finals is None else 0
+    kind: TrialKind = "search" if finals is None else "final"
+    patience = settings.patience if kind == "search" else 0
     unfinished = unfinished_trials(setup.store, earlier)
-    due = [trial for trial in unfinished if (trial.kind == "final") == (finals is not None)]
+    due = [trial for trial in unfinished if (trial.kind == "final") == (kind == "final")]
     searcher, wanted = suggestions(setup.space, earlier, settings, unfinished=due, points=points, finals=finals)
     if has_converged(without_probes(earlier), patience):
         log.info("the study has converged: its last %d trials brought no gain", settings.patience)
@@ -69,11 +71,10 @@ def run_round(
     if not wanted or time.monotonic() >= deadline:
         return list(earlier), False
     resumed = [trial for place, trial in enumerate(due) if place < wanted]
-    at_a_time = int(min(setup.concurrent, wanted))
     log.info(
         "%s to run%s, %d at a time, each on %s",
         "trials until the time is up" if math.isinf(wanted) else f"{wanted} {'trials' if finals is None else 'finals'}",
-        *(f", {len(resumed)} of them begun before" if due else "", at_a_time, setup.resources),
+        *(f", {len(resumed)} of them begun before" if due else "", min(setup.concurrent, wanted), setup.resources),
     )
     ledger = Ledger(
         setup.store,
@@ -86,21 +87,27 @@ def run_round(
         metric=parse_objectives(settings.objectives)[0].name,
         mirror=setup.mirror,
     )
-    past = _past(setup.store, earlier, resumed, "search" if finals is None else "final")
-    config = tune.TuneConfig(
-        search_alg=searcher,
-        scheduler=FamilyScheduler(partial(_league, settings), past),
-        num_samples=-1 if math.isinf(wanted) else int(wanted),
-        max_concurrent_trials=at_a_time,
-        time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
-        reuse_actors=settings.workers_per_trial == 1,
-    )
+    scheduler = FamilyScheduler(partial(_league, settings), _past(setup.store, earlier, resumed, kind))
+    config = _tune_config(setup, searcher, scheduler, wanted, deadline)
     with live(lambda: picture(ledger.board.standing)):
         _run(trainable, config, ledger, Converged(ledger, patience))
     ended = len(ledger.records) - len(without_probes(earlier))
     converged = has_converged(ledger.records, patience)
     interrupted = ended < wanted and not converged and time.monotonic() < deadline
     return [*ledger.probes, *ledger.records], interrupted
+
+
+def _tune_config(
+    setup: SearchSetup, searcher: Searcher, scheduler: FamilyScheduler, wanted: float, deadline: float
+) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=-1 if math.isinf(wanted) else int(wanted),
+        max_concurrent_trials=int(min(setup.concurrent, wanted)),
+        time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
+        reuse_actors=setup.settings.workers_per_trial == 1,
+    )
 
 
 class Converged(Stopper):

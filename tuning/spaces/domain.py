@@ -38,11 +38,11 @@ class Domain:
     log: bool = False
     """Whether the range is searched by its logarithm."""
     when: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
-    """Values other parameters must have; otherwise this one is not asked for and keeps its default."""
+    """Values other parameters must have; otherwise this one is not suggested and keeps its default."""
 
     @classmethod
     def parse(cls, name: str, value: Any, kind: type) -> "Domain":
-        """From what stands in a file: a value, a list, or a table. `kind` is the type of the parameter's values.
+        """From a value of a file: a single value, a list, or a table. `kind` is the type of the parameter's values.
 
         Raises `InputError` for anything else.
         """
@@ -50,20 +50,20 @@ class Domain:
             values = value if isinstance(value, list) else [value]
             if not values:
                 raise InputError(f"{name} has no value to choose; {FORMS}")
-            return cls(choices=tuple(dict.fromkeys(_typed(name, one, kind) for one in values)))
+            return cls(choices=tuple(dict.fromkeys(_typed(name, choice, kind) for choice in values)))
         table = dict(value)
         when = table.pop("when", {})
         if not isinstance(when, dict):
-            raise InputError(f'{name}: when = {when!r} is no condition; write when = {{ schedule = "cosine" }}')
+            raise InputError(f'{name}: when = {when!r} is not a condition; write when = {{ schedule = "cosine" }}')
         conditions = {key: tuple(wanted if isinstance(wanted, list) else [wanted]) for key, wanted in when.items()}
         if set(table) == {"choices"}:
             return cls(choices=cls.parse(name, table["choices"], kind).choices, when=conditions)
         if not {"low", "high"} <= set(table) <= set(RANGE) or kind not in {int, float}:
-            raise InputError(f"{name} = {value!r} is no set of values; {FORMS}")
+            raise InputError(f"{name} = {value!r} is not a set of values; {FORMS}")
         low, high = (_typed(name, table[end], kind) for end in ("low", "high"))
         log = table.get("log", False)
         if low >= high or not isinstance(log, bool) or (log and low <= 0):
-            raise InputError(f"{name}: {value!r} is no range; low must lie below high, and above 0 where log is true")
+            raise InputError(f"{name}: {value!r} is not a range; low must be below high, and above 0 with log = true")
         return cls(low=low, high=high, log=log, when=conditions)
 
     def to_json(self) -> Any:
@@ -85,7 +85,7 @@ class Domain:
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def acts(self, values: Mapping[str, Scalar]) -> bool:
-        """Whether the other parameters, by their plain names, have the values this one waits for."""
+        """Whether the other parameters, by their plain names, have the values this one depends on."""
         return all(values[other] in wanted for other, wanted in self.when.items())
 
     def edges(self) -> tuple[Scalar, ...]:
@@ -105,7 +105,7 @@ class Domain:
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
-    """The value, where it is of this kind; a whole number also serves as a float."""
+    """The value, checked to be of this type; a whole number also serves as a float."""
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

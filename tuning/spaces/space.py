@@ -1,12 +1,12 @@
-"""The search space: first the family, then the parameters that this family alone has.
+"""The search space: first the family, then the parameters of this family.
 
 Define-by-run: `SearchSpace` is called with an Optuna trial and asks it for one value after the other, so a cnn trial
-has no number of hidden layers and an mlp trial no depth. A flat dictionary of distributions was refused: its sampler
-would spend its model on parameters that do not act. Parameters of one table carry its name (`cnn_depth`), because
-Optuna keeps one distribution per name.
+has no number of hidden layers and an mlp trial no depth. A flat dictionary of distributions was refused: the sampler
+would model parameters that have no effect. Parameters of one table carry its name (`cnn_depth`), because Optuna keeps
+one distribution per name.
 
-It is data, read from a file by `tuning/spaces/space_file.py`, and no closure: Ray's OptunaSearch pickles it, and a
-study writes it down, to refuse to go on with another space under the same trials.
+It is data, read from a file by `tuning/spaces/space_file.py`, and not a closure: Ray's OptunaSearch pickles it, and a
+study records it, so that a search with another space cannot resume it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ KIND: Final = "kind"
 """In a trial's configuration, beside its parameters: its `TrialKind`, where it is not the search's own."""
 
 BASELINES: Final = ("majority", "mlp")
-"""Always the first trials of a study, as the zoo and the training loop give them: what a search has to beat."""
+"""Always the first trials of a study, with the default settings: what a search has to beat."""
 
 OWN_FAMILIES: Final = ("majority", "mlp", "cnn")
 """Families whose tables carry their own name; those of every timm backbone share `backbone`."""
@@ -38,7 +38,7 @@ EVERY: Final = ""
 """Table of parameters that every family has; they carry no prefix."""
 BACKBONE: Final = "backbone"
 PRETRAINED: Final = "pretrained"
-"""Table of parameters of a network that starts from weights; they take the place of those of its family."""
+"""Table of parameters of a network that starts from pretrained weights; they override those of its family."""
 PROBES: Final = "probe"
 """Table of the heads that are tried on frozen features."""
 
@@ -52,7 +52,7 @@ TRAINING: Final[Mapping[str, Scalar]] = {
     if field.name not in _OF_THE_SEARCH
 }
 CHANGING: Final = ("augment", "flip", "blur", "cutout", "elastic", "jpeg", "shrink", "mixup", "cutmix")
-"""Parameters of a training that change its films, but at 0."""
+"""Training parameters that change the films, unless they are 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class TrialPlan:
     weights: str | None = None
     """File or URI of pretrained weights it starts from, or `imagenet`; None: random weights."""
     head: HeadSettings | None = None
-    """Before all learns, the classifier is fitted to frozen features like this; None: it starts at random."""
+    """How the classifier is fitted to frozen features, before the rest learns, too; None: it starts at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,29 +77,29 @@ class SearchSpace:
     """The values of each parameter, by the table it stands in."""
 
     def __call__(self, trial: Suggest) -> dict[str, Scalar]:
-        """Suggest one trial's parameters; what is returned beside the suggestions are constants of a given trial."""
+        """Suggest one trial's parameters; returns the configuration of a trial that is not sampled, else nothing."""
         if given := trial.user_attrs.get(GIVEN):
             return dict(given)
         if name := trial.user_attrs.get(BASELINE):
             return {KIND: "baseline", "family": name, **self._baseline_resolution()}
         family = trial.suggest_categorical("family", self.families)
         values = dict(defaults(family))
-        if start := self.branch(family).get("weights"):
-            values["weights"] = start[1].suggest(trial, start[0])
+        if weights := self.branch(family).get("weights"):
+            values["weights"] = weights[1].suggest(trial, weights[0])
         branch = self.branch(family, pretrained=values.get("weights", NO_WEIGHTS) != NO_WEIGHTS)
         # those with a condition come after what it may depend on; the sort keeps the order of the others
-        for name, (full, domain) in sorted(branch.items(), key=lambda one: bool(one[1][1].when)):
+        for name, (full, domain) in sorted(branch.items(), key=lambda item: bool(item[1][1].when)):
             if name != "weights" and domain.acts(values):
                 values[name] = domain.suggest(trial, full)
         return {}
 
     def branch(self, family: str, *, pretrained: bool = False) -> dict[str, tuple[str, Domain]]:
         """The parameters of a family by their plain names: the name they carry in a trial, and their values."""
-        found: dict[str, tuple[str, Domain]] = {}
+        branch: dict[str, tuple[str, Domain]] = {}
         for table in tables_of(family, pretrained=pretrained):
             for name, domain in self.tables.get(table, {}).items():
-                found[name] = (full_name(table, name), domain)
-        return found
+                branch[name] = (full_name(table, name), domain)
+        return branch
 
     def weights_of(self, family: str) -> list[str]:
         """The pretrained weights a family may start from."""
@@ -114,70 +114,73 @@ class SearchSpace:
         if family not in self.families:
             raise InputError(f"{family} is not searched here")
         branch = self.branch(family, pretrained=values.get("weights", NO_WEIGHTS) != NO_WEIGHTS)
-        found: dict[str, Scalar] = {"family": family}
+        parameters: dict[str, Scalar] = {"family": family}
         for name, value in values.items():
             if name in branch and value in branch[name][1]:
-                found |= {branch[name][0]: value}
+                parameters[branch[name][0]] = value
             elif name in branch or value != defaults(family)[name]:
                 raise InputError(f"{name}={value} lies outside this space")
-        return found
+        return parameters
 
     def translated(self, parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The parameters of a trial of another space as those of this one.
 
-        What the other did not search, it left at its default: so does this one where that is a choice, else the sampler
+        What the other space did not search had its default: here, too, where this space allows it, else the sampler
         chooses. Raises `InputError` where a value lies outside this space.
         """
         family = str(parameters["family"])
         given = plain_values(parameters)
-        found = self.point(family, given)
+        translated = self.point(family, given)
         values = {**defaults(family), **given}
         pretrained = values.get("weights", NO_WEIGHTS) != NO_WEIGHTS
         for name, (full, domain) in self.branch(family, pretrained=pretrained).items():
             if values[name] in domain and domain.acts(values):
-                found[full] = values[name]
-        return found
+                translated[full] = values[name]
+        return translated
 
     def usual(self) -> list[dict[str, Scalar]]:
-        """A trial of each family with its defaults where they are choices, else left to the sampler.
+        """One trial of each family, with its defaults where the space allows them; the sampler chooses the rest.
 
-        A family that may start from weights does so, from the first that are named, and on the largest films, as the
-        weights come from large ones. Before that trial comes a cheaper one: as many layers frozen as may be and no film
-        changed, so that those layers run once (`tuning/training/stem.py`).
+        A family that may start from pretrained weights does so: from the first that are named, on the largest films,
+        because such weights come from large ones. A cheaper trial precedes it, with as many layers frozen as allowed
+        and no augmentation, so that those layers run only once (`tuning/training/stem.py`).
         """
-        found = []
+        trials = []
         for family in self.families:
             start: dict[str, Scalar] = {}
             if weights := self.weights_of(family):
                 start = {self.branch(family)["weights"][0]: weights[0]}
                 if side := self.branch(family, pretrained=True).get("resolution"):
                     start[side[0]] = max(int(value) for value in side[1].edges())
-                found += self._still(family, start)
-            found.append(self.translated({"family": family, **start}))
-        return found
+                trials += self._frozen(family, start)
+            trials.append(self.translated({"family": family, **start}))
+        return trials
 
-    def _still(self, family: str, start: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
-        """The trial from these weights whose first layers run once; none where the space has no such."""
+    def _frozen(self, family: str, start: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
+        """The trial from these weights whose first layers run only once; none where the space has no such."""
         branch = self.branch(family, pretrained=True)
         frozen, depth = branch.get("frozen_groups", ("", None))
         most = max((int(value) for value in depth.edges()), default=0) if depth else 0
-        still = {branch[name][0]: 0.0 for name in CHANGING if name in branch}
+        unchanged = {branch[name][0]: 0.0 for name in CHANGING if name in branch}
         if not most or any(0.0 not in branch[name][1] for name in CHANGING if name in branch):
             return []
-        return [self.translated({"family": family, **start, **still, frozen: most})]
+        return [self.translated({"family": family, **start, **unchanged, frozen: most})]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, in the form of a space's file."""
-        written = {table: {name: of.to_json() for name, of in each.items()} for table, each in self.tables.items()}
+        written = {
+            table: {name: domain.to_json() for name, domain in domains.items()}
+            for table, domains in self.tables.items()
+        }
         return {"family": list(self.families), **written.pop(EVERY, {}), **written}
 
     def _baseline_resolution(self) -> dict[str, Scalar]:
-        found = self.tables.get(EVERY, {}).get("resolution")
-        return {"resolution": min(int(side) for side in found.edges())} if found else {}
+        sides = self.tables.get(EVERY, {}).get("resolution")
+        return {"resolution": min(int(side) for side in sides.edges())} if sides else {}
 
 
 def tables_of(family: str, *, pretrained: bool) -> tuple[str, ...]:
-    """The tables of a family, from the widest to the narrowest, whose values count."""
+    """The tables that apply to a family, the most general first; a later one overrides an earlier."""
     own = (family,) if family in OWN_FAMILIES else (BACKBONE, family)
     return (EVERY, *own, *((PRETRAINED,) if pretrained else ()))
 
@@ -194,7 +197,7 @@ def architecture(family: str) -> dict[str, Scalar]:
 
 
 def known(table: str) -> dict[str, Scalar]:
-    """The parameters that may stand in a table, with their defaults."""
+    """The parameters a table may have, with their defaults."""
     if table == PROBES:
         return dict(HEAD)
     if table == PRETRAINED:
@@ -204,7 +207,7 @@ def known(table: str) -> dict[str, Scalar]:
 
 
 def defaults(family: str) -> dict[str, Scalar]:
-    """Every parameter of a family by its plain name, with what holds where the space says nothing."""
+    """Every parameter of a family by its plain name, with its value where the space does not mention it."""
     return {**known(family), **({} if family in OWN_FAMILIES else START)}
 
 
@@ -231,9 +234,9 @@ def to_plan(
     device: str | None = None,
     objective: str = "auc",
 ) -> TrialPlan:
-    """What one trial trains, from its parameters; what they leave open is as the zoo and `TrainSettings` have it.
+    """What one trial trains, from its parameters; the rest has the defaults of the architecture and `TrainSettings`.
 
-    `preprocessing` is that of the dataset; the trial's resolution takes the place of its size.
+    `preprocessing` is that of the dataset; the trial's resolution replaces its size.
     """
     family = str(parameters["family"])
     values: dict[str, Any] = plain_values(parameters)
@@ -262,9 +265,9 @@ def to_plan(
 
 
 class _Leaf:
-    """A trial that follows a given path down a discrete space, and at the path's end takes the first branch.
+    """A trial that follows a given path down a discrete space, and from its end always takes the first choice.
 
-    What it did not take it leaves in `others`, as paths to follow later.
+    The choices it did not take are added to `others`, as paths to follow later.
     """
 
     user_attrs: Mapping[str, Any] = {}
@@ -291,15 +294,15 @@ class _Leaf:
 
 
 def leaves(space: SearchSpace) -> list[dict[str, Any]]:
-    """Every combination of a discrete space, in order; conditional parameters only where they act.
+    """Every combination of a discrete space, in order; conditional parameters only where their condition holds.
 
-    They are handed to the study one by one. Optuna's own exhaustive sampler was refused: with several trials running
+    The search enqueues them one by one. Optuna's own exhaustive sampler was refused: with several trials running
     it may repeat one, and it does not say how many there are. Raises `InputError` for a space that is not discrete.
     """
-    found: list[dict[str, Any]] = []
+    combinations: list[dict[str, Any]] = []
     pending: list[dict[str, Any]] = [{}]
     while pending:
         leaf = _Leaf(pending.pop(), pending)
         space(leaf)  # type: ignore[arg-type] # its user_attrs are read only
-        found.append(leaf.path)
-    return found
+        combinations.append(leaf.path)
+    return combinations

@@ -1,23 +1,23 @@
 """Search spaces as files: the ones that come with rayscan (`tuning/spaces/`), and what a user writes.
 
-    base = "default"                                    what the file changes: default, grid, cnn-grid, or "empty"
+    base = "default"                                    the space this one changes: default, grid, cnn-grid, or "empty"
     family = ["cnn", "resnet18"]                        mlp, cnn, names of timm backbones
     batch_size = 32                                     a fixed value
     optimiser = ["adamw", "sgd"]                        a list of choices
-    learning_rate = { low = 1e-4, high = 1e-2, log = true }    a range; log = false where it is left out
+    learning_rate = { low = 1e-4, high = 1e-2, log = true }    a range; log = false is the default
     warm_up = { low = 0.0, high = 0.2, when = { schedule = ["cosine", "constant"] } }    searched only then;
                                                         of choices: { choices = […], when = … }
-    [cnn]                                               of one family: its architecture, and whatever of the above is
-    depth = { low = 3, high = 5 }                       otherwise for it; [backbone] is for all timm backbones,
-    [resnet18]                                          a table of one's name for it alone
-    weights = ["none", "weights/resnet18.safetensors"]  what it starts from: none, imagenet, URIs or files (a relative
-                                                        path is one of this file's folder)
-    [pretrained]                                        of networks that start from weights: head_first, l2, and
-    frozen_groups = [0, 2]                              whatever is otherwise for them
+    [cnn]                                               for one family: its architecture, and any of the above that
+    depth = { low = 3, high = 5 }                       differs for it; [backbone] is for all timm backbones,
+    [resnet18]                                          a table with the name of one for that one alone
+    weights = ["none", "weights/resnet18.safetensors"]  what it starts from: none, imagenet, URIs or files (a path is
+                                                        relative to this file's folder)
+    [pretrained]                                        for networks that start from pretrained weights: head_first,
+    frozen_groups = [0, 2]                              l2, and whatever differs for them
     [probe]                                             heads on frozen features: l2, hidden, steps
 
 Names are those of tuning/training/settings.py, models/networks/cnn.py and models/networks/zoo.py, beside `resolution`
-(side of the network's input in pixels) and `normalise`. What no table names keeps its default.
+(side of the network's input in pixels) and `normalise`. What no table mentions keeps its default.
 """
 
 import json
@@ -71,29 +71,29 @@ def space_for(
 ) -> SearchSpace:
     """The space for a dataset of films `size` pixels wide.
 
-    `source` is a space's name or file; `families`, `resolutions` and the backbones' `weights` take the place of what it
-    says. Resolutions above the dataset's size are left out (enlarged films carry no more detail), and depths of the CNN
-    that the smallest of them has no room for; where no resolution is left, it is the dataset's own size.
+    `source` is a space's name or file; `families`, `resolutions` and the backbones' `weights` replace its own.
+    Resolutions above the dataset's size are left out (enlarged films carry no more detail), and so are depths of the
+    CNN that do not fit the smallest resolution; where no resolution is left, it is the dataset's own size.
     Raises `InputError` for a space that cannot be searched.
     """
     space = read_space(source)
-    tables = {table: dict(of) for table, of in space.tables.items()}
+    tables = {table: dict(domains) for table, domains in space.tables.items()}
     if resolutions:
-        for of in tables.values():
-            of.pop("resolution", None)
+        for domains in tables.values():
+            domains.pop("resolution", None)
         tables[EVERY]["resolution"] = Domain.parse("resolution", list(resolutions), int)
     chosen = tuple(dict.fromkeys(families)) if families else space.families
     if weights is not None:
         if all(family in OWN_FAMILIES for family in chosen):
             raise InputError("weights are for timm backbones; name one with --family")
-        for of in tables.values():
-            of.pop("weights", None)
+        for domains in tables.values():
+            domains.pop("weights", None)
         tables.setdefault(BACKBONE, {})["weights"] = Domain(choices=(absolute(weights),))
     return fitted(_checked(SearchSpace(families=chosen, tables=tables)), size)
 
 
 def read_space(source: str) -> SearchSpace:
-    """The space of this name, or in the TOML file at this path. Raises `InputError` for what is none."""
+    """The space of this name, or in the TOML file at this path. Raises `InputError` where there is none."""
     try:
         return _checked(from_json(_merged(source), folder_of(source)))
     except InputError as error:
@@ -101,9 +101,9 @@ def read_space(source: str) -> SearchSpace:
 
 
 def from_json(value: Mapping[str, Any], folder: Path | None = None) -> SearchSpace:
-    """The inverse of `SearchSpace.to_json`. Raises `InputError` where it is none.
+    """The inverse of `SearchSpace.to_json`. Raises `InputError` for what is not a space.
 
-    Relative paths of weights are of `folder`, by default the one this process stands in.
+    Paths of weights are relative to `folder`, by default the current one.
     """
     tables = {EVERY: {name: of for name, of in value.items() if name != "family" and not _is_table(name, of)}}
     tables |= {name: of for name, of in value.items() if _is_table(name, of)}
@@ -123,7 +123,7 @@ def from_json(value: Mapping[str, Any], folder: Path | None = None) -> SearchSpa
                 raise InputError(f"{where} has no {name!r}; {_hint(name, [*names, *(_TABLES if not table else ())])}")
             domain = Domain.parse(name, values, type(names[name]))
             if name == "weights":
-                domain = replace(domain, choices=tuple(absolute(str(one), folder) for one in domain.choices))
+                domain = replace(domain, choices=tuple(absolute(str(path), folder) for path in domain.choices))
             parsed[table][name] = domain
     return SearchSpace(families=tuple(dict.fromkeys(families)), tables=parsed)
 
@@ -139,11 +139,11 @@ def to_toml(space: SearchSpace) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What two spaces, as JSON, have otherwise: one short line."""
+    """How two spaces, as JSON, differ: one short line."""
     flat = [dict(_flat(space)) for space in (before, now)]
     names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
-    told = [f"{name}: {json.dumps(flat[0].get(name))}, now {json.dumps(flat[1].get(name))}" for name in names[:3]]
-    return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+    changes = [f"{name}: {json.dumps(flat[0].get(name))}, now {json.dumps(flat[1].get(name))}" for name in names[:3]]
+    return "; ".join(changes) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def fitted(space: SearchSpace, size: int) -> SearchSpace:
@@ -151,17 +151,17 @@ def fitted(space: SearchSpace, size: int) -> SearchSpace:
     pretrained = any(space.weights_of(family) for family in space.families)
     wanted = {EVERY, *space.families, *({PRETRAINED, PROBES} if pretrained else ())}
     wanted |= set() if all(family in OWN_FAMILIES for family in space.families) else {BACKBONE}
-    tables = {table: dict(of) for table, of in space.tables.items() if table in wanted}
-    for of in tables.values():
-        if "resolution" in of:
-            of["resolution"] = _at_most(of["resolution"], size)
-    found = SearchSpace(families=space.families, tables=tables)
+    tables = {table: dict(domains) for table, domains in space.tables.items() if table in wanted}
+    for domains in tables.values():
+        if "resolution" in domains:
+            domains["resolution"] = _at_most(domains["resolution"], size)
+    for_size = SearchSpace(families=space.families, tables=tables)
     if "cnn" in space.families and "depth" in tables.get("cnn", {}):
-        branch = found.branch("cnn")
+        branch = for_size.branch("cnn")
         sides = branch["resolution"][1].edges() if "resolution" in branch else (size,)
         tables["cnn"]["depth"] = _within(tables["cnn"]["depth"], min(int(side) for side in sides))
-    _check_frozen(found)
-    return found
+    _check_frozen(for_size)
+    return for_size
 
 
 def _merged(source: str) -> dict[str, Any]:
@@ -180,21 +180,21 @@ def _merged(source: str) -> dict[str, Any]:
 
 
 def _is_table(name: str, value: Any) -> bool:
-    """Whether this is a table of parameters, and no range or conditional choice."""
+    """Whether this is a table of parameters, and not a range or conditional choice."""
     return isinstance(value, dict) and name not in known(EVERY) and not {"low", "high", "choices"} & set(value)
 
 
 def _require_table(table: str, families: Iterable[str]) -> None:
-    """Say what is wrong with a table that is none of a family searched."""
+    """Raise what is wrong with a table that belongs to no family searched."""
     hint = did_you_mean(table, [*_TABLES, *TRAINING, *families])
     if hint:
         raise InputError(f"a space has no table [{table}]; {hint}")
     entry(table)  # refuses names the zoo does not know
-    raise InputError(f"[{table}] is of a backbone that is not searched; add it to family")
+    raise InputError(f"[{table}] is for a backbone that is not searched; add it to family")
 
 
 def _checked(space: SearchSpace) -> SearchSpace:
-    """The space itself, where every suggestion it can make is a model and a training."""
+    """The space itself, if each of its suggestions can be built and trained; else raises `InputError`."""
     if not space.families:
         raise InputError("there is no family to search; choose mlp, cnn or the name of a timm backbone")
     for family in space.families:
@@ -219,37 +219,37 @@ def _check_branch(space: SearchSpace, family: str, *, pretrained: bool) -> None:
             _check_value(family, name, value)
     training = [name for name in branch if name in TRAINING]
     for one, other in combinations(training, 2):
-        for values in _meeting(one, branch[one], other, branch[other]):
+        for values in _joint_values(one, branch[one], other, branch[other]):
             try:
                 TrainSettings(**values)
             except InputError as error:
                 raise InputError(
-                    f"{error}; or let one wait for the other, as in"
+                    f"{error}; or make one depend on the other, as in"
                     f' {other} = {{ choices = […], when = {{ {one} = "…" }} }}'
                 ) from error
 
 
-def _meeting(one: str, left: Domain, other: str, right: Domain) -> Iterator[dict[str, Any]]:
+def _joint_values(name: str, domain: Domain, other: str, other_domain: Domain) -> Iterator[dict[str, Any]]:
     """Pairs of values of two parameters that a trial may have together."""
-    for a in left.edges():
-        for b in right.edges():
-            if a in right.when.get(one, (a,)) and b in left.when.get(other, (b,)):
-                yield {one: a, other: b}
+    for value in domain.edges():
+        for other_value in other_domain.edges():
+            if value in other_domain.when.get(name, (value,)) and other_value in domain.when.get(other, (other_value,)):
+                yield {name: value, other: other_value}
 
 
 def _check_value(family: str, name: str, value: Scalar) -> None:
-    """Raise `InputError` where one value is out of range, whatever the others are."""
-    one: dict[str, Any] = {name: value}
+    """Raise `InputError` where a value by itself is out of range."""
+    alone: dict[str, Any] = {name: value}
     if name in TRAINING:
-        TrainSettings(**one)
+        TrainSettings(**alone)
     elif name in architecture(family):
-        check_parameters(family, one)
+        check_parameters(family, alone)
     elif name == "resolution":
-        Preprocessing(size=one[name])
+        Preprocessing(size=alone[name])
     elif name == "normalise":
-        Preprocessing(**one)
+        Preprocessing(**alone)
     elif name == "l2":
-        HeadSettings(**one)
+        HeadSettings(**alone)
 
 
 def _check_frozen(space: SearchSpace) -> None:
@@ -272,7 +272,7 @@ def _check_frozen(space: SearchSpace) -> None:
 
 
 def _at_most(domain: Domain, size: int) -> Domain:
-    """The sides a film of this size has the detail for, in order."""
+    """The resolutions up to this size, in order; the size itself where there is none."""
     if domain.choices:
         sides = sorted(int(side) for side in domain.choices if int(side) <= size)
         return replace(domain, choices=tuple(sides) or (size,))
@@ -284,7 +284,7 @@ def _at_most(domain: Domain, size: int) -> Domain:
 
 
 def _within(depths: Domain, side: int) -> Domain:
-    """The depths a film of this size has room for."""
+    """The depths that fit a film of this size."""
     first, last = int(depths.edges()[0]), int(depths.edges()[-1])
     values = [int(depth) for depth in depths.choices or range(first, last + 1)]
     fitting = [depth for depth in values if smallest_film(depth) <= side]
@@ -301,8 +301,8 @@ def _hint(name: str, names: Iterable[str]) -> str:
 
 
 def _flat(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, of in value.items():
-        if _is_table(name, of):
-            yield from ((f"[{name}] {inner}", values) for inner, values in of.items())
+    for name, content in value.items():
+        if _is_table(name, content):
+            yield from ((f"[{name}] {inner}", values) for inner, values in content.items())
         else:
-            yield name, of
+            yield name, content

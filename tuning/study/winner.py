@@ -59,14 +59,35 @@ def promote_best(
     record = ranked[0]
     lineage: dict[str, Any] = {}
     if select == "robust":
-        place, told = most_robust([_scorer(logits_of(store, one, study, dataset)) for one in ranked[:TOP]], val)
+        scorers = [_scorer(logits_of(store, trial, study, dataset)) for trial in ranked[:TOP]]
+        place, figures = most_robust(scorers, val)
         record = ranked[place]
-        lineage["selection"] = [{"trial": one.number, **of} for one, of in zip(ranked, told, strict=False)]
-    if (standing := _standing(store)) is not None and standing.lineage.get("trial_id") == record.trial_id:
-        return record, standing
+        lineage["selection"] = [{"trial": trial.number, **of} for trial, of in zip(ranked, figures, strict=False)]
+    if (earlier := _earlier_bundle(store)) is not None and earlier.lineage.get("trial_id") == record.trial_id:
+        return record, earlier
+    lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
+    choice: dict[str, Any] = {"by": select, "trials": len(records), "results": len(ranked)}
+    if optimism is not None:
+        choice |= optimism.to_json()
+    lineage["search"] = choice
+    bundle = promote(
+        _fitted(store, record, study, dataset, val),
+        train,
+        val,
+        dataset_info=dataset,
+        out=store.uri(BEST),
+        lineage=lineage,
+        selection=choice,
+        show_films=show_films,
+    )
+    return record, bundle
+
+
+def _fitted(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo, val: Films) -> Fitted:
+    """The trained model a trial left."""
     plan = _plan(record, study, dataset)
     history = tuple(EpochReport(**epoch) for epoch in record.history)
-    fitted = Fitted(
+    return Fitted(
         spec=plan.spec,
         settings=plan.training,
         state_dict=load_weights(store, record.trial_id),
@@ -75,21 +96,6 @@ def promote_best(
         best=max(history, key=lambda report: report.quality),
         seconds=record.seconds,
     )
-    lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
-    chosen = {"by": select, "trials": len(records), "results": len(ranked)}
-    told_of_choice = chosen if optimism is None else {**chosen, **optimism.to_json()}
-    lineage["search"] = told_of_choice
-    bundle = promote(
-        fitted,
-        train,
-        val,
-        dataset_info=dataset,
-        out=store.uri(BEST),
-        lineage=lineage,
-        selection=told_of_choice,
-        show_films=show_films,
-    )
-    return record, bundle
 
 
 def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> Logits:
@@ -129,7 +135,7 @@ def _no_result(store: Store, records: Sequence[TrialRecord]) -> RayscanError:
     return IncompleteError(f"{store.root}: the search ended before any trial had a result; go on with --resume")
 
 
-def _standing(store: Store) -> Bundle | None:
+def _earlier_bundle(store: Store) -> Bundle | None:
     """The bundle at STUDY/best; None where there is none, or only part of one."""
     try:
         return fetch_bundle(store.uri(BEST))
