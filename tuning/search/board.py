@@ -49,7 +49,7 @@ class Standing:
     best: str | None
     """In words; None before there is one."""
     seconds_left: float | None
-    """At the pace so far, or until the time is up; None where nothing is known yet."""
+    """At the pace so far, or until the time is up; None if not known yet."""
 
 
 class Board:

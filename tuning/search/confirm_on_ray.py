@@ -1,6 +1,6 @@
 """Runs the folds of `tuning/study/confirm.py` as Ray tasks, each with the resources of a trial's worker.
 
-Plain tasks and no trials of Ray Tune's: there is nothing to suggest, to stop or to take up again.
+Plain tasks, not trials of Ray Tune: there is nothing to suggest, to stop or to resume.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ from tuning.study.confirm import Dealt, FoldJob, HeldOut, Run, held_out
 
 
 def as_ray_tasks(resources: Mapping[str, float]) -> Run:
-    """Run jobs as tasks with so many CPUs and GPUs each, `{"CPU": 1.0, "GPU": 0.5}` for instance. Ray must be up."""
+    """Run jobs as tasks with these resources each, such as `{"CPU": 1.0, "GPU": 0.5}`. Ray must be running."""
     return partial(_run, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0))
 
 
 def _run(jobs: Sequence[FoldJob], dealt: Dealt, *, cpus: float, gpus: float) -> Iterator[HeldOut]:
-    """What the jobs come to, in the order in which they end."""
+    """The jobs' results, in the order in which they end."""
     films = ray.put(dealt)
     task = _held_out.options(num_cpus=cpus, num_gpus=gpus)
     device, threads = "cuda" if gpus else "cpu", max(1, int(cpus))
@@ -30,8 +30,8 @@ def _run(jobs: Sequence[FoldJob], dealt: Dealt, *, cpus: float, gpus: float) -> 
             done, running = ray.wait(running, num_returns=1)
             yield ray.get(done[0])
     finally:
-        for one in running:
-            ray.cancel(one)
+        for task in running:
+            ray.cancel(task)
 
 
 def _placed(job: FoldJob, device: str, threads: int) -> FoldJob:
@@ -42,6 +42,6 @@ def _placed(job: FoldJob, device: str, threads: int) -> FoldJob:
 @ray.remote
 def _held_out(job: FoldJob, dealt: Dealt) -> HeldOut:
     keep_memory()
-    # of what is no training: features of a frozen backbone, and scoring
+    # for what is not training: features of a frozen backbone, and scoring
     torch.set_num_threads(job.recipe.training.threads or 1)
     return held_out(job, dealt)

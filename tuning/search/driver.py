@@ -1,7 +1,7 @@
 """The search: Ray Tune runs the trials, Optuna suggests them, ASHA stops the poor ones, the winner becomes a bundle.
 
 The driver writes `STUDY/trials.parquet` as each trial ends, and each trial its whole state after each epoch; so a
-killed driver or node loses the epoch under way. `Tuner.restore` was refused: it unpickles what lies on storage.
+killed driver or node loses only the epoch under way. `Tuner.restore` was refused: it unpickles files from storage.
 """
 
 import math
@@ -56,10 +56,10 @@ def search(
 ) -> StudySummary:
     """Search models on a dataset's train and val films; write the study to `out`, the best model to `out`/best.
 
-    Ray must be up, and every node must reach `out`: the trials put their weights there. The test films are never read.
-    `optuna_storage` is where people look at the trials with optuna-dashboard (`tuning/search/mirror.py`); its URL may
-    hold a password, so the study does not keep it. Ctrl-C, the time budget and `settings.patience` end the search as
-    its last trial does: trials under way are recorded with the best they reached, and the best of all is promoted.
+    Ray must be running, and every node must reach `out`: the trials put their weights there. The test films are never
+    read. `optuna_storage` is where people look at the trials with optuna-dashboard (`tuning/search/mirror.py`); its URL
+    may hold a password, so the study does not keep it. Ctrl-C, the time budget and `settings.patience` end the search
+    as its last trial does: trials under way are recorded with the best they reached, and the best of all is promoted.
 
     Raises `InputError` where `out` holds anything and `settings.resume` is off, where the study to resume is of other
     films or another space, and where the cluster is too small for one trial; `RayscanError` where every trial failed,
@@ -183,7 +183,7 @@ def _mirrored(
 
 
 def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
-    """What each worker of a trial gets, and how many trials the cluster holds at a time."""
+    """The resources of each worker of a trial, and how many trials run at a time."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = settings.gpus_per_trial
     if gpus is None:

@@ -28,18 +28,18 @@ from tuning.training.objectives import LATENCY
 from tuning.training.workers import Workers
 
 DRIVER: Final = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-"""Where the trial itself runs, which only waits for its workers: on the head, which no spot market takes away. The
+"""Where the trial itself runs, which only waits for its workers: on the head node, which is no spot instance. The
 trainer's controller runs beside it."""
 
 _ENVIRONMENT: Final = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how late a report reaches the search; by default 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports reach the search this late, too; by default 2 s
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train page lists the trial
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Who trains together."""
+    """The workers that train one trial together."""
 
     workers: int
     cpus: float
@@ -51,7 +51,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What each worker is told."""
+    """What each worker gets."""
 
     config: dict[str, Any]
     trial_id: str
@@ -81,9 +81,9 @@ def run_group_trial(config: dict[str, Any], *, group: Group, job: TrialJob) -> N
     ).fit()
 
 
-def _train_together(told: dict[str, Any]) -> None:
-    """What each worker runs. All come to the same figures, so all fail or none; each report waits for all."""
-    task: _Task = told["task"]
+def _train_together(config: dict[str, Any]) -> None:
+    """What each worker runs. All compute the same figures, so all fail or none; each report waits for all."""
+    task: _Task = config["task"]
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), count=context.get_world_size())
     train, val = ray.get(task.films)

@@ -1,4 +1,4 @@
-"""Trials whose parameters are known before the sampler is asked: of an earlier study, and the best ones once more."""
+"""Trials whose parameters are known beforehand: the best of an earlier study, and finals of this one."""
 
 import logging
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ log = logging.getLogger("rayscan")
 def best_of(uri: str, space: SearchSpace, fingerprint: str) -> list[dict[str, Scalar]]:
     """The best `WARM` trials of the study at a URI as trials of this space, the best first.
 
-    Those that this space does not hold are skipped with a line in the log; so is told whether the study is of the same
-    films, those of this fingerprint. Raises `NotFoundError` where there is no study.
+    Those outside this space are skipped, which the log says; it also says whether the study is of the same films, those
+    of this fingerprint. Raises `NotFoundError` where there is no study.
     """
     store = open_store(uri)
     earlier = read_study(store)

@@ -1,7 +1,7 @@
 """Keeps a study's table while its trials run: a Ray Tune callback in the driver.
 
-Each trial's row comes whole from its last report, and a trial of an earlier run that is taken up keeps its name and
-number; so a trial that was interrupted, once or often, is one row with one unbroken history.
+Each trial's row comes whole from its last report, and a trial of an earlier run that is continued keeps its name
+and number; so a trial that was interrupted, once or often, is one row with one unbroken history.
 """
 
 import json
@@ -92,7 +92,7 @@ class Ledger(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch ended; what a trial reports last tells of no new one."""
+        """An epoch ended; a trial's last report is of no new one."""
         if result[TIME] > self.epochs_seen.get(trial.trial_id, 0):
             self.epochs_seen[trial.trial_id] = result[TIME]
             telemetry.count_epoch(result["epoch_seconds"], model=trial.config["family"])
@@ -104,7 +104,7 @@ class Ledger(Callback):
         self._enter(trial, "failed" if error else status, error=error)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial's process died or raised; it goes on in another."""
+        """The trial's process died or raised; it continues in another."""
         log.warning("trial %d: %s; it goes on from its last epoch", self.numbers[trial.trial_id], _why(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -114,7 +114,7 @@ class Ledger(Callback):
     def close(self) -> None:
         """Enter the trials that were under way when time was up or Ctrl-C came, with what they reached.
 
-        Those without a whole epoch leave no row; a resumed search takes them up.
+        Those without a whole epoch leave no row; a resumed search continues them.
         """
         for trial in list(self.running.values()):
             if trial.last_result.get(TIME):
@@ -124,7 +124,7 @@ class Ledger(Callback):
         self._mirror()
 
     def _number(self, trials: Sequence[Any]) -> None:
-        """Trials may start out of the order of the suggestions, and Ray Tune puts one that is retried at the end."""
+        """Trials may not start in the order of the suggestions, and Ray Tune puts one that is retried at the end."""
         for trial in trials:
             if trial.trial_id in self.numbers:
                 continue

@@ -1,11 +1,11 @@
 """A copy of a study in an Optuna storage, for people who look at it with optuna-dashboard.
 
-It is written and never read for the search: the study of record is `STUDY/trials.parquet`, and what suggests the trials
-keeps a study of its own in memory. A search straight on the storage was refused: it would be as slow as the storage,
-would end with it, and a database that several people may change would steer it.
+It is written and never read by the search: the study of record is `STUDY/trials.parquet`, and the sampler keeps a study
+of its own in memory. A search directly on the storage was refused: it would be as slow as the storage, would end with
+it, and a database that several people may change would steer it.
 
-A storage may hang or go away while the search runs. What the mirror lacks is therefore found anew each time by the
-trials' ids: a failure costs one warning, and the trials that are missing go in with the next one that ends.
+A storage may hang or disappear while the search runs. So what the mirror lacks is determined anew each time by the
+trials' ids: a failure costs one warning, and the missing trials are added with the next one that ends.
 """
 
 import logging
@@ -35,7 +35,7 @@ from tuning.training.objectives import Objective, parse_objectives
 log = logging.getLogger("rayscan")
 
 _PACKAGES: Final = {"psycopg": "psycopg[binary]", "mysqldb": "mysqlclient"}
-"""What to install for a driver whose package has another name."""
+"""The package of a driver, where it has another name."""
 _LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
     "psycopg": {"connect_timeout": 5, "tcp_user_timeout": 10_000},
     "psycopg2": {"connect_timeout": 5, "tcp_user_timeout": 10_000},
@@ -45,20 +45,20 @@ _LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
 """Seconds (`tcp_user_timeout`: ms) that a driver waits: the process that runs the search writes the mirror, and a
 server that does not answer would hold it up."""
 _FAILURES: Final = (OptunaError, SQLAlchemyError, OSError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a storage raises that cannot be reached, was changed by somebody else (a study was deleted: KeyError), is of
-another version of Optuna (RuntimeError) or is no storage at all (a journal: KeyError, TypeError, ValueError)."""
+"""Raised by a storage that cannot be reached, was changed by somebody else (a study was deleted: KeyError), is of
+another version of Optuna (RuntimeError) or is not a storage at all (a journal: KeyError, TypeError, ValueError)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a mirror is, in words that show no credentials."""
+    """Where a mirror is, without credentials."""
 
     name: str
     secrets: tuple[str, ...] = ()
     """Users and passwords of the URL, the longest first."""
 
     def reason(self, error: BaseException) -> str:
-        """One line of what went wrong at the bottom of it. Drivers quote the user in it, and may quote more."""
+        """One line on the root cause. Drivers quote the user in it, and may quote more."""
         while error.__cause__ is not None:
             error = error.__cause__
         line = next(iter(str(error).strip().splitlines()), "")[:300]
@@ -70,9 +70,9 @@ class Place:
 class Mirror:
     """One study in an Optuna storage, made there if it is new.
 
-    `storage` is a journal file or a database's URL, `objectives` are the search's, `space` is what its trials are of.
-    Raises `InputError` where the storage is none, its driver is not installed, it cannot be reached or written to, and
-    where it has a study of this name with other objectives; the message shows neither user nor password.
+    `storage` is a journal file or a database's URL, `objectives` and `space` are the search's. Raises `InputError`
+    where it is not a storage, its driver is not installed, it cannot be reached or written to, or has a study of this
+    name with other objectives; the message shows neither user nor password.
     """
 
     def __init__(self, storage: str, study_name: str, objectives: Sequence[str], space: SearchSpace) -> None:
@@ -92,9 +92,9 @@ class Mirror:
         return {}
 
     def add_missing(self, records: Sequence[TrialRecord]) -> None:
-        """Add the finished trials that the mirror lacks, in the order of their numbers; those it has stay as they are.
+        """Add the finished trials that the mirror lacks, in the order of their numbers.
 
-        Never raises for the storage's sake: it warns once per call, and the next call with these records tries again.
+        A failing storage raises nothing: it is one warning, and the next call with these records tries again.
         """
         try:
             if self.known is None:
@@ -104,7 +104,7 @@ class Mirror:
                 self.study.add_trial(to_optuna(record, self.space, self.objectives))
                 self.known.add(record.trial_id)
         except _FAILURES as error:
-            left = len(records) if self.known is None else sum(one.trial_id not in self.known for one in records)
+            left = len(records) if self.known is None else sum(record.trial_id not in self.known for record in records)
             self.known = None  # a trial may have gone in although its answer was lost
             log.warning(
                 "%s was not written to (%s) and may lack up to %d of %d trials. The study itself has them; they are"
@@ -151,12 +151,12 @@ def to_optuna(record: TrialRecord, space: SearchSpace, objectives: Sequence[Obje
 
 
 def _local(when: datetime) -> datetime:
-    """As Optuna keeps times: in the time zone of the machine, and without its name."""
+    """As Optuna keeps times: in the time zone of the machine, without naming it."""
     return when.astimezone().replace(tzinfo=None)
 
 
 def _study(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:
-    wanted = [one.direction for one in objectives]
+    wanted = [objective.direction for objective in objectives]
     study = optuna.create_study(storage=storage, study_name=name, directions=wanted, load_if_exists=True)
     there = [direction.name.lower() for direction in study.directions]
     if there != wanted:
@@ -167,7 +167,7 @@ def _study(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if study.metric_names is None:
-            study.set_metric_names([one.name for one in objectives])
+            study.set_metric_names([objective.name for objective in objectives])
     return study
 
 
@@ -182,7 +182,7 @@ def _open_journal(path: str) -> tuple[Place, BaseStorage]:
 
 
 def _open_database(storage: str) -> tuple[Place, RDBStorage]:
-    """Raises `InputError` with nothing of a text that cannot be read: it may hold a password anywhere."""
+    """Raises `InputError`, which quotes nothing of a text that cannot be parsed: it may hold a password anywhere."""
     check_storage(storage)
     try:
         url = make_url(storage)
@@ -218,14 +218,14 @@ def _place(url: URL) -> Place:
 
 
 def _secrets(url: URL) -> Iterator[str]:
-    """User and password, wherever they stand in the URL, as they are and as they are written in one."""
+    """User and password, wherever they are in the URL, plain and percent-encoded."""
     named = [values for name, values in url.query.items() if "user" in name or "pass" in name]
-    flat = [one for values in named for one in ([values] if isinstance(values, str) else values)]
+    flat = [value for values in named for value in ([values] if isinstance(values, str) else values)]
     for secret in (url.username, url.password, *flat):
         if secret:
             yield from (str(secret), quote(str(secret), safe=""), quote_plus(str(secret)))
 
 
 def _unusable(place: Place, error: BaseException) -> InputError:
-    """Raised `from None`: a traceback of the driver's own error would show what this line hides."""
-    return InputError(f"{place.name} cannot be used: {place.reason(error)}; mend it, or leave --optuna-storage out")
+    """To be raised `from None`: a traceback of the driver's own error would show what this line hides."""
+    return InputError(f"{place.name} cannot be used: {place.reason(error)}; mend it, or leave out --optuna-storage")

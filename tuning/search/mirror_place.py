@@ -1,11 +1,11 @@
-"""What can be named as the Optuna storage of a mirror. Imports nothing heavy: that is told before Ray starts."""
+"""What can be the Optuna storage of a mirror. Imports nothing heavy: it is checked before Ray starts."""
 
 from typing import Final
 
 from models.errors import InputError
 
 JOURNALS: Final = (".log", ".journal")
-"""How the name of an Optuna journal file ends."""
+"""Endings of the names of Optuna journal files."""
 DATABASES: Final = ("postgresql", "mysql", "sqlite")
 FORMS: Final = (
     "give a journal file (NAME.log or NAME.journal), postgresql://USER:PASSWORD@HOST/DATABASE,"
@@ -19,9 +19,9 @@ def is_journal(storage: str) -> bool:
 
 
 def check_storage(storage: str) -> None:
-    """Raise `InputError` for what is neither a journal file nor the URL of a database that can be used.
+    """Raise `InputError` unless this is a journal file or the URL of a database that can be used.
 
-    The message has nothing of a text that cannot be read: it may hold a password anywhere.
+    The message quotes nothing of a text that cannot be parsed: it may hold a password anywhere.
     """
     if is_journal(storage):
         return
@@ -36,10 +36,10 @@ def check_storage(storage: str) -> None:
 
 
 def no_url() -> InputError:
-    """A text that cannot be read as a place."""
+    """The error for a text that is neither a file nor a URL."""
     return InputError(f"the Optuna storage is neither a journal file nor a database's URL; {FORMS}")
 
 
 def no_database(backend: str) -> InputError:
-    """A scheme of nothing that a mirror can be in."""
+    """The error for a scheme that no mirror can use."""
     return InputError(f"{backend}:// is no Optuna storage that people can look at; {FORMS}")

@@ -1,9 +1,9 @@
 """The cheapest rung of a search: heads on frozen features, hundreds a minute, to find what is worth fine-tuning.
 
-For every backbone that starts from weights, and every resolution and normalisation the space has for it, the features
-of the films are computed once (`tuning/training/features.py`). Optuna then picks heads on them: which features, and the
-table `[probe]` of the space. Ray tasks fit `BATCH` of them at a time, because a task for each would cost more than it
-saves.
+The features of the films are computed once for every backbone that starts from pretrained weights, and every resolution
+and normalisation the space has for it (`tuning/training/features.py`). Optuna then suggests heads: which features, and
+the parameters in the table `[probe]` of the space. Ray tasks fit `BATCH` of them at a time, because a task for each
+would cost more than it saves.
 
 A probe is a row of `trials.parquet` of the kind `probe`, and no trial of the search: it leaves no model and is not on
 the leaderboard. What is learned from it goes on: the best of each kind of features is enqueued as a trial with
@@ -43,25 +43,25 @@ from tuning.training.heads import fit_head
 from tuning.training.start import frozen_features, seeded_network
 
 BATCH: Final = 16
-"""Heads of one Ray task: 4 to 8 s, so that the sampler, which learns of them together, is not far behind."""
+"""Heads of one Ray task: 4 to 8 s, so that the sampler, which learns of them together, is never far behind."""
 WRITE_EVERY: Final = 5.0
-"""Seconds between two writes of the study's table: what a killed driver loses."""
+"""Seconds between two writes of the study's table: what a killed driver loses at most."""
 BEST: Final = 3
 """Kinds of features whose best head is fine-tuned."""
 MARK: Final = "features"
 _CHOSEN: Final[tuple[str, ...]] = ("weights", "resolution", "normalise", "same_padding")
-"""What features depend on, beside the family and the films."""
+"""What features depend on, besides the family and the films."""
 
 log = logging.getLogger("rayscan")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureKind:
-    """Features that heads may be fitted to: of one backbone, its weights and preprocessing."""
+    """Features that heads may be fitted to: those of one backbone, with its weights and preprocessing."""
 
     family: str
     values: Mapping[str, Scalar]
-    """Of `weights`, `resolution`, `normalise` and `same_padding` those the space has values for."""
+    """Those of `weights`, `resolution`, `normalise` and `same_padding` that the space has values for."""
 
     @property
     def name(self) -> str:
@@ -77,10 +77,10 @@ class ProbeSpace:
     space: SearchSpace
 
     def __call__(self, trial: Suggest) -> tuple[FeatureKind, dict[str, Scalar]]:
-        """Features, and settings of a head by name."""
+        """The features, and the settings of the head by name."""
         names = [kind.name for kind in self.kinds]
         kind = self.kinds[names.index(trial.suggest_categorical(MARK, names))]
-        return kind, {name: of.suggest(trial, name) for name, of in self.space.tables.get(PROBES, {}).items()}
+        return kind, {name: domain.suggest(trial, name) for name, domain in self.space.tables.get(PROBES, {}).items()}
 
 
 def feature_kinds(space: SearchSpace) -> tuple[FeatureKind, ...]:
@@ -112,7 +112,7 @@ def run_probes(
     seed: int,
     deadline: float,
 ) -> list[TrialRecord]:
-    """Probe until the study has so many probes, or `deadline` (of `time.monotonic`); the new rows, already written.
+    """Probe until the study has `probes` probes, or `deadline` (of `time.monotonic`); the new rows, already written.
 
     Raises `InputError` where the space has nothing to probe.
     """
@@ -123,7 +123,7 @@ def run_probes(
         return []
     log.info("%d probes on %s", wanted, "; ".join(kind.name for kind in chooser.kinds))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # a seed begun anew would repeat the suggestions of the first run
+    # the same seed would repeat the suggestions of the first run
     study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed + len(before)))
     study.add_trials([_frozen(record, chooser) for record in before])
     features = _features(chooser, films, seed)
@@ -133,23 +133,23 @@ def run_probes(
     try:
         with progress("probes", wanted, "heads") as advance:
             for batch in _batches(study, chooser, features, wanted=wanted, seed=seed, deadline=deadline):
-                records += [_record(number + len(records) + place, one, seed) for place, one in enumerate(batch)]
+                records += [_record(number + len(records) + place, head, seed) for place, head in enumerate(batch)]
                 advance(len(batch))
                 if time.monotonic() - written > WRITE_EVERY:
                     write_trials(store, [*earlier, *records])
                     written = time.monotonic()
-    finally:  # Ctrl-C, too: what is done is kept
+    finally:  # after Ctrl-C, too
         write_trials(store, [*earlier, *records])
     fitting = sum(record.seconds for record in records)
     took = time.monotonic() - began
-    log.info("%d probes in %.0f s, %.0f s of them in the fitting of heads", len(records), took, fitting)
+    log.info("%d probes in %.0f s, %.0f s of them spent fitting heads", len(records), took, fitting)
     return records
 
 
 def best_probes(records: Sequence[TrialRecord], space: SearchSpace) -> list[dict[str, Scalar]]:
-    """Trials to enqueue: of the best `BEST` kinds of features, that the classifier is fitted as the best probe was.
+    """Trials to enqueue, one for each of the best `BEST` kinds of features, with the classifier of its best probe.
 
-    Heads with a hidden layer fit into no network, and are left out.
+    Heads with a hidden layer do not fit into the networks and are left out.
     """
     usable = [record for record in records if record.kind == "probe" and not record.parameters.get("hidden")]
     points: list[dict[str, Scalar]] = []
@@ -189,7 +189,7 @@ def _batches(
     seed: int,
     deadline: float,
 ) -> Iterator[list[_Fitted]]:
-    """Heads in the order in which their tasks end; one task a CPU of the cluster runs."""
+    """Heads in the order in which their tasks end; one task per CPU of the cluster."""
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     running: dict[Any, list[tuple[optuna.Trial, FeatureKind, dict[str, Scalar]]]] = {}
     try:
@@ -215,7 +215,7 @@ def _batches(
 def _submit(
     heads: Sequence[tuple[FeatureKind, Mapping[str, Scalar]]], features: Mapping[str, tuple[Any, Any]], seed: int
 ) -> Any:
-    """A task that fits these heads; of the features it gets those it needs."""
+    """A task that fits these heads; it gets only the features it needs."""
     names = list(dict.fromkeys(kind.name for kind, _ in heads))
     sides = [side for name in names for side in features[name]]
     wanted = [
@@ -227,30 +227,33 @@ def _submit(
 
 @ray.remote(num_cpus=1)
 def _fit_heads(heads: Sequence[tuple[int, HeadSettings]], *sides: Features) -> list[tuple[float, float]]:
-    """Validation AUC and seconds of each head, on the training and validation features at its place."""
+    """Validation AUC and seconds of each head (place, settings), fitted to the features of that place.
+
+    `sides` are the training and validation features of place 0, then of place 1, and so on.
+    """
     keep_memory()  # without it the first head took four times as long; with it, not measured
     torch.set_num_threads(1)
-    # Ray's own memory is read-only, which torch warns of
+    # Ray's shared memory is read-only, which torch warns about
     own = [replace(side, values=np.array(side.values)) for side in sides]
-    found = []
+    results = []
     for place, settings in heads:
         fitted = fit_head(own[2 * place], own[2 * place + 1], settings)
-        found.append((fitted.val_auc, fitted.seconds))
-    return found
+        results.append((fitted.val_auc, fitted.seconds))
+    return results
 
 
 def _features(chooser: ProbeSpace, films: SearchFilms, seed: int) -> dict[str, tuple[Any, Any]]:
-    """Both sides' features of every kind, by its name, as objects of Ray's that are there or on their way."""
-    # a task needs to know the films, not to see them: it reads them where the features are not kept yet
+    """The training and validation features of every kind, by its name, as Ray objects that may still be computed."""
+    # a task needs the films' names, not their pixels: it reads those itself where the features are not cached
     of_train, of_val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (films.train, films.val))
-    found: dict[str, tuple[Any, Any]] = {}
+    features: dict[str, tuple[Any, Any]] = {}
     for kind in chooser.kinds:
         parameters = chooser.space.point(kind.family, kind.values)
         plan = to_plan(parameters, preprocessing=films.info.preprocessing, epochs=1, seed=seed)
-        task: Any = _frozen_features  # Ray's types know of one result a task only
+        task: Any = _frozen_features  # Ray's types know only tasks of one result
         first, second = task.remote(plan, films.uri, of_train, of_val, str(cache_folder("features")))
-        found[kind.name] = (first, second)
-    return found
+        features[kind.name] = (first, second)
+    return features
 
 
 @ray.remote(num_cpus=1, num_returns=2)

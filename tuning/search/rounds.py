@@ -1,4 +1,4 @@
-"""One round of a search: Ray Tune runs trials, as many at a time as there is room for, until there are enough.
+"""One round of a search: Ray Tune runs trials, as many at a time as the cluster holds, until there are enough.
 
 A search has one round, and a second one for its finals.
 """
@@ -41,7 +41,7 @@ GAIN: Final = 0.0005
 """Least gain in AUC that counts as one: a quarter of the standard error of an AUC of 0.996 on 785 films, 575 of them
 diseased (Hanley & McNeil 1982)."""
 RETRIES: Final = 2
-"""Times a trial is tried again whose process died or raised what the machine may be at fault for; a node that is taken
+"""How often a trial is tried again whose process died, or raised what may be the machine's fault; a node that is taken
 away with notice does not count."""
 
 
@@ -149,7 +149,7 @@ def _league(settings: SearchSettings) -> ASHAScheduler:
 
 
 def _past(store: Store, earlier: Sequence[TrialRecord], resumed: Sequence[StartedTrial], kind: TrialKind) -> Past:
-    """What the earlier runs left for the leagues of the search, or for those of the finals."""
+    """The earlier trials of this kind, for the scheduler."""
     checkpoints = {trial.trial_id: load_checkpoint(store, trial.trial_id) for trial in resumed}
     league = [record for record in earlier if record.kind == kind]
     return Past(
@@ -178,7 +178,7 @@ def _run(trainable: Any, config: tune.TuneConfig, ledger: Ledger, stop: Converge
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log files of Ray Tune and none of its lines on stdout, where results go; the ledger tells what happens."""
+    """No log files of Ray Tune and none of its lines on stdout, where results go; our own log says what happens."""
     tune_log = logging.getLogger("ray.tune")
     level = tune_log.level
     before = {name: os.environ.get(name) for name in _QUIET}
@@ -186,7 +186,7 @@ def _quiet() -> Iterator[None]:
     os.environ.update(_QUIET)
     try:
         with warnings.catch_warnings():
-            # of a trial that was tried again: Ray counts its reports from 1 once more, and Optuna keeps the first ones
+            # for a trial that was tried again: Ray counts its reports from 1 once more, and Optuna keeps the first ones
             warnings.filterwarnings("ignore", message="The reported value is ignored")
             yield
     finally:

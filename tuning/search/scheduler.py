@@ -1,11 +1,11 @@
-"""Successive halving among equals: a trial is stopped for doing worse than others of its own family.
+"""Successive halving within families: a trial is stopped for doing worse than others of its own family.
 
-An mlp is near its end after two epochs where a cnn has hardly begun; in one league, Ray's ASHA stopped every cnn of a
-study on real films after its second epoch, the best ones of the space among them. Baselines play in no league: they
-are there to be compared with at their best.
+An mlp is nearly trained after two epochs where a cnn has hardly begun; compared with each other, Ray's ASHA stopped
+every cnn of a study on real films after its second epoch, the best ones of the space among them. Baselines are never
+stopped: they are there to be compared with at their best.
 
-Ray Tune forgets a scheduler's state with its driver. A search that goes on feeds the leagues from what the table and
-the checkpoints say of each epoch of the earlier trials, so that the bar stands where it stood.
+A scheduler's state ends with Ray Tune's driver. A resumed search replays the earlier trials' epochs, from the table and
+the checkpoints, so that the rungs stand where they stood.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,19 +27,19 @@ History = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """What the earlier runs of a search left for its scheduler."""
+    """What a search's scheduler is to know of its earlier runs."""
 
     finished: Sequence[tuple[str, str, History]] = ()
     """(trial id, family, history) of each trial that ended, baselines left out."""
     taken_up: Mapping[str, History]
-    """Of each trial that is to go on, by its id in the study."""
+    """Of each trial that is continued, by its id in the study."""
 
 
 NO_PAST = Past(taken_up={})
 
 
 class FamilyScheduler(FIFOScheduler):
-    """One ASHA scheduler a family, each made by `league()` when its first trial comes."""
+    """One ASHA scheduler per family, its league, made by `league()` when its first trial comes."""
 
     def __init__(self, league: Callable[[], ASHAScheduler], past: Past = NO_PAST) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -81,8 +81,8 @@ class FamilyScheduler(FIFOScheduler):
         family = str(trial.config.get("family"))
         if family not in self._leagues:
             self._leagues[family] = league = self._league()
-            for trial_id, of, history in self._past.finished:
-                if of == family:
+            for trial_id, trial_family, history in self._past.finished:
+                if trial_family == family:
                     earlier = Trial("earlier", trial_id=trial_id, stub=True)
                     league.on_trial_add(None, earlier)  # type: ignore[arg-type]
                     _replay(league, earlier, history)
@@ -90,6 +90,6 @@ class FamilyScheduler(FIFOScheduler):
 
 
 def _replay(league: ASHAScheduler, trial: Trial, history: History) -> None:
-    """Enter a trial's epochs; what the league says to them now no longer matters."""
+    """Report a trial's epochs to its league, whose decisions on them no longer matter."""
     for report in measures(history):
         league.on_trial_result(None, trial, report)  # type: ignore[arg-type]

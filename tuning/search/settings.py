@@ -1,4 +1,4 @@
-"""How a search is to go: everything a person or a job file may choose about it."""
+"""The settings of a search: everything a person or a job file may choose about it."""
 
 import math
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from tuning.training.objectives import AUC, parse_objectives
 Method = Literal["tpe", "random", "grid"]
 """How `tune` picks what to try next."""
 TRIALS: Final = 20
-"""Of a search without a time budget, where nobody says how many."""
+"""The default of a search without a time budget."""
 PROBE_SHARE: Final = 0.25
-"""Of a time budget, at most, for probes."""
+"""The share of a time budget that probes may take."""
 FINAL_SHARE: Final = 0.3
-"""Of a time budget, kept for the finals: at 224 pixels an epoch takes three times what it takes at 128."""
+"""The share of a time budget kept for the finals: an epoch at 224 pixels takes three times as long as at 128."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,63 +23,63 @@ class SearchSettings:
     """How to search."""
 
     trials: int | None = None
-    """Trials the study is to have in the end, baselines, failed ones and those of earlier runs included; a grid takes
-    all its points instead. None: TRIALS, or with a time budget as many as it allows."""
+    """Trials of the study in the end, including baselines, failed ones and those of earlier runs; a grid takes all
+    its points instead. None: TRIALS, or with a time budget as many as it allows."""
     time_budget_s: float | None = None
     """Stop after this many seconds with the best so far; None for no limit."""
     patience: int = 0
     """Stop with the best so far after this many trials in a row that raised the best AUC by no more than
-    `tuning.search.rounds.GAIN`; 0 for never. TPE draws its first ten trials at random: give more than that."""
+    `tuning.search.rounds.GAIN`; 0 for never. TPE draws its first ten trials at random, so give more than that."""
     search: Method = "tpe"
-    """`tpe`: Optuna's multivariate TPE; `random`; `grid`: a small discrete space, visited whole."""
+    """`tpe`: Optuna's multivariate TPE; `random`; `grid`: every point of a small discrete space."""
     epochs: int = 8
-    """At most so many per trial."""
+    """Of a trial, at most."""
     grace_epochs: int = 2
     """No trial is stopped before this epoch."""
     reduction_factor: int = 3
-    """At each rung, the best one of so many of its family goes on (ASHA's eta)."""
+    """At each rung, one trial of so many of its family goes on (ASHA's eta)."""
     space: str | None = None
-    """Where to look: a name of `tuning/spaces/`, or a TOML file as `tuning/spaces/space_file.py` reads it. None:
+    """A space of `tuning/spaces/` by its name, or a TOML file as `tuning/spaces/space_file.py` reads it. None:
     `default`, or `grid`."""
     families: tuple[str, ...] | None = None
-    """In place of the space's: `mlp`, `cnn`, names of timm backbones."""
+    """Instead of the space's: `mlp`, `cnn`, names of timm backbones."""
     resolutions: tuple[int, ...] | None = None
-    """In place of the space's: sides of the training input in pixels; those above the dataset's size are left out."""
+    """Instead of the space's: sides of the training input in pixels; those above the dataset's size are left out."""
     weights: str | None = None
-    """Pretrained weights that backbones start from, in place of the space's: file, URI or `imagenet`."""
+    """Pretrained weights that backbones start from, instead of the space's: file, URI or `imagenet`."""
     objectives: tuple[str, ...] = (AUC,)
-    """What to look for (`tuning/training/objectives.py`): one of the validation films, and `latency` beside it. With
-    both, the trial that becomes the model is the one of the Pareto front that is best on the films."""
+    """What to optimise (`tuning/training/objectives.py`): one objective on the validation films, and perhaps `latency`.
+    With both, the trial of the Pareto front that is best on the films becomes the model."""
     probes: int = 0
     """Heads on frozen features to try before the trials; the best are the first to be fine-tuned
     (`tuning/search/probes.py`). They take `PROBE_SHARE` of the time budget at most."""
     finals: int = 0
-    """Of the best trials on smaller films than the dataset's, so many are trained once more at its own size, with all
-    else the same, beyond `trials`. `FINAL_SHARE` of the time budget is kept for them."""
+    """How many of the best trials are trained once more on films of the dataset's own size, all else the same, if
+    theirs were smaller; beyond `trials`. `FINAL_SHARE` of the time budget is kept for them."""
     confirm: int = 0
-    """When the search has ended, so many of its best trials are trained anew over folds of the train patients, and
-    judged on patients that had no say in anything (`tuning/study/confirm.py`), beyond the time budget."""
+    """How many of the best trials are trained anew over folds of the train patients when the search has ended, and
+    judged on patients that had no part in any choice (`tuning/study/confirm.py`); beyond the time budget."""
     warm_start: str | None = None
     """An earlier study, whose best trials are tried first."""
     seed: int = 0
-    """Of the suggestions and of every trial's training. With several trials at a time the order in which they end
-    steers TPE, so a search repeats exactly only one trial at a time."""
+    """Of the suggestions and of every trial's training. TPE depends on the order in which trials end, so a search
+    repeats exactly only with one trial at a time."""
     select: Select = "auc"
-    """Which trial becomes the model: the best validation `auc`, or of the few best the most `robust` one."""
+    """Which trial becomes the model: the best on the validation films (`auc`), or the most `robust` of the few best."""
     show_films: bool = True
-    """Put a few validation films, which are patients' images, into the winner's bundle, with its maps."""
+    """Put a few validation films, which are patients' images, and the model's maps of them into the winner's bundle."""
     resume: bool = False
-    """Go on with the study that stands at STUDY: trials that were under way first, each from its last whole epoch.
-    Finished ones are not run again."""
+    """Continue the study at STUDY: first the trials that were under way, each from its last whole epoch. Finished ones
+    are not run again."""
     workers_per_trial: int = 1
-    """Processes that train one trial together, perhaps on several nodes; one by default, in the trial itself."""
+    """Processes that train one trial together, perhaps on several nodes; by default one, the trial's own."""
     cpus_per_trial: int = 1
     """Of each of its workers."""
     gpus_per_trial: float | None = None
-    """Of each of its workers; a part of one packs several small trials onto it, where they have one worker.
-    None: one whole GPU where the cluster has any, else none."""
+    """Of each of its workers; a fraction lets several small trials of one worker share a GPU. None: one whole GPU if
+    the cluster has any, else none."""
     max_concurrent: int | None = None
-    """None: as many as the cluster's CPUs and GPUs hold now; give a number to let an autoscaler grow to it."""
+    """None: as many as the cluster's CPUs and GPUs allow now; give a number to let an autoscaler grow to it."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "epochs", "grace_epochs", "workers_per_trial", "cpus_per_trial", "max_concurrent"):
@@ -103,15 +103,15 @@ class SearchSettings:
 
     @property
     def most_trials(self) -> float:
-        """`trials`, or what is taken in its place."""
+        """`trials`, or its default."""
         if self.trials is not None:
             return self.trials
         return TRIALS if self.time_budget_s is None else math.inf
 
 
 def _check_gpus(gpus: float, workers: int) -> None:
-    """Raise `InputError` for what Ray can give no worker: it deals out parts of one GPU, or whole ones."""
+    """Raise `InputError` for what Ray cannot give a worker: it assigns a fraction of one GPU, or whole ones."""
     if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
-        raise InputError(f"gpus_per_trial is {gpus}; give a part of one GPU, such as 0.25, or a whole number")
+        raise InputError(f"gpus_per_trial is {gpus}; give a fraction of one GPU, such as 0.25, or a whole number")
     if workers > 1 and gpus % 1:
         raise InputError(f"gpus_per_trial is {gpus}; workers that train together need whole GPUs")

@@ -1,4 +1,4 @@
-"""Where a search looks, and whether it can: told before Ray starts, and so without importing it."""
+"""The space of a search, checked before Ray starts; so this module does not import it."""
 
 from models.spec import ModelSpec
 from pipelines.ingest.dataset_info import DatasetInfo, read_dataset_info
@@ -9,7 +9,7 @@ from tuning.training.start import seeded_network
 
 
 def searched_space(dataset: str, settings: SearchSettings) -> SearchSpace:
-    """The space that a search of the data set with these settings is of. Raises `InputError` where it cannot be."""
+    """The space of a search on the data set with these settings. Raises `InputError` where it cannot be searched."""
     info = read_dataset_info(dataset)
     space = space_of(settings, info)
     check_space(space, settings, info)
@@ -17,7 +17,7 @@ def searched_space(dataset: str, settings: SearchSettings) -> SearchSpace:
 
 
 def space_of(settings: SearchSettings, info: DatasetInfo) -> SearchSpace:
-    """The space that the settings name, for films of the data set's size. Raises `InputError` for what is none."""
+    """The space that the settings name, for films of the data set's size. Raises `InputError` where there is none."""
     return space_for(
         info.size,
         source=settings.space or (GRID if settings.search == "grid" else DEFAULT),
@@ -28,7 +28,7 @@ def space_of(settings: SearchSettings, info: DatasetInfo) -> SearchSpace:
 
 
 def check_space(space: SearchSpace, settings: SearchSettings, info: DatasetInfo) -> None:
-    """Raise what keeps the space from being searched now, before anything is written, and not trial by trial."""
+    """Raise `InputError` for a space that cannot be searched: now, before anything is written, not trial by trial."""
     if settings.search == "grid":
         leaves(space)  # refuses a space that is not discrete
     for family in space.families:

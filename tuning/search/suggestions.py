@@ -1,6 +1,6 @@
-"""What suggests a search's trials: Optuna's study, filled with what is known before the sampler is asked.
+"""What suggests a search's trials: Optuna's study, filled with the trials that are known beforehand.
 
-Finished trials teach the sampler, and unfinished ones, baselines, points to begin with and a grid's points are
+The sampler learns from finished trials; unfinished ones, baselines, points to begin with and a grid's points are
 enqueued. The study is handed to Ray's OptunaSearch by its storage; OptunaSearch's own `points_to_evaluate` was refused,
 because it can mark no trial as a baseline.
 """
@@ -36,18 +36,21 @@ def suggestions(
     points: Sequence[Mapping[str, Scalar]] = (),
     finals: Sequence[Mapping[str, Scalar]] | None = None,
 ) -> tuple[OptunaSearch, float]:
-    """What suggests the trials, knowing those that are there; and how many are still to run, perhaps without a limit.
+    """What suggests the trials, knowing the earlier ones; and how many are still to run, which may be infinite.
 
-    First come the unfinished ones, then the baselines and the `points`, which may leave parameters to the sampler. Of
-    `finals` all is given, and where they are there is nothing else.
+    First come the unfinished ones, then the baselines and the `points`, which may leave parameters to the sampler.
+    `finals` have all their parameters; where they are given, nothing else is suggested.
     """
     objectives = parse_objectives(settings.objectives)
     storage = optuna.storages.InMemoryStorage()
-    # a seed begun anew would repeat the suggestions of the first run
+    # the same seed would repeat the suggestions of the first run
     sampler = _sampler(settings.search, settings.seed + next_number(earlier, unfinished))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=storage, sampler=sampler, study_name=_STUDY_NAME, directions=[one.direction for one in objectives]
+        storage=storage,
+        sampler=sampler,
+        study_name=_STUDY_NAME,
+        directions=[objective.direction for objective in objectives],
     )
     sampled = [record for record in earlier if record.kind == "search"]
     study.add_trials([frozen_trial(record, space, len(objectives)) for record in sampled])
@@ -63,9 +66,9 @@ def suggestions(
     else:
         wanted = len(unfinished) + _enqueue_finals(study, begun, finals)
     metrics = [OBJECTIVE, LATENCY][: len(objectives)]
-    modes: list[str] = [one.mode for one in objectives]
+    modes: list[str] = [objective.mode for objective in objectives]
     search_alg = OptunaSearch(
-        space=_GoingOn(space),
+        space=_ResumableSpace(space),
         metric=metrics if len(metrics) > 1 else metrics[0],
         mode=modes if len(modes) > 1 else modes[0],
         sampler=sampler,
@@ -76,8 +79,8 @@ def suggestions(
 
 
 @dataclass(frozen=True)
-class _GoingOn:
-    """A space in which some trials are enqueued: they go on with what an earlier run began."""
+class _ResumableSpace:
+    """A space some of whose enqueued trials continue those of an earlier run."""
 
     space: SearchSpace
 
@@ -89,7 +92,7 @@ class _GoingOn:
 
 
 def _take_up(study: optuna.Study, trial: StartedTrial) -> None:
-    """Enqueue a trial that was begun, under the name it had."""
+    """Enqueue a trial that an earlier run began, under the name it had."""
     attributes: dict[str, Any] = {TAKEN_UP: {name: getattr(trial, name) for name in ("trial_id", "number", "seed")}}
     parameters: dict[str, Scalar] = trial.parameters
     if trial.kind == "baseline":
@@ -105,7 +108,7 @@ def _enqueue(
     begun: Sequence[TrialRecord | StartedTrial],
     points: Sequence[Mapping[str, Scalar]],
 ) -> int:
-    """Put the baselines, the points and the grid's points that were not begun yet into the study; how many."""
+    """Enqueue the baselines and points, or the grid's points, that have not begun yet; how many."""
     done = {trial.parameters["family"] for trial in begun if trial.kind == "baseline"}
     baselines = [name for name in BASELINES if name not in done]
     for name in baselines:
@@ -120,7 +123,7 @@ def _enqueue(
 def _enqueue_finals(
     study: optuna.Study, begun: Sequence[TrialRecord | StartedTrial], finals: Sequence[Mapping[str, Scalar]]
 ) -> int:
-    """Put the finals that were not begun yet into the study; how many."""
+    """Enqueue the finals that have not begun yet; how many."""
     done = [trial.parameters for trial in begun if trial.kind == "final"]
     fresh = [final for final in finals if final not in done]
     for final in fresh:
@@ -137,7 +140,7 @@ def _sampler(name: str, seed: int) -> BaseSampler:
     if name != "tpe":
         return RandomSampler(seed=seed)
     with warnings.catch_warnings():
-        # without `group` a conditional space falls apart into single parameters (and a baseline, having none, would
-        # do that to any space)
+        # without `group`, TPE models a conditional space one parameter at a time (and any space that has a baseline, as
+        # that has no parameters)
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(seed=seed, multivariate=True, group=True)

@@ -1,12 +1,12 @@
 """One trial: one call of the training loop in this process, its epochs reported to Ray Tune.
 
 A plain function and not a TorchTrainer: with reused actors a trial starts within 0.1 s of the one before it, where a
-trainer takes 6 to 14 s for its controller and worker. Trials of several workers have one:
+trainer takes 6 to 14 s to start its controller and worker. Trials of several workers use one:
 `tuning/search/group_trial.py`.
 
 After each epoch the trial puts its whole state into the study. Whatever ends its process (the driver is killed, its
-node is taken away), it goes on from there, and ends with the weights it would have had anyway. A process that lives on
-after it was given up can only put states of the same training.
+node is taken away), it continues from there, and ends with the same weights as if nothing had happened. A process that
+lives on after it was given up can only put states of the same training.
 """
 
 import json
@@ -39,20 +39,20 @@ METRIC = "auc"
 
 OBJECTIVE = "objective"
 """What the search maximises: the best value of its objective, by default the AUC, that the trial had *so far*. Ray Tune
-tells Optuna the last value reported of a trial, and with a running best that is the value of the weights the trial
-leaves behind. It is a maximum over epochs, so it flatters long trials a little."""
+passes the last value a trial reported to Optuna; with the best so far, that is the value of the weights the trial
+leaves. It is a maximum over epochs, so it flatters long trials a little."""
 
 TIME = "epoch"
 """Epochs done; the scheduler's clock. Ray's own `training_iteration` starts anew when a trial is retried."""
 
 TAKEN_UP = "taken_up"
 """In a trial's configuration, and user attribute of its Optuna trial: `trial_id`, `number` and `seed` of the trial of
-an earlier run that it goes on with."""
+an earlier run that it continues."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob:
-    """What all trials of a search share, beside the films."""
+    """What all trials of a search share, besides the films."""
 
     study: Store
     preprocessing: Preprocessing
@@ -70,11 +70,11 @@ class TrialJob:
     objective: str = AUC
     """What an epoch is judged by."""
     latency: bool = False
-    """Whether the time a film takes on this machine's engine counts, too."""
+    """Whether the latency on this machine's engine is an objective, too."""
 
 
 def own_id(config: Mapping[str, Any], trial_id: str) -> str:
-    """The study's name of a trial: Ray Tune's, or for one that is taken up the one it had."""
+    """The study's name of a trial: Ray Tune's, or for one that is continued the one it had."""
     return str(config[TAKEN_UP]["trial_id"]) if TAKEN_UP in config else trial_id
 
 
@@ -90,7 +90,7 @@ def kind_of(config: Mapping[str, Any]) -> TrialKind:
 
 
 def plan_of(config: Mapping[str, Any], job: TrialJob) -> TrialPlan:
-    """What a trial trains. Raises `InputError` for parameters that cannot be."""
+    """What a trial trains. Raises `InputError` for parameters that are out of range."""
     return to_plan(
         parameters_of(config),
         preprocessing=job.preprocessing,
@@ -147,7 +147,7 @@ class Progress:
         self.history: list[dict[str, Any]] = list(earlier.facts["history"]) if earlier else []
 
     def epoch(self, report: EpochReport, state: EpochState) -> bool:
-        """Put weights and logits if they are the best yet, then the whole state, then report: that may not return."""
+        """Put weights and logits if they are the best yet, then the whole state; then report, which may not return."""
         earlier = [_quality(epoch) for epoch in self.history]
         self.history.append(asdict(report))
         if self.writes:
@@ -159,12 +159,9 @@ class Progress:
         return True
 
     def report(self, *, finished: bool, error: str | None = None) -> None:
-        """Everything the study's row needs, so that the driver need remember nothing but the last report."""
-        nothing: dict[str, float] = {
-            METRIC: math.nan,
-            OBJECTIVE: math.nan,
-            TIME: 0,
-        }  # Optuna takes no notice of a trial without a value
+        """Report everything the study's row needs, so that the driver has to remember only the last report."""
+        # Optuna ignores a trial whose value is not a number
+        nothing: dict[str, float] = {METRIC: math.nan, OBJECTIVE: math.nan, TIME: 0}
         *_, reached = [nothing, *measures(self.history)]
         self.tell(
             {
@@ -187,8 +184,8 @@ def _quality(report: Mapping[str, Any]) -> tuple[float, float]:
 def run_trial(config: dict[str, Any], *, train: Films, val: Films, job: TrialJob) -> None:
     """Ray Tune's trainable: train what `config` says; the films are read-only views of Ray's object store.
 
-    What is wrong with the parameters (training diverges, there is no such model) is reported, and this process takes
-    the next trial. Anything else is raised: Ray Tune tries again in a new process, as the machine may be at fault.
+    A fault of the parameters (training diverges, there is no such model) is reported, and this process takes the next
+    trial. Anything else is raised: Ray Tune tries again in a new process, as the machine may be at fault.
     """
     trial_id = own_id(config, tune.get_context().get_trial_id())
     earlier = load_checkpoint(job.study, trial_id)
@@ -204,4 +201,6 @@ def run_trial(config: dict[str, Any], *, train: Films, val: Films, job: TrialJob
     except RayscanError as error:
         progress.report(finished=True, error=brief(error))
     else:
-        progress.report(finished=True)  # one without gradient ends before the last epoch, and is complete all the same
+        progress.report(
+            finished=True
+        )  # a model without parameters to train ends before the last epoch, and is complete
