@@ -1,18 +1,17 @@
-"""The best trials of a search once more, judged on patients that had no say in anything.
+"""The best trials of a search once more, judged on patients that had no part in any choice.
 
-The winner of a search was chosen by the validation films that its AUC is of, and so was its epoch. Here the recipe of
-each of the few best is followed anew without one fold of patients at a time: of the others some choose the epoch and
+The winner of a search and its epoch were chosen on the very films that its AUC is measured on. Here the recipe of each
+of the few best is followed anew without one fold of patients at a time: some of the others choose the epoch and
 calibrate, and the fold is only scored. The folds are of the patients of train. Those of val, by which the search chose
-its trials, stay among the others in every fold: whatever they flatter, they are never judged on. The folds are the same
-for all trials.
+its trials, are never in a fold, so nothing is judged on them. The folds are the same for all trials.
 
-`tuning/study/optimism.py` estimates the same without training, but cannot see what choosing the epoch flatters. A whole
-search within each fold (Varma & Simon 2006) was refused: it costs as many searches as there are folds. What stays is
-that the films of train taught the networks the search chose among.
+`tuning/study/optimism.py` estimates the same without training, but not the optimism of choosing the epoch. A whole
+search within each fold (Varma & Simon 2006) was refused: it costs as many searches as there are folds. What remains is
+that the networks the search chose among were trained on the films of train.
 
-Each model here learns from fewer films than its trial did, and from another seed: a part of the difference is that.
-Changed copies of the films, which `crossvalidate` scores, too, are left out; for small networks they are most of the
-time.
+Each model here learns from fewer films than its trial did, and from another seed, which is a part of the difference.
+Perturbed copies of the films, which `crossvalidate` scores, too, are left out; for small networks they would take most
+of the time.
 """
 
 import logging
@@ -49,7 +48,7 @@ log = logging.getLogger("rayscan")
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmed:
-    """What a trial's recipe came to on held-out patients; no figures where a fold could not be trained."""
+    """The result of a trial's recipe on held-out patients; no figures where a fold could not be trained."""
 
     trial_id: str
     number: int
@@ -57,21 +56,21 @@ class Confirmed:
     seed: int
     """Of the folds and of every training."""
     films: int
-    """Judged on, each once."""
+    """That were judged, each once."""
     search_auc: float
     """The trial's in the search."""
     auc: Mapping[str, float] | None
-    """mean, sd (with K - 1), worst and worst_fold, over folds: the spread of the recipe's luck with films."""
+    """mean, sd (with K - 1), worst and worst_fold over folds: how much the result depends on the films."""
     pooled: Mapping[str, float] | None
-    """value, low, high: all folds' films ranked by their calibrated probabilities; 95 % by drawing patients."""
+    """value, low, high: all folds' films ranked by their calibrated probabilities; 95 % interval over patients."""
     optimism: float | None
-    """How much `search_auc` is above the mean over folds."""
+    """By how much `search_auc` exceeds the mean over folds."""
     seconds: float
     """Of the trainings."""
     error: str | None = None
 
     def in_short(self) -> dict[str, Any]:
-        """As it stands in a `StudySummary`."""
+        """As in a `StudySummary`."""
         if self.auc is None or self.pooled is None:
             return {"number": self.number, "error": self.error}
         return {
@@ -94,7 +93,7 @@ class Dealt:
     """Of each film [N], from 1; 0 for those that are in no fold."""
     info: DatasetInfo
     dataset: str
-    """URI the films are of."""
+    """URI of the films' dataset."""
     folds: int
     seed: int
 
@@ -110,7 +109,7 @@ class FoldJob:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """What a model says of the n films of the fold it knows nothing of."""
+    """A model's predictions for the n films of the fold it was trained without."""
 
     trial_id: str
     fold: int
@@ -119,11 +118,11 @@ class HeldOut:
     seconds: float = 0.0
     """Of the training."""
     error: str | None = None
-    """Why there is no model; then there are no probabilities either."""
+    """Why there is no model, and so no probabilities."""
 
 
 Run = Callable[[Sequence[FoldJob], Dealt], Iterable[HeldOut]]
-"""How jobs are run, in any order: each with `held_out`."""
+"""Runs jobs with `held_out`, in any order."""
 
 
 def recipe_of(
@@ -137,8 +136,8 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of a trial with these parameters, as `tuning.spaces.space.to_plan` understands them.
 
-    `preprocessing` is the dataset's, `epochs` those of a trial that is not stopped. Device and threads are left to who
-    follows it. Raises what `to_plan` raises.
+    `preprocessing` is the dataset's, `epochs` those of a trial that is not stopped early. Device and threads are left
+    open. Raises what `to_plan` raises.
     """
     plan = to_plan(parameters, preprocessing=preprocessing, epochs=epochs, seed=seed, objective=objective)
     return Recipe(
@@ -150,7 +149,7 @@ def recipe_of(
         weights=plan.weights,
         parameters=plan.spec.parameters,
         training=plan.training,
-        # its seed is the training's, and no part of a recipe
+        # its seed is the training's, which is not part of a recipe
         head=HeadSettings() if plan.head is None else replace(plan.head, seed=HeadSettings.seed),
     )
 
@@ -158,7 +157,7 @@ def recipe_of(
 def deal_train(train: Films, val: Films, info: DatasetInfo, dataset: str, *, folds: int = FOLDS, seed: int) -> Dealt:
     """Deal the patients of train to folds; films of patients of val are in none.
 
-    Raises `InputError` where there are too few patients for so many folds.
+    Raises `InputError` where there are too few patients for that many folds.
     """
     films = join_films([train, val])
     judged = ~np.isin(films.patients, val.patients)
@@ -168,7 +167,7 @@ def deal_train(train: Films, val: Films, info: DatasetInfo, dataset: str, *, fol
     except InputError as error:
         raise InputError(
             f"the train films of {dataset} cannot be dealt to {folds} folds with and without disease in each, so no"
-            " trial can be confirmed; leave --confirm out, or prepare a larger dataset"
+            " trial can be confirmed; leave out --confirm, or prepare a larger dataset"
         ) from error
     return Dealt(films=films, fold_of=fold_of, info=info, dataset=dataset, folds=folds, seed=seed)
 
@@ -176,8 +175,8 @@ def deal_train(train: Films, val: Films, info: DatasetInfo, dataset: str, *, fol
 def held_out(job: FoldJob, dealt: Dealt) -> HeldOut:
     """Follow a recipe without a fold, then score that.
 
-    What is wrong with the recipe (training diverges, its weights are gone) is told, as a trial tells it; anything else
-    is raised.
+    A fault of the recipe (training diverges, its weights are gone) is in the result, as it is in a trial's; anything
+    else is raised.
     """
     try:
         followed = follow(job.fold, dealt.fold_of, dealt.films, job.recipe, dealt.info, dealt.dataset)
@@ -206,14 +205,14 @@ def confirm(
     run: Run = one_after_another,
     known: Sequence[Confirmed] = (),
 ) -> list[Confirmed]:
-    """Train trials of the study at `store` anew over folds and judge them; in their order.
+    """Train trials of the study at `store` anew over folds and judge them; the results are in their order.
 
-    `ranked` are trials with a result, the first of the leaderboard. Those among `known` that are of the same folds and
-    seed are taken from there. The trainings start from the seed of the folds: give another than the search's, whose
-    luck with starts would go on.
+    `ranked` are trials with a result, the first of the leaderboard. Results among `known` with the same folds and seed
+    are reused. The trainings start from the seed of the folds: give another than the search's, or lucky initial weights
+    would be lucky again.
     """
     study = read_study(store)
-    done = {one.trial_id: one for one in known if (one.folds, one.seed) == (dealt.folds, dealt.seed)}
+    done = {trial.trial_id: trial for trial in known if (trial.folds, trial.seed) == (dealt.folds, dealt.seed)}
     due = [record for record in ranked if record.trial_id not in done]
     recipes = {
         record.trial_id: recipe_of(
@@ -232,12 +231,12 @@ def confirm(
         for fold in range(1, dealt.folds + 1)
     ]
     held: dict[str, list[HeldOut]] = defaultdict(list)
-    for ended, one in enumerate(run(jobs, dealt), 1):
-        held[one.trial_id].append(one)
-        told = f"AUC {_auc(one, dealt):.4f}" if one.error is None else one.error
+    for ended, fold in enumerate(run(jobs, dealt), 1):
+        held[fold.trial_id].append(fold)
+        result = f"AUC {_auc(fold, dealt):.4f}" if fold.error is None else fold.error
         log.info(
             "%d of %d: trial %d without fold %d: %s, %.1f s of training",
-            *(ended, len(jobs), numbers[one.trial_id], one.fold, told, one.seconds),
+            *(ended, len(jobs), numbers[fold.trial_id], fold.fold, result, fold.seconds),
         )
     drawn = draws(dealt.films.patients[dealt.fold_of > 0]) if due else None
     for record in due:
@@ -249,7 +248,7 @@ def confirm(
 def _confirmed(record: TrialRecord, held: Sequence[HeldOut], dealt: Dealt, drawn: Weights) -> Confirmed:
     """The figures of all folds of a trial; `drawn` are draws of the judged films' patients."""
     assert record.auc is not None  # the leaderboard holds only trials with a result
-    found = Confirmed(
+    confirmed = Confirmed(
         trial_id=record.trial_id,
         number=record.number,
         folds=dealt.folds,
@@ -259,20 +258,20 @@ def _confirmed(record: TrialRecord, held: Sequence[HeldOut], dealt: Dealt, drawn
         auc=None,
         pooled=None,
         optimism=None,
-        seconds=round(sum(one.seconds for one in held), 1),
+        seconds=round(sum(fold.seconds for fold in held), 1),
     )
-    in_order = sorted(held, key=lambda one: one.fold)
-    if failed := [one for one in in_order if one.error is not None]:
-        return replace(found, error=f"fold {failed[0].fold}: {failed[0].error}")
-    over_folds = spread([_auc(one, dealt) for one in in_order])
+    in_order = sorted(held, key=lambda fold: fold.fold)
+    if failed := [fold for fold in in_order if fold.error is not None]:
+        return replace(confirmed, error=f"fold {failed[0].fold}: {failed[0].error}")
+    over_folds = spread([_auc(fold, dealt) for fold in in_order])
     probability = np.empty(len(dealt.films), dtype=np.float32)
-    for one in in_order:
-        probability[dealt.fold_of == one.fold] = one.probability
+    for fold in in_order:
+        probability[dealt.fold_of == fold.fold] = fold.probability
     judged = dealt.fold_of > 0
     labels, of_judged = dealt.films.labels[judged], probability[judged]
     pooled = intervals({"auc": auc(labels, of_judged)}, {"auc": aucs(labels, of_judged, drawn)})["auc"]
-    return replace(found, auc=over_folds, pooled=asdict(pooled), optimism=record.auc - over_folds["mean"])
+    return replace(confirmed, auc=over_folds, pooled=asdict(pooled), optimism=record.auc - over_folds["mean"])
 
 
-def _auc(one: HeldOut, dealt: Dealt) -> float:
-    return auc(dealt.films.labels[dealt.fold_of == one.fold], one.probability)
+def _auc(fold: HeldOut, dealt: Dealt) -> float:
+    return auc(dealt.films.labels[dealt.fold_of == fold.fold], fold.probability)

@@ -1,10 +1,10 @@
 """Several trials of a study as one model: the mean of their probabilities, members chosen greedily, with replacement.
 
 Caruana, Niculescu-Mizil, Crew & Ksikes 2004, "Ensemble selection from libraries of models", sec. 2: begin with the best
-trial, add the trial that helps the mean most, and again; a trial may be added several times, which is its weight.
+trial, then add the trial that improves the mean most, again and again; a trial added several times weighs more.
 
-An ensemble chosen on the very films it is judged on looks better than it is, more so than a single trial. So its gain
-is told from halves of the patients: members, and the single trial to beat, are chosen by one half and compared on the
+An ensemble judged on the films that chose it looks better than it is, more so than a single trial. So its gain is
+measured on halves of the patients: members, and the single trial to beat, are chosen on one half and compared on the
 other (`tuning/study/optimism.py`).
 """
 
@@ -22,9 +22,9 @@ from models.statistics.metrics import Interval, Labels, Z, auc
 from tuning.study.optimism import both_ways, halves
 
 MOST: Final = 8
-"""Members, each counted as often as it was added. Each costs one more run of a network per film."""
+"""Members, each counted as often as it was added. Each different one costs one more run of a network per film."""
 POOL: Final = 25
-"""Best trials that members are chosen among; a weak one is hardly ever added, and each makes the choice slower."""
+"""Best trials that members are chosen among; a weaker one is hardly ever added, and each makes the choice slower."""
 SPLITS: Final = 20
 
 Probabilities = npt.NDArray[np.float64]
@@ -33,21 +33,21 @@ Probabilities = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What an ensemble has over the best single trial, on films that chose neither."""
+    """What an ensemble gains over the best single trial, on films that chose neither."""
 
     ensemble: float
     """AUC, the mean over halves."""
     single: float
     test: PairedTest
-    """Of the difference in AUC, DeLong's: the mean over halves; two halves are as sure as all films are."""
+    """DeLong's, of the difference in AUC: the mean over halves, with the variance of a split's two halves together."""
     members: float
     """Different trials in the ensemble, the mean over halves."""
 
 
 def greedy(labels: Labels, probability: Probabilities, most: int = MOST) -> list[int]:
-    """The members in the order of their choice, the best single trial first; a trial may stand there several times.
+    """The members in the order of their choice, the best single trial first; a trial may occur several times.
 
-    By AUC; of equals, by the log loss of the mean probability. It ends where the AUC is highest.
+    By AUC; of equals, by the log loss of the mean probability. The list ends where the AUC is highest.
     """
     pool = sorted(range(len(probability)), key=lambda trial: -auc(labels, probability[trial]))[:POOL]
     members, total = [pool[0]], probability[pool[0]].copy()
@@ -64,8 +64,8 @@ def greedy(labels: Labels, probability: Probabilities, most: int = MOST) -> list
 
 def mean(probability: Probabilities, members: Sequence[int]) -> npt.NDArray[np.float64]:
     """The ensemble's probability of disease [N]."""
-    found: npt.NDArray[np.float64] = probability[list(members)].mean(axis=0)
-    return found
+    together: npt.NDArray[np.float64] = probability[list(members)].mean(axis=0)
+    return together
 
 
 def weights(members: Sequence[int]) -> dict[int, float]:
@@ -80,17 +80,17 @@ def estimate_gain(
     split = halves(patients, labels, SPLITS, seed)
     if split is None:
         return None
-    told: list[tuple[float, float, float, float, int]] = []
+    figures: list[tuple[float, float, float, float, int]] = []
     for choose, judge in both_ways(split):
         members = greedy(labels[choose], probability[:, choose])
         together, alone = mean(probability[:, judge], members), probability[members[0], judge]
         test = delong_test(labels[judge], together, alone)
         error = (test.difference.high - test.difference.low) / (2 * Z)
-        found = auc(labels[judge], together), auc(labels[judge], alone)
-        told.append((*found, test.difference.value, error**2, len(set(members))))
-    ensemble, single, difference, variance, distinct = np.mean(told, axis=0)
-    # both halves of a split judge different films, so the mean of the two has half of either's variance; that of many
-    # splits of the same films is hardly smaller than that of one
+        both = auc(labels[judge], together), auc(labels[judge], alone)
+        figures.append((*both, test.difference.value, error**2, len(set(members))))
+    ensemble, single, difference, variance, distinct = np.mean(figures, axis=0)
+    # the two halves of a split judge different films, so their mean has half the variance of either; the mean over many
+    # splits of the same films has hardly less than that of one
     return Gain(
         ensemble=float(ensemble),
         single=float(single),

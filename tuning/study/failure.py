@@ -4,7 +4,7 @@ import re
 
 _PATH = re.compile(
     r"""
-    (?<!\w)(?P<quote>['"])              # quoted, as Python writes a text with repr():
+    (?<!\w)(?P<quote>['"])              # quoted, as repr() writes a string:
     (?=(?:(?!(?P=quote))[^/\\])*[/\\])  # with a slash before the quote ends,
     (?:\\.|(?!(?P=quote)(?!\w))[^\\])*  # up to where it does (a quote before a letter is of the name),
     (?:(?P=quote)|$)                    # or to the end of the line
@@ -20,8 +20,8 @@ _PATH = re.compile(
 def brief(error: BaseException | None) -> str:
     """One short line on why a trial failed, with `<path>` for every path or URI: file names may name patients.
 
-    A quoted name ends with its quote, any other at the next `: ` or `; `. So a message that names a file puts a colon
-    behind the name, or hides its own reason.
+    A quoted name ends with its quote, any other at the next `: ` or `; `. So a message must put a colon behind the name
+    of a file, or its reason is cut out as part of the name.
     """
     cause = getattr(error, "cause", None) or error
     if cause is None:

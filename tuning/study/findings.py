@@ -1,11 +1,11 @@
-"""What came of a study beyond its best trial, put as `STUDY/findings.json` when a search ends.
+"""What a study shows beyond its best trial, put as `STUDY/findings.json` when a search ends.
 
-How sure the leaderboard is, what the choice flatters, what an ensemble of trials would add and cost, and which
-parameters mattered. All of it comes from what the trials left: no model is trained, and of networks only those of the
-ensemble are run, to measure what they cost. What trials come to that are trained anew (`tuning/study/confirm.py`) is
-added later. The recipes of the best trials are put at `STUDY/recipes/`.
+How certain the leaderboard is, how optimistic the choice, what an ensemble of trials would gain and cost, and which
+parameters mattered. All of it comes from what the trials left: no model is trained, and only the networks of the
+ensemble are run, to measure what they cost. The results of trials that are trained anew (`tuning/study/confirm.py`)
+are added later. The recipes of the best trials are put at `STUDY/recipes/`.
 
-An ensemble is told of and not promoted: its members see films of different sizes, where a bundle has one size, one
+An ensemble is reported and not promoted: its members see films of different sizes, where a bundle has one size, one
 network and one graph.
 """
 
@@ -41,7 +41,8 @@ from tuning.study.winner import logits_of
 log = logging.getLogger("rayscan")
 
 MOST: Final = 200
-"""Trials of the highest AUC that are looked at; one further down is hardly the best of any half of the films."""
+"""Trials at the top of the leaderboard that are examined; one further down is hardly the best on any half of the
+films."""
 KEPT_RECIPES: Final = 3
 TIMED_FILMS: Final = 64
 TIMED_RUNS: Final = 3
@@ -50,14 +51,14 @@ TIMED_RUNS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What is known of one trial's place on the leaderboard."""
+    """How certain one trial's place on the leaderboard is."""
 
     auc: Mapping[str, float]
     """value, low, high: DeLong's 95 % interval, which takes no account of the choice."""
     p_value: float | None
     """Of its difference to the best trial, by DeLong's paired test; None for the best itself."""
     chosen: float | None
-    """In which share of the halves of the patients it is the best; None where they are too few to halve."""
+    """On which share of the halves of the patients it is the best; None where there are too few to halve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,11 @@ class Ensemble:
     members: Mapping[str, float]
     """trial_id -> weight, the heaviest first."""
     auc: Mapping[str, float]
-    """On the films that chose it: value, low, high. Too high."""
+    """On the films that chose it, so too high: value, low, high."""
     gain: Gain | None
-    """On films that did not; None where the patients are too few to halve."""
+    """On films that did not choose it; None where there are too few patients to halve."""
     milliseconds: float
-    """A film, of all members after one another: float32 torch, on the CPU and threads of one trial."""
+    """Per film, all members one after another: float32 torch, on the CPU and threads of one trial."""
     single_milliseconds: float
     """The same of the best trial alone."""
 
@@ -83,16 +84,16 @@ class Ensemble:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a study tells beyond its best trial."""
+    """What a study shows beyond its best trial."""
 
     trials: Mapping[str, Judged]
     """By trial_id, of those on the leaderboard that left their predictions."""
     selection: Optimism | None
     ensemble: Ensemble | None
-    """None with fewer than two trials, or where the best alone is as good on the films that choose."""
+    """None with fewer than two trials, or where the best alone is as good on the films that chose them."""
     importance: Importance | None
     confirmed: Sequence[Confirmed] = ()
-    """Trials that were trained anew over folds; those of earlier runs after the last run's."""
+    """Trials that were trained anew over folds; the last run's first."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -103,7 +104,7 @@ class Findings:
         return {
             "auc_elsewhere": self.selection and self.selection.elsewhere,
             "ensemble": self._ensemble_in_short(),
-            "confirmed": [one.in_short() for one in self.confirmed],
+            "confirmed": [trial.in_short() for trial in self.confirmed],
         }
 
     def _ensemble_in_short(self) -> dict[str, float] | None:
@@ -128,54 +129,55 @@ def conclude(
     val: Films,
     select: Select = "auc",
 ) -> Findings:
-    """Find out, and put it at `STUDY/findings.json`. `val` are the films the trials were judged on, in their order.
+    """Compute the findings and put them at `STUDY/findings.json`.
 
-    What was confirmed in earlier runs stays.
+    `val` are the films the trials were judged on, in their order. What was confirmed in earlier runs stays.
     """
     began = time.perf_counter()
     _keep_recipes(store, leaderboard(records)[:KEPT_RECIPES], study, dataset)
     ranked, logits = _predictions(store, leaderboard(records)[:MOST], len(val))
-    found = Findings(trials={}, selection=None, ensemble=None, importance=importance(records))
+    findings = Findings(trials={}, selection=None, ensemble=None, importance=importance(records))
     if ranked:
-        found = _found(ranked, logits, val, select, found.importance, store, study, dataset)
-    found = replace(found, confirmed=_confirmed_earlier(store))
-    _put(store, found)
-    log.info("%s; it took %.1f s to find out", _in_words(found), time.perf_counter() - began)
-    return found
+        findings = _judge(findings, ranked, logits, val, select, store, study, dataset)
+    findings = replace(findings, confirmed=_confirmed_earlier(store))
+    _put(store, findings)
+    log.info("%s; it took %.1f s to find out", _in_words(findings), time.perf_counter() - began)
+    return findings
 
 
-def add_confirmed(store: Store, found: Findings, confirmed: Sequence[Confirmed]) -> Findings:
+def add_confirmed(store: Store, findings: Findings, confirmed: Sequence[Confirmed]) -> Findings:
     """The findings with trials that were trained anew, put at `STUDY/findings.json`."""
-    new = {one.trial_id for one in confirmed}
-    found = replace(found, confirmed=[*confirmed, *(one for one in found.confirmed if one.trial_id not in new)])
-    _put(store, found)
-    for one in confirmed:
-        if one.auc is None:
-            log.warning("trial %d cannot be confirmed: %s", one.number, one.error)
+    new = {trial.trial_id for trial in confirmed}
+    earlier = [trial for trial in findings.confirmed if trial.trial_id not in new]
+    findings = replace(findings, confirmed=[*confirmed, *earlier])
+    _put(store, findings)
+    for trial in confirmed:
+        if trial.auc is None:
+            log.warning("trial %d cannot be confirmed: %s", trial.number, trial.error)
         else:
             log.info(
                 "trial %d: AUC %.4f in the search, %.4f on patients held out (SD %.4f over %d folds)",
-                *(one.number, one.search_auc, one.auc["mean"], one.auc["sd"], one.folds),
+                *(trial.number, trial.search_auc, trial.auc["mean"], trial.auc["sd"], trial.folds),
             )
-    return found
+    return findings
 
 
-def _put(store: Store, found: Findings) -> None:
-    store.put(FINDINGS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode())
+def _put(store: Store, findings: Findings) -> None:
+    store.put(FINDINGS, json.dumps(findings.to_json(), indent=1, allow_nan=False).encode())
 
 
 def _confirmed_earlier(store: Store) -> list[Confirmed]:
     if not store.exists(FINDINGS):
         return []
     try:
-        return [Confirmed(**one) for one in json.loads(store.get(FINDINGS)).get("confirmed", [])]
+        return [Confirmed(**trial) for trial in json.loads(store.get(FINDINGS)).get("confirmed", [])]
     except (ValueError, TypeError, AttributeError) as error:
-        log.warning("%s is not of this version of rayscan (%s); it is written anew", store.uri(FINDINGS), error)
+        log.warning("%s is not of this version of rayscan (%s); it is replaced", store.uri(FINDINGS), error)
         return []
 
 
 def _keep_recipes(store: Store, ranked: Sequence[TrialRecord], study: StudyInfo, dataset: DatasetInfo) -> None:
-    """Put how the trials are made: what `train --recipe` and `crossvalidate --recipe` follow."""
+    """Put the trials' recipes, for `train --recipe` and `crossvalidate --recipe`."""
     for record in ranked:
         recipe = recipe_of(
             record.parameters,
@@ -188,18 +190,19 @@ def _keep_recipes(store: Store, ranked: Sequence[TrialRecord], study: StudyInfo,
         store.put(f"{RECIPES}/{record.number}.toml", to_toml(recipe).encode())
 
 
-def _found(
+def _judge(
+    findings: Findings,
     ranked: Sequence[TrialRecord],
     logits: Sequence[npt.NDArray[np.float32]],
     val: Films,
     select: Select,
-    mattered: Importance | None,
     store: Store,
     study: StudyInfo,
     dataset: DatasetInfo,
 ) -> Findings:
+    """The findings with what the ranked trials' predictions show."""
     disease = (val.labels != 0).astype(np.int64)
-    odds = np.array([disease_log_odds(one) for one in logits], dtype=np.float64)
+    odds = np.array([disease_log_odds(own) for own in logits], dtype=np.float64)
     estimated = estimate(disease, val.patients, odds, top=1 if select == "auc" else TOP)
     selection, chosen = estimated or (None, [None] * len(ranked))
     trials = {
@@ -211,13 +214,13 @@ def _found(
         for place, (record, own, share) in enumerate(zip(ranked, odds, chosen, strict=True))
     }
     ensemble = _ensemble(ranked, np.exp(-np.logaddexp(0, -odds)), disease, val, store, study, dataset)
-    return Findings(trials=trials, selection=selection, ensemble=ensemble, importance=mattered)
+    return replace(findings, trials=trials, selection=selection, ensemble=ensemble)
 
 
 def _predictions(
     store: Store, ranked: Sequence[TrialRecord], films: int
 ) -> tuple[list[TrialRecord], list[npt.NDArray[np.float32]]]:
-    """The trials that left predictions of these films, and these; those of earlier versions left none."""
+    """The trials that left predictions of these films, and the predictions; those of earlier versions left none."""
     kept: list[TrialRecord] = []
     logits: list[npt.NDArray[np.float32]] = []
     for record in ranked:
@@ -229,7 +232,7 @@ def _predictions(
             kept.append(record)
             logits.append(own)
     if len(kept) < len(ranked):
-        log.warning("%d of the %d best trials left no predictions to look at", len(ranked) - len(kept), len(ranked))
+        log.warning("%d of the %d best trials left no predictions to judge", len(ranked) - len(kept), len(ranked))
     return kept, logits
 
 
@@ -256,30 +259,32 @@ def _ensemble(
 
 
 def _milliseconds(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo, val: Films) -> float:
-    """A film, by the trial's network as it stands, preprocessing included."""
+    """Per film, by the trial's network, preprocessing included."""
     logits = logits_of(store, record, study, dataset)
     pixels = val.pixels[:TIMED_FILMS]
     times = []
-    for _ in range(1 + TIMED_RUNS):  # the first warms it up
+    for _ in range(1 + TIMED_RUNS):  # the first is a warm-up
         began = time.perf_counter()
         logits(pixels)
         times.append(time.perf_counter() - began)
     return 1000 * min(times) / len(pixels)
 
 
-def _in_words(found: Findings) -> str:
-    if not found.trials:
-        return "no trial left predictions to look at"
-    if found.selection is None:
-        return f"fewer than {LEAST_PATIENTS} patients with or without disease: what the choice flatters is not known"
-    told = (
-        f"AUC {found.selection.auc:.4f} was chosen among {found.selection.trials}; on films that do not choose expect"
-        f" {found.selection.elsewhere:.4f}"
+def _in_words(findings: Findings) -> str:
+    if not findings.trials:
+        return "no trial left predictions to judge"
+    if findings.selection is None:
+        return (
+            f"fewer than {LEAST_PATIENTS} patients with or without disease: how optimistic the choice is, is not known"
+        )
+    expected = (
+        f"AUC {findings.selection.auc:.4f} was chosen among {findings.selection.trials}; on other films expect"
+        f" {findings.selection.elsewhere:.4f}"
     )
-    if found.ensemble is None or found.ensemble.gain is None:
-        return told
-    difference = found.ensemble.gain.test.difference
+    if findings.ensemble is None or findings.ensemble.gain is None:
+        return expected
+    difference = findings.ensemble.gain.test.difference
     return (
-        f"{told}; an ensemble of {len(found.ensemble.members)} would gain {difference.value:+.4f}"
-        f" ({difference.low:+.4f} to {difference.high:+.4f}) at {found.ensemble.cost:.1f} times the cost"
+        f"{expected}; an ensemble of {len(findings.ensemble.members)} would gain {difference.value:+.4f}"
+        f" ({difference.low:+.4f} to {difference.high:+.4f}) at {findings.ensemble.cost:.1f} times the cost"
     )

@@ -1,14 +1,14 @@
-"""Which parameters of a search mattered, by two methods of Optuna, from the rows of its trials alone.
+"""Which parameters of a search mattered, by two methods of Optuna, from the table of its trials alone.
 
-fANOVA (Hutter, Hoos & Leyton-Brown 2014): which share of the spread of the AUC, over the whole space, each parameter
+fANOVA (Hutter, Hoos & Leyton-Brown 2014): the share of the variance of the AUC over the whole space that each parameter
 explains in a forest fitted to the trials; it knows only the parameters that all trials have. PED-ANOVA (Watanabe,
 Bansal & Hutter 2023): how much the best tenth of the trials differ from all in each parameter; it takes conditional
 ones, too. They answer different questions and may well differ: one says what to avoid, the other what the best have in
 common.
 
-Neither says which value is good (the slices of the study's page do), and both mistake what the sampler preferred, or
-what luck did in few trials, for importance. A trial that was stopped early counts with what it had reached, as it does
-for the sampler.
+Neither says which value is good (the slices on the study's page do), and both mistake the sampler's preferences, or
+chance in few trials, for importance. A trial that was stopped early counts with what it had reached, as it does for
+the sampler.
 """
 
 import warnings
@@ -21,7 +21,7 @@ from tuning.study.records import TrialRecord, leaderboard
 from tuning.study.scale import is_continuous, is_logarithmic
 
 LEAST: Final = 20
-"""Trials, baselines not counted, of which it is told at all."""
+"""Trials, baselines not counted, that are needed."""
 MOST_FOREST: Final = 300
 """Trials the forest is fitted to, every second (third, …) of more: these take 5 s."""
 
@@ -42,8 +42,10 @@ class Importance:
 
 def importance(records: Sequence[TrialRecord]) -> Importance | None:
     """The importance of each parameter that varies among the trials; None for fewer than `LEAST` of them."""
-    trials = sorted((one for one in leaderboard(records) if one.kind != "baseline"), key=lambda one: one.number)
-    if len(trials) < LEAST or len({one.auc for one in trials}) < 2:
+    trials = sorted(
+        (record for record in leaderboard(records) if record.kind != "baseline"), key=lambda record: record.number
+    )
+    if len(trials) < LEAST or len({trial.auc for trial in trials}) < 2:
         return None
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator  # noqa: PLC0415 (slow)
 
@@ -69,22 +71,22 @@ def _shares(trials: Sequence[TrialRecord], evaluator: Any) -> dict[str, float]:
             )
         )
     with warnings.catch_warnings():
-        # that a parameter of few trials is told inaccurately: the page says so of all of them
+        # that the importance of a parameter of few trials is inaccurate: the page says so of all
         warnings.simplefilter("ignore", UserWarning)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in found.items()}
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items()}
 
 
 def _distributions(parameters: Sequence[Mapping[str, Scalar]]) -> dict[str, Any]:
-    """What each parameter that varies was drawn from, as far as its values tell."""
+    """The distribution of each parameter that varies, inferred from its values."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution  # noqa: PLC0415 (slow)
 
-    found: dict[str, Any] = {}
-    for name in dict.fromkeys(name for one in parameters for name in one):
-        values = [one[name] for one in parameters if name in one]
+    distributions: dict[str, Any] = {}
+    for name in dict.fromkeys(name for of_trial in parameters for name in of_trial):
+        values = [of_trial[name] for of_trial in parameters if name in of_trial]
         if is_continuous(values):
             numbers = [float(value) for value in values]
-            found[name] = FloatDistribution(min(numbers), max(numbers), log=is_logarithmic(numbers))
+            distributions[name] = FloatDistribution(min(numbers), max(numbers), log=is_logarithmic(numbers))
         elif len(set(values)) > 1:
-            found[name] = CategoricalDistribution(list(dict.fromkeys(values)))
-    return found
+            distributions[name] = CategoricalDistribution(list(dict.fromkeys(values)))
+    return distributions

@@ -1,12 +1,12 @@
-"""How much too high the AUC of the best of many trials is, and how sure that it is the best; without any retraining.
+"""How optimistic the AUC of the best of many trials is, and how sure that it is the best; without any retraining.
 
-The trials are ranked by one half of the validation patients, and the first is judged on the other half, which had no
-say in it: over many such halves, an unbiased estimate of what the choice is worth. It is the choice by half the films,
-which is a little worse than that by all, so the optimism is rather over- than understated. Of 30 models of equal worth
-(AUC 0.921) on 600 films, the best claims 0.020 too much and this estimate 0.001, in the mean of 40 simulated studies;
-of one study it is as uncertain as any AUC on so many films (standard deviation 0.009).
+The trials are ranked on one half of the validation patients, and the first is judged on the other half, which had no
+part in the choice: averaged over many such halves, an unbiased estimate of what the choice is worth. A choice by half
+of the films is a little worse than one by all, so the optimism is rather over- than understated. Of 30 equally good
+models (AUC 0.921) on 600 films, the best claims 0.020 too much and this estimate 0.001, in the mean of 40 simulated
+studies; for one study it is as uncertain as any AUC on so many films (standard deviation 0.009).
 
-What it does not see: within each trial the best epoch was chosen on all of these films, and that flatters both halves.
+Not included: within each trial the best epoch was chosen on all of these films, which flatters both halves.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from models.statistics.metrics import Labels, auc
 
 SPLITS: Final = 200
 LEAST_PATIENTS: Final = 4
-"""With disease, and without: two of each in either half."""
+"""With disease, and as many without: two of each in either half."""
 _NUMBERS: Final = 4_000_000
-"""Weights worked on at once: 32 MB."""
+"""Weights in memory at once: 32 MB."""
 
 Halves = npt.NDArray[np.bool_]
 """[S, N]: the films of one half, for each of S splits; the others are the other half."""
@@ -31,23 +31,23 @@ Halves = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimism:
-    """What choosing among trials by their AUC on the validation films adds to that AUC."""
+    """By how much choosing among trials by their AUC on the validation films inflates that AUC."""
 
     trials: int
-    """Chosen among."""
+    """That were chosen among."""
     films: int
     patients: int
     splits: int
     top: int
-    """Of how many of the best trials it is the mean: 1 where the best is taken."""
+    """How many of the best trials are averaged: 1 where the best is taken."""
     auc: float
-    """Theirs on all films, which chose them."""
+    """Theirs on all films, by which they were chosen."""
     elsewhere: float
-    """Of the best by one half of the patients, on the other half; the mean over splits, each used both ways."""
+    """AUC of the best on one half of the patients, on the other half; the mean over splits, each used both ways."""
 
     @property
     def optimism(self) -> float:
-        """How much `auc` is too high."""
+        """By how much `auc` is too high."""
         return self.auc - self.elsewhere
 
     def to_json(self) -> dict[str, Any]:
@@ -58,9 +58,9 @@ class Optimism:
 def estimate(
     labels: Labels, patients: npt.NDArray[np.str_], scores: npt.NDArray[np.float64], *, top: int = 1, seed: int = 0
 ) -> tuple[Optimism, npt.NDArray[np.float64]] | None:
-    """The optimism of taking one of the `top` best of T trials, and in which share of the halves each is the best [T].
+    """The optimism of taking one of the `top` best of T trials, and on which share of the halves each is the best [T].
 
-    `scores` [T, N] of any scale, of disease. None where a half might lack patients with or without disease.
+    `scores` [T, N] rise with disease, on any scale. None where a half might lack patients with or without disease.
     """
     split = halves(patients, labels, SPLITS, seed)
     if split is None:
@@ -69,13 +69,13 @@ def estimate(
     own, other = (np.array([_aucs(labels, of_trial, side) for of_trial in scores]) for side in (split, ~split))
     chosen = np.zeros(len(scores))
     elsewhere = []
-    for by, on in ((own, other), (other, own)):
+    for choosing, judging in ((own, other), (other, own)):
         # stable: of equals the earlier, as on the leaderboard
-        best = np.argsort(-by, axis=0, kind="stable")[:top]
-        elsewhere.append(np.take_along_axis(on, best, axis=0).mean())
+        best = np.argsort(-choosing, axis=0, kind="stable")[:top]
+        elsewhere.append(np.take_along_axis(judging, best, axis=0).mean())
         chosen += np.bincount(best[0], minlength=len(scores))
     whole = sorted((auc(labels, of_trial) for of_trial in scores), reverse=True)
-    found = Optimism(
+    optimism = Optimism(
         trials=len(scores),
         films=len(labels),
         patients=len(np.unique(patients)),
@@ -84,13 +84,13 @@ def estimate(
         auc=float(np.mean(whole[:top])),
         elsewhere=float(np.mean(elsewhere)),
     )
-    return found, chosen / (2 * SPLITS)
+    return optimism, chosen / (2 * SPLITS)
 
 
 def halves(patients: npt.NDArray[np.str_], labels: Labels, count: int, seed: int) -> Halves | None:
-    """`count` ways to deal the patients to two halves, as many with disease in each, and as many without.
+    """`count` ways to split the patients into halves with as many diseased patients each, and as many without disease.
 
-    None where there are fewer than `LEAST_PATIENTS` of either kind. One diseased film makes a patient diseased.
+    None where there are fewer than `LEAST_PATIENTS` of either kind. A patient with one diseased film is diseased.
     """
     _, films = np.unique(patients, return_inverse=True)
     diseased = np.bincount(films, weights=labels != 0) > 0

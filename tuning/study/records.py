@@ -1,8 +1,8 @@
 """What a study is and what its trials came to, as values: no files, no torch. `tuning/study/store.py` keeps them.
 
-A study's trials are of four kinds. The search itself suggests most of them; the baselines come first and are what it
-has to beat; probes are heads on frozen features, cheap rungs below the trials, and no models; finals are the best
-trials trained once more on films of the data set's own size.
+A study's trials are of four kinds. Most are suggested by the search itself. Baselines come first and are what it has to
+beat. Probes are heads on frozen features: cheap, and not models. Finals are the best trials, trained once more on films
+of the data set's own size.
 """
 
 import json
@@ -24,7 +24,7 @@ _MARKS: Final[tuple[TrialKind, ...]] = ("baseline", "probe", "final")
 
 @dataclass(frozen=True, kw_only=True)
 class StudyInfo:
-    """What a study is of. All its trials share it, so their AUCs may be compared."""
+    """What all trials of a study share, so that their AUCs may be compared."""
 
     dataset: str
     """URI of the dataset."""
@@ -37,7 +37,7 @@ class StudyInfo:
 
     @property
     def epochs(self) -> int:
-        """Of a trial that is not stopped."""
+        """Of a trial that is not stopped early."""
         return int(self.settings["epochs"])
 
     @property
@@ -146,16 +146,16 @@ class StudySummary:
     auc_elsewhere: float | None
     """The expected AUC on films that had no part in the choice (`tuning/study/optimism.py`); None if not known."""
     ensemble: dict[str, float] | None
-    """Of an ensemble of trials over the best one: `gain` in AUC with `low` and `high`, on films that did not choose it,
-    `cost` (times as slow) and `members`; None where none is better, or it is not known."""
+    """Of an ensemble of trials compared with the best one: `gain` in AUC with `low` and `high`, on films that did not
+    choose it, `cost` (times as slow) and `members`; None where none is better, or it is not known."""
     bundle: str
     model_id: str
     seconds: float
     objective: float | None = None
-    """Of the best trial, where the search was for something else than the AUC."""
+    """Value of the best trial's first objective."""
     front: tuple[int, ...] = ()
-    """Numbers of the trials that no other beats in all objectives, where there are several; the best trial is the one
-    of them with the best first objective."""
+    """Numbers of the trials on the Pareto front, with several objectives; the best trial is the one of them with the
+    best first objective."""
     probes: int = 0
     """Heads on frozen features tried in the whole study."""
     confirmed: Sequence[Mapping[str, Any]] = ()
@@ -197,7 +197,7 @@ def count_statuses(records: Sequence[TrialRecord]) -> dict[str, int]:
 
 
 def without_probes(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The rows that are models."""
+    """The rows that are models: all but the probes."""
     return [record for record in records if record.kind != "probe"]
 
 

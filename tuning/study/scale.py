@@ -1,4 +1,4 @@
-"""What a parameter of a search was drawn from, as far as the values of its trials tell: for charts and importance."""
+"""The scale of a searched parameter, inferred from the values of its trials: for charts and importance."""
 
 import math
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from statistics import median
 from typing import Any, Final
 
 CATEGORIES: Final = 6
-"""Round numbers of at most so many different values are choices."""
+"""At most so many different values are choices, if they are round numbers."""
 SPREAD: Final = 10
-"""A logarithmic scale spans at least this factor."""
+"""Least factor that a logarithmic scale spans."""
 WIDE: Final = 50
-"""Factor between the ninth and the first tenth of the values, beyond which the scale is logarithmic: drawn evenly from
-0 to anything it is 9. A sampler that has learnt where to look does not draw evenly."""
+"""Ratio of the 90th to the 10th percentile beyond which the scale is logarithmic: of uniform values from 0 it is 9.
+A sampler that has learned where to look does not draw uniformly."""
 
 
 def is_continuous(values: Sequence[Any]) -> bool:
-    """Whether these are numbers of a range, and not some choices: many of them, or numbers nobody would choose."""
+    """Whether these are numbers of a range, and not choices: many of them, or numbers that are not round."""
     different = set(values)
     if len(different) < 2 or not all(type(value) in {int, float} for value in different):
         return False
@@ -23,9 +23,10 @@ def is_continuous(values: Sequence[Any]) -> bool:
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether numbers lie more evenly on a logarithmic scale.
+    """Whether numbers are spread more evenly on a logarithmic scale.
 
-    Their tenths are far apart, or their median is nearer the geometric middle of their ends than the arithmetic one.
+    Their 10th and 90th percentiles are far apart, or their median is nearer to the geometric than to the arithmetic
+    mean of their ends.
     """
     low, high = min(values), max(values)
     if low <= 0 or high / low < SPREAD:

@@ -40,16 +40,16 @@ _TRIAL: Final = "trial.json"
 
 
 def begin_study(store: Store, info: StudyInfo, *, resume: bool) -> list[TrialRecord]:
-    """Make STUDY, or with `resume` take it up again; return the trials it has.
+    """Make STUDY, or with `resume` continue it; return the trials it has.
 
     Raises `InputError` where STUDY holds anything and `resume` is off, where there is nothing to resume, and where the
-    study is of other films, another space or another number of epochs.
+    study is of other films, another space, other objectives or another number of epochs.
     """
     if resume:
         _check_same(store, read_study(store), info)
         return read_trials(store)
     require_free(store)
-    # create-only: of two searches started together on one STUDY, one is told so
+    # create-only: of two searches started together on one STUDY, one is refused
     if not store.create(STUDY, json.dumps(info.to_json(), indent=2).encode()):
         raise _in_use(store)
     return []
@@ -67,7 +67,7 @@ def _check_same(store: Store, old: StudyInfo, new: StudyInfo) -> None:
 
 
 def read_study(store: Store) -> StudyInfo:
-    """What the study is of. Raises `NotFoundError` where there is none, `InputError` where it cannot be understood."""
+    """The study's `study.json`. Raises `NotFoundError` where there is none, `InputError` where it is not understood."""
     try:
         return StudyInfo(**json.loads(store.get(STUDY)))
     except NotFoundError as error:
@@ -77,18 +77,18 @@ def read_study(store: Store) -> StudyInfo:
 
 
 def require_free(store: Store) -> None:
-    """Raise `InputError` where anything lies already, so that no new study can begin."""
+    """Raise `InputError` unless the place is empty, so that a new study can begin."""
     if not _is_empty(store):
         raise _in_use(store)
 
 
 def _in_use(store: Store) -> InputError:
-    """Something lies where a study was to begin."""
+    """The error where a study was to begin and something is there."""
     return InputError(f"{store.root} is not empty; add --resume to go on with that study, or give another --out")
 
 
 def check_goes_on(store: Store, old: StudyInfo, *, dataset: str, fingerprint: str, settings: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a study cannot go on with other films, or another search than the one that began it."""
+    """Raise `InputError` unless films, epochs and objectives are those the study was begun with."""
     if old.fingerprint != fingerprint:
         raise InputError(
             f"{store.root} is a study of the dataset {old.dataset} (fingerprint {old.fingerprint}), "
@@ -106,7 +106,7 @@ def check_goes_on(store: Store, old: StudyInfo, *, dataset: str, fingerprint: st
 def _is_empty(store: Store) -> bool:
     try:
         return not any(store.list())
-    except NotFoundError:  # a local folder that is not there yet
+    except NotFoundError:  # a local folder that does not exist yet
         return True
 
 
@@ -129,7 +129,7 @@ def read_trials(store: Store) -> list[TrialRecord]:
 
 
 def write_trials(store: Store, records: Sequence[TrialRecord]) -> None:
-    """Put the whole table anew: one atomic put, so a reader sees it with or without a trial, never half."""
+    """Replace the whole table in one atomic put: a reader sees it with or without a trial, never half."""
     import pyarrow as pa  # noqa: PLC0415 (slow)
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -174,7 +174,7 @@ def remove_stale_checkpoints(store: Store, records: Sequence[TrialRecord]) -> No
 
 
 def remove_checkpoint(store: Store, trial_id: str) -> None:
-    """A trial that has ended does not go on."""
+    """Remove the checkpoint of a trial that has ended."""
     store.delete(f"trials/{trial_id}/{CHECKPOINT}")
 
 

@@ -24,7 +24,7 @@ def save_checkpoint(store: Store, trial_id: str, checkpoint: Checkpoint) -> None
 
 
 def load_checkpoint(store: Store, trial_id: str) -> Checkpoint | None:
-    """The state of a trial after its last whole epoch; None before its first. Raises `InputError` where it is none."""
+    """The state of a trial after its last whole epoch; None before its first. Raises `InputError` if it is broken."""
     key = f"trials/{trial_id}/{CHECKPOINT}"
     try:
         data = store.get(key)
@@ -54,7 +54,7 @@ def load_weights(store: Store, trial_id: str) -> StateDict:
 
 
 def save_logits(store: Store, trial_id: str, logits: npt.NDArray[np.float32]) -> None:
-    """Put what a trial's best epoch so far says of the validation films: uncalibrated logits [N, C], in their order."""
+    """Put the uncalibrated logits [N, C] of the validation films, in their order, at a trial's best epoch so far."""
     data = safetensors.torch.save({"logits": torch.from_numpy(logits).contiguous()})
     store.put(f"trials/{trial_id}/{LOGITS}", data)
 

@@ -1,4 +1,4 @@
-"""What becomes of a study's best trial: which one it is, and its bundle at STUDY/best."""
+"""The winner of a study: which trial it is, and its bundle at STUDY/best."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,12 +44,12 @@ def promote_best(
 ) -> tuple[TrialRecord, Bundle]:
     """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
 
-    `select` "robust" takes, of the few best, the one that does best on changed films; see
+    `select` "robust" takes, of the few best, the one that is best on perturbed copies of the films; see
     `tuning/recipes/selection.py`. `show_films` is that of `tuning.recipes.promote.promote`. `optimism` of the choice
     goes into the bundle's lineage and evaluation.
 
-    Its figures are computed anew from those weights, not taken from the table. Where that trial is the bundle already,
-    it stays as it is: another model_id would have every archive scored again.
+    Its figures are computed anew from those weights, not taken from the table. A bundle of that trial that is there
+    already stays as it is: with another model_id every archive would be scored again.
 
     Raises `RayscanError` where every trial failed, `IncompleteError` where none came as far as its first epoch.
     """
@@ -99,7 +99,7 @@ def _fitted(store: Store, record: TrialRecord, study: StudyInfo, dataset: Datase
 
 
 def logits_of(store: Store, record: TrialRecord, study: StudyInfo, dataset: DatasetInfo) -> Logits:
-    """A trial's network as its best epoch left it, on the CPU in float32, as the engine computes it.
+    """A trial's network after its best epoch, on the CPU in float32, as the engine computes it.
 
     Raises `NotFoundError` where its weights are gone.
     """

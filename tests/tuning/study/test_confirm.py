@@ -133,7 +133,7 @@ def test_too_few_patients_are_refused_with_a_way_out(
     dataset: str, info: DatasetInfo, sides: tuple[Films, Films]
 ) -> None:
     train, val = sides
-    with pytest.raises(InputError, match=r"cannot be dealt to 5 folds .* leave --confirm out"):
+    with pytest.raises(InputError, match=r"cannot be dealt to 5 folds .* leave out --confirm"):
         deal_train(train.take(np.arange(8)), val, info, dataset, seed=0)
 
 

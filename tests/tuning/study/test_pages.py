@@ -91,7 +91,7 @@ def test_pages_of_few_and_of_many_trials(store: Store, tmp_path: Path, count: in
     assert len([chart for chart in page.charts if "a mark per trial" in chart]) == slices
     assert len([chart for chart in page.charts if chart.startswith("Parallel coordinates")]) == families
     assert ("Importance of parameters; first learning_rate" in page.charts) == (count > 20)
-    assert ("Told of 20 trials or more" in page.text) == (count < 20)
+    assert ("Estimated from 20 trials or more" in page.text) == (count < 20)
     assert (f"The other {count - 20} trials" in page.text) == (count > 20)
     assert page.text.count("cnn_depth") >= slices, "on the leaderboard, too"
     assert "\\mathdefault" not in page.html, "matplotlib writes its own letters for powers of ten"
@@ -101,13 +101,13 @@ def test_what_the_choice_flatters_and_what_an_ensemble_gains(store: Store, tmp_p
     rows = [trial(0, 0.9), trial(1, 0.95, 0.96), trial(2, 0.8)]
     write_study(store, rows, findings=findings(rows, importance=False))
     text = report(store, tmp_path / "study.html").text
-    assert "AUC to expect 0.9477 on films that do not choose" in text
+    assert "AUC to expect 0.9477 on films that had no part in the choice" in text
     assert "expect about 0.0123 less than the AUC above on other films of this archive" in text
     assert f"1 1 cnn 0.9600 (0.940{DASH}0.970) {DASH} 100.0 % 2 1 min 00 s complete" in text
     assert f"2 0 cnn 0.9000 (0.880{DASH}0.910) 0.04 0.0 % 1" in text
     assert "a gain of +0.0021 (95 % interval -0.0010 to +0.0052, p = 0.2" in text
     assert "That may be chance." in text
-    assert "It costs 3.6 times as much: 9 ms a film in place of 2.5" in text
+    assert "It costs 3.6 times as much: 9 ms per film instead of 2.5" in text
     assert "1 cnn 0.75 0.9600 0 cnn 0.25 0.9000" in text
 
 
@@ -129,7 +129,7 @@ def test_what_held_out_patients_say_of_the_best(store: Store, tmp_path: Path) ->
     text = report(store, tmp_path / "with.html").text
     assert f"1 cnn 0.9600 0.9413 (0.0051) 0.9412 (0.930{DASH}0.950) +0.0187 5 4,447 2 min 00 s" in text
     assert f"0 {DASH} 0.9600 fold 1: no 5 4,447" in text
-    assert "had no say in the choice of the trial" in text
+    assert "had no part in the choice of the trial" in text
 
 
 def test_the_cost_counts_cores_and_failed_trials(store: Store, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_second_objective_is_drawn_where_it_was_measured(store: Store, tmp_pat
     )
     store.put("trials.parquet", sink.getvalue().to_pybytes())
     page = report(store, tmp_path / "study.html")
-    assert "AUC against milliseconds a film; 3 trials are on the Pareto front" in page.charts
+    assert "AUC against milliseconds per film; 3 trials are on the Pareto front" in page.charts
     assert sorted(trial.number for trial in front_of(read_trials(store))) == [0, 1, 3]
     put_table(store, "trials.parquet", rows, table.schema)
     assert not any("Pareto" in chart for chart in report(store, tmp_path / "study.html").charts)

@@ -31,13 +31,13 @@ def test_progress_and_leaderboard(store: Store, tmp_path: Path) -> None:
     assert "Trials 4 2 complete, 1 pruned, 1 failed" in page.text
     assert "Best AUC 0.9754 trial 1, cnn" in page.text
     assert "Time of all trials 4 min 00 s" in page.text
-    assert "First start to last end 4 min 00 s" in page.text
+    assert "From first start to last end 4 min 00 s" in page.text
     assert "1 1 cnn 0.9754 2 1 min 00 s complete cnn_depth 3 · learning_rate 0.002718" in page.text
     assert "2 2 cnn 0.9100 1 1 min 00 s pruned" in page.text
     assert "3 0 majority (baseline) 0.5000" in page.text
     assert "3 cnn failed 1 min 00 s the loss is nan; lower the learning rate" in page.text
     assert page.charts[:2] == ["AUC of each trial; the best so far ends at 0.9754"] * 2
-    assert "Found out when the search ends." in page.text
+    assert "Computed when the search ends." in page.text
 
 
 def test_the_promoted_bundle(store: Store, tmp_path: Path) -> None:

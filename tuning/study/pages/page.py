@@ -1,4 +1,4 @@
-"""The page of a study: how far the search came and what it cost, which trials got there, and how sure that is.
+"""The page of a study: what the search reached at what cost, by which trials, and how certain that is.
 
 It reads `study.json`, `trials.parquet` and, once the search has ended, `findings.json` (`tuning/study/findings.py`).
 """
@@ -18,11 +18,11 @@ from pipelines.pages.frame import plain, render
 from pipelines.storage import Store, open_store
 from tuning.study.pages import search_charts, space_charts
 from tuning.study.records import StudyInfo, TrialRecord, count_statuses, leaderboard, without_probes
-from tuning.study.store import FINDINGS, read_study, read_trials
+from tuning.study.store import BEST, FINDINGS, read_study, read_trials
 from tuning.training.objectives import AUC
 
 _SHOWN: Final = 20
-"""Rows of the leaderboard before the rest, which is folded away."""
+"""Rows of the leaderboard that are shown; the rest is folded away."""
 _MEND: Final = "remove it, or end the search again with --resume"
 _NOTHING: Final[Mapping[str, Any]] = {
     "trials": {},
@@ -34,7 +34,7 @@ _NOTHING: Final[Mapping[str, Any]] = {
 
 
 def study_page(uri: str, compare: str | None = None) -> str:
-    """HTML of the study at a URI, finished or still going on; `compare` is the URI of another to set beside it.
+    """HTML of the study at a URI, finished or not; `compare` is the URI of another to set beside it.
 
     Raises `InputError` when its files cannot be understood, or the other study is of other films; `BundleError` when
     its winner was changed.
@@ -77,24 +77,24 @@ def study_page(uri: str, compare: str | None = None) -> str:
 
 
 def _charts_and_findings(
-    study: StudyInfo, ranked: Sequence[TrialRecord], trials: Sequence[TrialRecord], found: Mapping[str, Any]
+    study: StudyInfo, ranked: Sequence[TrialRecord], trials: Sequence[TrialRecord], findings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What there is to show once a trial has a result."""
     if not ranked:
         return {}
-    mattered, measure = found["importance"], _measure(study)
+    mattered, measure = findings["importance"], _measure(study)
     order = _mean_shares(mattered) if mattered else {}
     is_grid = study.settings.get("search") == "grid" or bool(study.space.get("grid"))
     return {
         "by_number": search_charts.by_number(ranked, measure),
         "by_cost": search_charts.by_cost(ranked, trials, _cores(study), measure),
         "curves": search_charts.curves(ranked, measure),
-        "leaders": search_charts.leaders(ranked, found["trials"]),
+        "leaders": search_charts.leaders(ranked, findings["trials"]),
         "pareto": search_charts.pareto(ranked, measure),
-        "judged": found["trials"],
-        "selection": found["selection"],
-        "ensemble": found["ensemble"],
-        "confirmed": found["confirmed"],
+        "judged": findings["trials"],
+        "selection": findings["selection"],
+        "ensemble": findings["ensemble"],
+        "confirmed": findings["confirmed"],
         "members": {trial.trial_id: trial for trial in ranked},
         "mattered": mattered,
         "importance": search_charts.importance(mattered) if mattered else None,
@@ -113,10 +113,15 @@ def _beside(study: StudyInfo, store: Store, trials: Sequence[TrialRecord], other
     if against.fingerprint != study.fingerprint:
         raise InputError(f"{other.root} is a study of other films than {store.root}; their AUCs cannot be compared")
     searches = {
-        _name(of): [(cost, trial.auc) for trial, cost in search_charts.with_costs(found, _cores(info)) if trial.auc]
-        for of, info, found in ((store, study, trials), (other, against, without_probes(read_trials(other))))
+        _name(store): _aucs_by_cost(trials, study),
+        _name(other): _aucs_by_cost(without_probes(read_trials(other)), against),
     }
     return search_charts.beside(searches) if all(searches.values()) else None
+
+
+def _aucs_by_cost(trials: Sequence[TrialRecord], study: StudyInfo) -> list[tuple[float, float]]:
+    """(core-minutes spent, AUC) of each trial that has one, as they ended."""
+    return [(cost, trial.auc) for trial, cost in search_charts.with_costs(trials, _cores(study)) if trial.auc]
 
 
 def _name(store: Store) -> str:
@@ -142,16 +147,16 @@ def _cores(study: StudyInfo) -> float:
 
 
 def _findings(store: Store) -> Mapping[str, Any]:
-    """What `tuning/study/findings.py` put; nothing while the search goes on, or of an earlier version."""
+    """The study's findings; empty while the search is under way, and for a study of an earlier version."""
     try:
-        found = json.loads(store.get(FINDINGS))
+        findings = json.loads(store.get(FINDINGS))
     except NotFoundError:
         return _NOTHING
     except ValueError as error:
         raise InputError(f"{store.uri(FINDINGS)} is not JSON; {_MEND}") from error
-    if not isinstance(found, dict):
+    if not isinstance(findings, dict):
         raise InputError(f"{store.uri(FINDINGS)} is not a JSON object; {_MEND}")
-    return {**_NOTHING, **found}
+    return {**_NOTHING, **findings}
 
 
 def _mean_shares(mattered: Mapping[str, Any]) -> dict[str, float]:
@@ -161,16 +166,16 @@ def _mean_shares(mattered: Mapping[str, Any]) -> dict[str, float]:
 
 def _winner(store: Store) -> dict[str, Any] | None:
     """The promoted bundle with its figures on the validation films, if there is one yet."""
-    if not store.exists("best/bundle.json"):
+    if not store.exists(f"{BEST}/bundle.json"):
         return None
-    bundle = fetch_bundle(store.uri("best"))
+    bundle = fetch_bundle(store.uri(BEST))
     entry = bundle.evaluation.get("val")
-    found = {"uri": store.uri("best"), "model_id": bundle.model_id, "trial": bundle.lineage.get("trial")}
-    return entry and {**found, "metrics": entry["metrics"]}
+    winner = {"uri": store.uri(BEST), "model_id": bundle.model_id, "trial": bundle.lineage.get("trial")}
+    return entry and {**winner, "metrics": entry["metrics"]}
 
 
 def _families(ranked: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """One row a family, that of the best trial first."""
+    """One row per family, that of the best trial first."""
     rows = []
     for name in dict.fromkeys(trial.model for trial in ranked):
         members = [trial for trial in ranked if trial.model == name]

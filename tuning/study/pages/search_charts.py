@@ -1,4 +1,4 @@
-"""The charts of a search: how far it came and at what cost, its learning curves, its best trials, what mattered.
+"""The charts of a search: what it reached at what cost, its learning curves, its best trials, what mattered.
 
 All take the trials with a result, best first, and draw what they are ranked by, which `measure` names.
 """
@@ -17,7 +17,7 @@ from tuning.study.records import TrialRecord, front_of
 
 AUC: Final = "AUC"
 DRAWN: Final = 500
-"""Trials that are drawn one by one at most, the best of them."""
+"""Trials that are drawn one by one, at most: the best."""
 _ROWS: Final = 10
 _LINES: Final = ((VERMILION, "-"), (BLUE, "--"), (INK, ":"), (GREY, "-."))
 _LOOKS: Final = (("complete", "o", BLUE, "full"), ("pruned", "o", GREY, "none"))
@@ -31,7 +31,7 @@ def by_number(ranked: Sequence[TrialRecord], measure: str = AUC) -> Markup:
 
 
 def by_cost(ranked: Sequence[TrialRecord], trials: Sequence[TrialRecord], cores: float, measure: str = AUC) -> Markup:
-    """The same by the cores' time that all trials ended until then had taken, failed ones included."""
+    """The same by the core time spent on all trials that had ended by then, failed ones included."""
     with_result = {trial.trial_id for trial in ranked}
     costs = [(trial, cost) for trial, cost in with_costs(trials, cores) if trial.trial_id in with_result]
     shown, minutes = [trial for trial, _ in costs], [cost for _, cost in costs]
@@ -80,18 +80,18 @@ def _progress(
 
 
 def with_costs(trials: Sequence[TrialRecord], cores: float) -> list[tuple[TrialRecord, float]]:
-    """Trials as they ended, each with the core-minutes that all until then had taken."""
+    """Trials in the order in which they ended, each with the core-minutes spent on all until then."""
     ordered = sorted(trials, key=lambda trial: (trial.finished_at, trial.number))
     return list(zip(ordered, accumulate(trial.seconds * cores / 60 for trial in ordered), strict=True))
 
 
 def beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """How several searches of the same films came on: of each its ended trials as (core-minutes spent, AUC)."""
+    """The progress of several searches on the same films, each given by its trials as (core-minutes spent, AUC)."""
     return chart(paint_beside(searches), alt="The best AUC so far of each search by core-minutes spent", height=3.2)
 
 
 def paint_beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Paint:
-    """What `beside` draws: of each search, four at most, the best so far until its last trial ended."""
+    """What `beside` draws: for each search, four at most, the best so far until its last trial ended."""
     floor = floor_of([auc for trials in searches.values() for _, auc in trials])
     first = min(minutes for trials in searches.values() for minutes, auc in trials if auc >= floor)
 
@@ -121,7 +121,7 @@ def curves(ranked: Sequence[TrialRecord], measure: str = AUC) -> Markup:
     """A line per trial; a cross where one was stopped early."""
     floor = floor_of([trial.result for trial in ranked])
     best, others = ranked[0], [trial for trial in ranked[1:DRAWN] if trial.history]
-    # the many first, so that neither those that were stopped nor the baselines are hidden under them
+    # complete trials first, so that neither stopped ones nor baselines are hidden under them
     others.sort(key=lambda trial: (_baseline(trial), trial.status == "pruned"))
     faint, width = (0.4, 1.2) if len(others) <= 40 else (0.2, 1.0) if len(others) <= 100 else (0.1, 0.8)
 
@@ -178,18 +178,21 @@ def leaders(ranked: Sequence[TrialRecord], judged: Mapping[str, Mapping[str, Any
     return chart(paint, alt="AUC of the best trials with their intervals", height=0.9 + 0.26 * len(rows))
 
 
-def importance(found: Mapping[str, Any]) -> Markup:
+def importance(shares_by_method: Mapping[str, Any]) -> Markup:
     """Both shares of each parameter, the most important first."""
-    methods = ((found["fanova"], "o", BLUE, "fANOVA"), (found["ped_anova"], "D", VERMILION, "PED-ANOVA"))
+    methods = (
+        (shares_by_method["fanova"], "o", BLUE, "fANOVA"),
+        (shares_by_method["ped_anova"], "D", VERMILION, "PED-ANOVA"),
+    )
     names = {name for shares, *_ in methods for name in shares}
     shown = sorted(names, key=lambda name: (-sum(shares.get(name, 0) for shares, *_ in methods), name))[:_ROWS]
 
     def paint(axes: Axes) -> None:
         for shares, marker, colour, label in methods:
-            told = [(100 * shares[name], place) for place, name in enumerate(shown) if name in shares]
-            for value, place in told:
+            percents = [(100 * shares[name], place) for place, name in enumerate(shown) if name in shares]
+            for value, place in percents:
                 axes.plot([0, value], [place, place], color=colour, linewidth=1.2, alpha=0.5)
-            _points(axes, told, marker, color=colour, markersize=6, clip_on=False, label=label)
+            _points(axes, percents, marker, color=colour, markersize=6, clip_on=False, label=label)
         axes.set_yticks(range(len(shown)), shown)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(left=0)
@@ -201,7 +204,7 @@ def importance(found: Mapping[str, Any]) -> Markup:
 
 
 def pareto(ranked: Sequence[TrialRecord], measure: str = AUC) -> Markup | None:
-    """Value against milliseconds a film, the trials that none beats in both joined; None where it was not measured."""
+    """Value against milliseconds per film, the Pareto front as a line; None where latency was not measured."""
     timed = [(trial, trial.latency_ms) for trial in ranked if trial.latency_ms is not None]
     if len(timed) < 2:
         return None
@@ -224,14 +227,14 @@ def pareto(ranked: Sequence[TrialRecord], measure: str = AUC) -> Markup | None:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
         value_axis(axes, floor, ranked[0].result, measure)
-        axes.set_xlabel("Milliseconds a film")
+        axes.set_xlabel("Milliseconds per film")
         legend_below(axes)
 
-    return chart(paint, alt=f"{measure} against milliseconds a film; {len(front)} trials are on the Pareto front")
+    return chart(paint, alt=f"{measure} against milliseconds per film; {len(front)} trials are on the Pareto front")
 
 
 def value_axis(axes: Axes, floor: float, top: float, measure: str = AUC) -> None:
-    """From the floor to a little above the best; at the very top a line for the perfect value."""
+    """From the floor to a little above the best; a line marks the perfect value, if it is in sight."""
     axes.set_ylim(floor, top + 0.06 * (top - floor))
     axes.set_ylabel(f"{measure}, validation films")
     if top + 0.06 * (top - floor) >= 1:

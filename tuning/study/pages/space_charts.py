@@ -19,7 +19,7 @@ from tuning.study.records import TrialRecord
 from tuning.study.scale import is_continuous, is_logarithmic
 
 LEAST: Final = 3
-"""Trials of a family, at least, for parallel coordinates."""
+"""Fewest trials of a family for parallel coordinates."""
 FAMILIES: Final = 3
 PARAMETERS: Final = 8
 _LOOKS: Final = ((BLUE, "o"), (VERMILION, "^"), (GREY, "s"))
@@ -43,7 +43,7 @@ class _Scale:
 
     @property
     def marks(self) -> list[tuple[float, str]]:
-        """Place and text of what is written along it."""
+        """Place and text of the labels along it."""
         if self.choices:
             return [(self.place(choice), _short(choice)) for choice in self.choices]
         middle = math.sqrt(self.low * self.high) if self.logarithmic else (self.low + self.high) / 2
@@ -51,7 +51,7 @@ class _Scale:
 
 
 def varying(trials: Sequence[TrialRecord], mattered: Mapping[str, float]) -> list[str]:
-    """Parameters of which these trials have several values, those that mattered most first, in the order given then."""
+    """Parameters that vary among these trials: the most important first, else in the order in which they occur."""
     names = list(dict.fromkeys(name for trial in trials for name in trial.parameters if name != "family"))
     several = [name for name in names if len({str(t.parameters[name]) for t in trials if name in t.parameters}) > 1]
     return sorted(several, key=lambda name: -mattered.get(name, 0))
@@ -60,15 +60,15 @@ def varying(trials: Sequence[TrialRecord], mattered: Mapping[str, float]) -> lis
 def parallel(
     ranked: Sequence[TrialRecord], mattered: Mapping[str, float], measure: str = AUC
 ) -> list[tuple[str, Markup]]:
-    """Of each of the best families its name and parallel coordinates, a line per trial from row to row."""
+    """Name and parallel coordinates of each of the best families, a line per trial from row to row."""
     searched = [trial for trial in ranked if trial.kind != "baseline"]
-    found = []
+    charts = []
     for family in dict.fromkeys(trial.model for trial in searched):
         members = [trial for trial in searched if trial.model == family][:DRAWN]
         names = varying(members, mattered)[:PARAMETERS]
         if len(members) >= LEAST and names:
-            found.append((family, _parallel(members, names, measure)))
-    return found[:FAMILIES]
+            charts.append((family, _parallel(members, names, measure)))
+    return charts[:FAMILIES]
 
 
 def _parallel(members: Sequence[TrialRecord], names: Sequence[str], measure: str) -> Markup:
@@ -109,7 +109,7 @@ def _parallel(members: Sequence[TrialRecord], names: Sequence[str], measure: str
 
 
 def slices(ranked: Sequence[TrialRecord], mattered: Mapping[str, float], measure: str = AUC) -> list[Markup]:
-    """The value against each of the parameters that vary, those that mattered most first."""
+    """The value against each of the parameters that vary, the most important first."""
     searched = [trial for trial in ranked if trial.kind != "baseline"][:DRAWN]
     if len(searched) < LEAST:
         return []
@@ -138,7 +138,7 @@ def _slice(searched: Sequence[TrialRecord], name: str, measure: str) -> Markup:
                 size = 3.5 if len(trials) > 100 else 5
                 axes.plot(*at, marker, color=colour, alpha=0.7, markersize=size, label=family)
             below = [place(trial) for trial in own if trial.result < floor]
-            if below:  # nothing at all, unclipped, would push the legend away
+            if below:  # an empty plot, unclipped, would displace the legend
                 axes.plot(below, [floor] * len(below), "v", color=GREY, markersize=4, clip_on=False)
         if scale.choices:
             axes.set_xticks(range(len(scale.choices)), [_short(choice) for choice in scale.choices])
@@ -158,9 +158,9 @@ def _slice(searched: Sequence[TrialRecord], name: str, measure: str) -> Markup:
 
 
 def grid_tables(ranked: Sequence[TrialRecord], measure: str = AUC) -> list[dict[str, Any]]:
-    """Of each family of a grid search every combination's value: `family`, `columns`, `rows` of `name` and `cells`.
+    """For each family of a grid search, every combination's value: `family`, `columns`, `rows` of `name` and `cells`.
 
-    A cell is None, or `value` and its `shade` from 0.06 to 0.5, of the colour it is to have.
+    A cell is None, or `value` and the `shade` of its colour, from 0.06 to 0.5.
     """
     searched = [trial for trial in ranked if trial.kind != "baseline"]
     found = []
@@ -210,7 +210,7 @@ def _heading(names: Sequence[str], values: Sequence[Any], measure: str) -> str:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then what is none by name; a parameter that is not there comes last."""
+    """A sort key: numbers by size, then other values by name, and last a parameter that is absent."""
     if value is None:
         return (2, 0, "")
     return (0, value, "") if type(value) in {int, float} else (1, 0, str(value))
