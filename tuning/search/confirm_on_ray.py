@@ -30,8 +30,8 @@ def _run(jobs: Sequence[FoldJob], dealt: Dealt, *, cpus: float, gpus: float) -> 
             done, running = ray.wait(running, num_returns=1)
             yield ray.get(done[0])
     finally:
-        for task in running:
-            ray.cancel(task)
+        for reference in running:
+            ray.cancel(reference)
 
 
 def _placed(job: FoldJob, device: str, threads: int) -> FoldJob:
