@@ -1,4 +1,4 @@
-"""The immutable model: a folder whose every byte stands behind one identity.
+"""A bundle, the immutable model: a folder with one identity, which covers every byte.
 
     bundle.json          format, specification, lineage, SHA-256 of the other files, model_id
     weights.safetensors  of the network and its familiarity; never pickle: loading a model must not run code

@@ -1,4 +1,4 @@
-"""Where a model looks: a map over each film of what speaks for disease, and a picture of film and map.
+"""Saliency maps: which parts of a film raise the probability of disease; and a picture of film and map.
 
 A map is an aid to reading a score, not a finding. It shows what moved the model's output, and a model can be right for
 a wrong reason: a marker, a tube, the edge of the film. `pointing_game` says how often maps hit what they should.
@@ -64,9 +64,9 @@ OPAQUE: Final = 0.6
 def saliency(
     classifier: ScanClassifier, pixels: npt.NDArray[np.uint8], *, method: SaliencyMethod = "occlusion"
 ) -> npt.NDArray[np.float32]:
-    """What speaks for disease in films uint8 [N, H, W] or one film [H, W]: float32 maps of the same shape, 0 to 1.
+    """How much each pixel raises the output for disease, of films uint8 [N, H, W] or one [H, W]: float32 maps, 0 to 1.
 
-    Each film's largest value is 1; a film in which nothing speaks for disease has a map of zeros. The same film gets
+    Each film's largest value is 1; a film in which no pixel does has a map of zeros. The same film gets
     the same map each time, on the device the classifier is on, whose weights and gradients stay as they are. Raises
     `InputError` for other arrays, for an unknown method, for a classifier in training mode, and for `cam` where the
     network has no such maps.
@@ -82,8 +82,8 @@ def saliency(
     films = pixels if pixels.ndim == 3 else pixels[None]
     maps = _Maps(classifier, method)
     with _one_thread():
-        found = [maps(films[start : start + BATCH]) for start in range(0, len(films), BATCH)]
-    return torch.cat([torch.zeros(0, *films.shape[1:]), *found]).numpy().reshape(pixels.shape)
+        computed = [maps(films[start : start + BATCH]) for start in range(0, len(films), BATCH)]
+    return torch.cat([torch.zeros(0, *films.shape[1:]), *computed]).numpy().reshape(pixels.shape)
 
 
 def method_for(classifier: ScanClassifier) -> SaliencyMethod:
@@ -116,14 +116,14 @@ def pointing_game(
             f"maps {list(heat.shape)} and findings {list(findings.shape)} must both be [N, H, W]; stretch them alike"
         )
     hits = films = 0
-    for one, finding in zip(heat, findings, strict=True):
+    for map_, finding in zip(heat, findings, strict=True):
         if not finding.any():
             continue
         films += 1
-        row, column = np.unravel_index(one.argmax(), one.shape)
+        row, column = np.unravel_index(map_.argmax(), map_.shape)
         rows, columns = np.nonzero(finding)
         nearest = np.hypot(rows - row, columns - column).min()
-        hits += bool(one.any() and nearest <= tolerance * finding.shape[1])
+        hits += bool(map_.any() and nearest <= tolerance * finding.shape[1])
     return hits, films
 
 
@@ -181,8 +181,8 @@ class _Maps:
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         films = torch.tensor(pixels, device=_device(self.classifier))
         inputs = self.classifier.preprocess(films).requires_grad_()
-        found = {"cam": self._cam, "occlusion": self._occlusion, "gradients": self._gradients}[self.method](inputs)
-        for_disease = torch.relu(found.detach().float())
+        shares = {"cam": self._cam, "occlusion": self._occlusion, "gradients": self._gradients}[self.method](inputs)
+        for_disease = torch.relu(shares.detach().float())
         maps = functional.interpolate(for_disease, size=films.shape[-2:], mode="bilinear").squeeze(1)
         largest = maps.amax(dim=(1, 2), keepdim=True)
         return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(torch.float32).tiny), 0).cpu()

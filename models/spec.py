@@ -19,7 +19,7 @@ CalibrationMethod = Literal["temperature", "platt", "isotonic"]
 CALIBRATION_METHODS: Final = get_args(CalibrationMethod)
 """How logits become probabilities: `models/statistics/calibration.py`."""
 PriorMethod = Literal["saerens", "bbse"]
-"""How the share of disease among unlabelled films is estimated: `models/statistics/prior_shift.py`."""
+"""How the prevalence among unlabelled films is estimated: `models/statistics/prior_shift.py`."""
 
 Scalar = int | float | str | bool
 

@@ -1,1 +1,1 @@
-"""What runs a model, on CPU and GPU, and how the fastest one that is right is chosen."""
+"""What runs a model on CPUs and GPUs, and how the fastest engine that agrees with the reference is chosen."""

@@ -1,6 +1,6 @@
 """How closely every engine of a machine agrees with eager torch in float32, measured once, when a model is promoted.
 
-AUC does not tell: quantised to eight bits, 4 % of the films of one model changed sides with its AUC unchanged. So what
+AUC does not show it: quantised to eight bits, 4 % of the films of one model changed sides with its AUC unchanged. What
 counts are the films that change sides, at each operating point, and how far from it the reference had put them.
 """
 
@@ -30,7 +30,7 @@ log = logging.getLogger("rayscan")
 
 @dataclass(frozen=True, kw_only=True)
 class Flips:
-    """Films an engine calls otherwise than the reference, at one operating point."""
+    """Films that an engine calls differently from the reference at one operating point."""
 
     films: int
     share: float
@@ -46,12 +46,12 @@ class Agreement:
     """Library and version of the engine."""
     films: int = 0
     mean_dp: float | None = None
-    """Mean difference of the probability of disease, without sign; None when it gave none."""
+    """Mean absolute difference of the probability of disease; None if the engine gave none."""
     max_dp: float | None = None
     auc_change: float | None = None
     flips: Mapping[str, Flips] = field(default_factory=dict)
     mean_distance_change: float | None = None
-    """Of the feature distance, relative; None where the model has none."""
+    """Mean relative change of the feature distance; None if the model has none."""
     reasons: tuple[str, ...] = ()
     """Why it is not allowed; empty when it is."""
 
@@ -61,10 +61,10 @@ class Agreement:
 
 
 def compare(
-    reference: Inference, found: Inference, labels: Labels, operating_points: Mapping[str, float], *, version: str
+    reference: Inference, tested: Inference, labels: Labels, operating_points: Mapping[str, float], *, version: str
 ) -> Agreement:
     """Agreement of two inferences of the same films with class indices [N], judged by the rules of this module."""
-    before, after = (1 - inference.probabilities[:, 0] for inference in (reference, found))
+    before, after = (1 - inference.probabilities[:, 0] for inference in (reference, tested))
     broken = int((~np.isfinite(after)).sum())
     if broken:
         return Agreement(version=version, films=len(labels), reasons=(f"gives no probability for {broken} films",))
@@ -78,8 +78,8 @@ def compare(
     ]
     if abs(auc_change) > MOST_AUC_CHANGE:
         reasons.append(f"AUC changes by {auc_change:+.4f}")
-    known = np.isfinite(reference.distance) & np.isfinite(found.distance) & (reference.distance > 0)
-    moved = np.abs(found.distance[known] / reference.distance[known] - 1)
+    known = np.isfinite(reference.distance) & np.isfinite(tested.distance) & (reference.distance > 0)
+    moved = np.abs(tested.distance[known] / reference.distance[known] - 1)
     return Agreement(
         version=version,
         films=len(labels),
@@ -100,21 +100,21 @@ def measure(
     An engine that cannot run the network is not allowed, for that reason.
     """
     kinds = builder.machine.kinds()
-    oracle = next(kind for kind in kinds if (kind.engine, kind.precision) == ("torch-eager", "fp32"))
-    reference = _infer(builder.build(oracle), pixels)
+    reference_kind = next(kind for kind in kinds if (kind.engine, kind.precision) == ("torch-eager", "fp32"))
+    reference = _infer(builder.build(reference_kind), pixels)
     points = calibration.operating_points
     agreements = {}
     for kind in kinds:
-        if kind == oracle:
+        if kind == reference_kind:
             continue
         version = builder.machine.version(kind)
         try:
-            found = _infer(builder.build(kind), pixels)
+            tested = _infer(builder.build(kind), pixels)
         except EngineError as error:
             agreements[kind.name] = Agreement(version=version, films=len(labels), reasons=(str(error),))
         else:
-            agreements[kind.name] = compare(reference, found, labels, points, version=version)
-        log.info("%s: %s", kind.name, _told(agreements[kind.name]))
+            agreements[kind.name] = compare(reference, tested, labels, points, version=version)
+        log.info("%s: %s", kind.name, _summary(agreements[kind.name]))
     return reference, agreements
 
 
@@ -129,7 +129,7 @@ def _flips(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], thre
     return Flips(films=int(flipped.sum()), share=float(flipped.mean()), farthest=float(far.max(initial=0)))
 
 
-def _told(agreement: Agreement) -> str:
+def _summary(agreement: Agreement) -> str:
     if agreement.reasons:
         return f"not allowed: {'; '.join(agreement.reasons)}"
     return f"agrees with float32 torch (probabilities move by {agreement.max_dp:.2g} at most)"

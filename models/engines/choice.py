@@ -1,8 +1,10 @@
-"""Which engine runs a bundle on a machine: the fastest of those whose agreement with float32 torch stands.
+"""Chooses the engine that runs a bundle on this machine: the fastest one that agrees with eager torch in float32.
 
-A faster engine may round otherwise, and bfloat16 does: probabilities move, films near an operating point change sides.
-So an engine is offered only where promotion compared it with eager torch in float32 on the validation films and found
-it close enough (`models/engines/agreement.py`); in bfloat16 only in the very version that was compared.
+A faster engine may round differently, and bfloat16 does: probabilities move, films near an operating point change
+sides. So an engine may run a bundle only if promotion compared it with eager torch in float32 on the validation films
+and found it close enough (`models/engines/agreement.py`); in bfloat16 only in the very version that was compared.
+Those that may are timed for a moment when the bundle is loaded. The fastest runs, unless one that is preferred to it
+(`Machine.kinds`) is about as fast.
 """
 
 import copy
@@ -44,19 +46,19 @@ log = logging.getLogger("rayscan")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """Which engine was taken, and why; recorded with the scores."""
+    """The engine that was chosen, and why; recorded with the scores."""
 
     name: str
     engine: str
     precision: str
     device: str
-    """Of torch, as in `cuda:0`."""
+    """As torch names it, for example `cuda:0`."""
     version: str
     """Library and version."""
     reason: str
     """One line for the person who reads the run."""
     films_per_second: Mapping[str, float]
-    """Of each engine that was timed, by name."""
+    """Name of each engine that was timed -> its speed."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -65,7 +67,7 @@ class EngineChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenEngine:
-    """An engine with the reason it was taken for."""
+    """An engine and why it was chosen."""
 
     choice: EngineChoice
     engine: Engine
@@ -167,7 +169,7 @@ def load_engine(
     if not engines:
         raise InputError(
             f"model {bundle.model_id} has no engine{f' in {precision}' if precision else ''} for this machine:"
-            f" {_told(refused)}; leave the precision open"
+            f" {_listed(refused)}; leave the precision open"
         )
     rates = _films_per_second(engines, probe_films(batch, bundle.spec.preprocessing.film_size))
     kind, why = fastest(list(engines), rates)
@@ -177,7 +179,7 @@ def load_engine(
         precision=kind.precision,
         device=machine.device,
         version=machine.version(kind),
-        reason=f"{why}; not offered: {_told(refused)}" if refused else why,
+        reason=f"{why}; not offered: {_listed(refused)}" if refused else why,
         films_per_second={name: round(rate, 1) for name, rate in rates.items()},
     )
     log.info("model %s runs on %s: %s", bundle.model_id, choice.name, choice.reason)
@@ -211,17 +213,17 @@ def offered(
 
 
 def fastest(kinds: Sequence[EngineKind], films_per_second: Mapping[str, float]) -> tuple[EngineKind, str]:
-    """The one to take of engines in order of preference, and why: the first that none is clearly faster than."""
+    """The first of engines, in order of preference, that no other is clearly faster than; and why."""
     best = max(films_per_second[kind.name] for kind in kinds)
-    taken = next(kind for kind in kinds if films_per_second[kind.name] * WORTH_CHANGING >= best)
+    chosen = next(kind for kind in kinds if films_per_second[kind.name] * WORTH_CHANGING >= best)
     if len(kinds) == 1:
-        return taken, "the only engine allowed here"
-    clause = "the fastest" if films_per_second[taken.name] == best else "preferred, about as fast as the fastest"
-    return taken, f"{clause} of {len(kinds)} allowed here"
+        return chosen, "the only engine allowed here"
+    clause = "the fastest" if films_per_second[chosen.name] == best else "preferred, about as fast as the fastest"
+    return chosen, f"{clause} of {len(kinds)} allowed here"
 
 
 def probe_films(count: int, size: int) -> npt.NDArray[np.uint8]:
-    """Made-up films uint8 [count, size, size], always the same: soft blots under grain, so that they differ."""
+    """Made-up films uint8 [count, size, size], always the same: soft blots under grain, each film another."""
     rng = np.random.default_rng(0)
     blots = rng.integers(0, 200, (count, 8, 8))
     at = np.arange(size) * 8 // size
@@ -259,5 +261,5 @@ def _films_per_second(engines: Mapping[EngineKind, Engine], films: npt.NDArray[n
     return {kind.name: len(films) / seconds for kind, seconds in quickest.items()}
 
 
-def _told(refused: Mapping[str, str]) -> str:
+def _listed(refused: Mapping[str, str]) -> str:
     return "; ".join(f"{name} ({why})" for name, why in refused.items()) or "none exists"

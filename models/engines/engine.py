@@ -1,4 +1,8 @@
-"""What an engine takes and gives, whichever engine it is."""
+"""The interface of an engine: a trained model, ready to run on one machine by one library in one precision.
+
+An engine takes decoded films and gives calibrated probabilities, and how far each film lies from the training films.
+`torch_engine.py` and `openvino_engine.py` implement it; `choice.py` chooses the one that runs a bundle.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -14,16 +18,16 @@ class EngineError(RayscanError):
 
 
 class Inference(NamedTuple):
-    """What an engine says about N films."""
+    """An engine's output for N films."""
 
     probabilities: npt.NDArray[np.float32]
     """Calibrated, [N, C], in the order of the bundle's classes."""
     distance: npt.NDArray[np.float32]
-    """How far each film lies from the training films in feature space, [N]; NaN where the bundle cannot tell."""
+    """How far each film lies from the training films in feature space, [N]; NaN if the bundle has no familiarity."""
 
 
 class Engine(Protocol):
-    """Grey levels uint8 [N, H, W] -> what the model says about them.
+    """Scores films: grey levels uint8 [N, H, W] -> `Inference`.
 
     The caller chooses N; 8 is fastest on a CPU's caches, hundreds on a GPU. Arrays may be read-only. Raises
     `InputError` for other arrays.
@@ -46,9 +50,9 @@ def check_films(pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def padded_batches(pixels: npt.NDArray[np.uint8], batch: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """Films [N, H, W] as contiguous arrays of exactly `batch`, each with the number of films in it that count.
+    """Films [N, H, W] as contiguous arrays of exactly `batch`, each with the number of these films in it.
 
-    The rest of the last one is black films: an engine of a fixed batch knows no smaller one.
+    The last array is filled up with black films: an engine of a fixed batch size takes no smaller one.
     """
     for start in range(0, len(pixels), batch):
         films = np.ascontiguousarray(pixels[start : start + batch])

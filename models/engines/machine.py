@@ -15,7 +15,7 @@ Precision = Literal["fp32", "bf16"]
 PRECISIONS: Final = get_args(Precision)
 
 NATIVE_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16"})
-"""Of /proc/cpuinfo: what bfloat16 needs to be faster than float32. Emulated, it is slower: forced on a CPU without,
+"""Flags of /proc/cpuinfo that make bfloat16 faster than float32. Emulated, it is slower: forced on a CPU without,
 OpenVINO took four times as long as in float32."""
 
 
@@ -36,10 +36,10 @@ class EngineKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The facts that decide which engines there are."""
+    """The facts about a machine that decide which engines it can run."""
 
     device: str
-    """Of torch, as in `cpu` or `cuda:0`."""
+    """As torch names it: `cpu` or, for example, `cuda:0`."""
     native_bf16: bool
     openvino: str | None
     """Version of OpenVINO; None where it is not installed."""

@@ -59,7 +59,7 @@ CLEARLY_CUT: Final = 5.0
 CHESTLIKE: Final = 0.3
 """Strangeness of a righted film up to which it is a chest; 99 in 100 chests are below 0.28."""
 STRANGE: Final = 0.7
-"""Strangeness from which a film that lies well is no chest either; no chest film had more than 0.5."""
+"""Strangeness from which a film is no chest, whatever its orientation; no chest film had more than 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +110,9 @@ def check_distance(distance: float, limit: float) -> str | None:
 
 def _check_orientation(pixels: npt.NDArray[np.uint8]) -> str | None:
     seen = look(pixels, _templates())
-    if seen.lie in {"inverted", "rotated"} and seen.lead > CLEAR:
-        return seen.lie if seen.righted < CHESTLIKE else "not_chest"
-    if seen.lie == "cropped" and seen.lead > CLEARLY_CUT:
+    if seen.orientation in {"inverted", "rotated"} and seen.lead > CLEAR:
+        return seen.orientation if seen.righted < CHESTLIKE else "not_chest"
+    if seen.orientation == "cropped" and seen.lead > CLEARLY_CUT:
         return "cropped"
     return "not_chest" if seen.strangeness > STRANGE else None
 

@@ -1,4 +1,4 @@
-"""How a film lies, from its pixels alone: upright, turned, a negative, a part of a chest, or no chest at all.
+"""The orientation of a film, from its pixels alone: upright, turned, a negative, a part of a chest, or no chest.
 
 A film is looked at as a thumbnail: 16 x 16 means in rank order, so that exposure and windowing do not matter and a
 negative is exactly minus the film. Linear templates on it suffice: one for the upright chest, whose turned and negated
@@ -33,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 from models.errors import InputError
 
 Floats = npt.NDArray[np.float32]
-Lie = Literal["upright", "inverted", "rotated", "cropped"]
+Orientation = Literal["upright", "inverted", "rotated", "cropped"]
 
 SIDE: Final = 16
 """Of a thumbnail."""
@@ -43,13 +43,13 @@ MARGIN: Final = 16
 """An edge of the film whose grey levels differ by less is a margin, and is cut off first."""
 LEAST: Final = 0.25
 """Share of the film's side that must be left of it, else nothing is cut off."""
-LIES: Final[tuple[Lie, ...]] = (
+ORIENTATIONS: Final[tuple[Orientation, ...]] = (
     *("upright", "rotated", "rotated", "rotated"),
     *("inverted", "inverted", "inverted", "inverted"),
     *("cropped", "cropped", "cropped", "cropped"),
 )
-"""What each template says: turned by 0, 90, 180, 270 degrees, the negatives of these, and the right (of the patient:
-left in the picture), left, upper and lower half of a chest."""
+"""What each template stands for: a chest turned by 0, 90, 180, 270 degrees, the negatives of these, and the right (of
+the patient: left in the picture), left, upper and lower half of a chest."""
 AXES: Final = 16
 """Along which chests vary."""
 PENALTY: Final = 1e-2
@@ -75,27 +75,27 @@ class Templates:
 
     @cache  # noqa: B019 (there is one of these in a process)
     def all(self) -> tuple[Floats, Floats]:
-        """Templates [12, 256] and offsets [12] in the order of LIES."""
+        """Templates [12, 256] and offsets [12] in the order of ORIENTATIONS."""
         upright = self.upright.reshape(SIDE, SIDE)
         turned = np.stack([np.rot90(upright, turns) for turns in range(4)])
         half, upper, lower = self.parts.reshape(3, SIDE, SIDE)
         parts = np.stack([half, half[:, ::-1], upper, lower])
         offsets = np.concatenate([np.zeros(8, np.float32), self.offsets[[0, 0, 1, 2]]])
-        return np.concatenate([turned, -turned, parts]).reshape(len(LIES), -1), offsets
+        return np.concatenate([turned, -turned, parts]).reshape(len(ORIENTATIONS), -1), offsets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a film looks like."""
+    """What a film's thumbnail shows."""
 
-    lie: Lie
+    orientation: Orientation
     """The likeliest."""
     lead: float
     """By how much its score lies above that of an upright chest, 0 or more: log odds under the softmax."""
     strangeness: float
     """Share of the thumbnail's variance, about, that upright chests do not explain."""
     righted: float
-    """The same once the film is turned, or negated, as `lie` says; for a part of a chest the same as `strangeness`."""
+    """The same once the film is turned upright and, if a negative, inverted; for a part of a chest as `strangeness`."""
 
 
 def thumbnail(pixels: npt.NDArray[np.uint8]) -> Floats:
@@ -110,7 +110,7 @@ def thumbnail(pixels: npt.NDArray[np.uint8]) -> Floats:
 
 
 def look(pixels: npt.NDArray[np.uint8], templates: Templates) -> Look:
-    """How a film, grey levels [H, W], lies."""
+    """The orientation of a film, grey levels [H, W]."""
     small = thumbnail(pixels)
     against, offsets = templates.all()
     scores = against @ small.ravel() + offsets
@@ -118,7 +118,9 @@ def look(pixels: npt.NDArray[np.uint8], templates: Templates) -> Look:
     strangeness = righted = _off_the_axes(small, templates)
     if 0 < best < 8:
         righted = _off_the_axes(np.rot90(small, -(best % 4)) * (1 if best < 4 else -1), templates)
-    return Look(lie=LIES[best], lead=float(scores[best] - scores[0]), strangeness=strangeness, righted=righted)
+    return Look(
+        orientation=ORIENTATIONS[best], lead=float(scores[best] - scores[0]), strangeness=strangeness, righted=righted
+    )
 
 
 def fit_templates(films: Sequence[npt.NDArray[np.uint8]], *, seed: int = 0) -> Templates:

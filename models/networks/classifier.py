@@ -53,7 +53,7 @@ class ScanClassifier(nn.Module):
         return torch.softmax(self.calibrate(self.logits(pixels)), dim=1)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the network's classifier sees, float32 [N, D]; for networks that `zoo.has_features`."""
+        """The features the network's classifier takes, float32 [N, D]; for networks that `zoo.has_features`."""
         return features(self.network, self._input(pixels)).flatten(1).float()
 
     def infer(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +61,9 @@ class ScanClassifier(nn.Module):
         if self.familiarity is None:
             probabilities = self(pixels)
             return probabilities, torch.full_like(probabilities[:, 0], torch.nan)
-        found = features(self.network, self._input(pixels))
-        probabilities = torch.softmax(self.calibrate(classify(self.network, found).float()), dim=1)
-        return probabilities, self.familiarity(found.flatten(1).float())
+        computed = features(self.network, self._input(pixels))
+        probabilities = torch.softmax(self.calibrate(classify(self.network, computed).float()), dim=1)
+        return probabilities, self.familiarity(computed.flatten(1).float())
 
     def _input(self, pixels: Tensor) -> Tensor:
         prepared: Tensor = self.preprocess(pixels)

@@ -148,7 +148,7 @@ class CNN(nn.Module):
         self.head = nn.Sequential(nn.Dropout(settings.dropout), *hidden, nn.Linear(settings.head or features, classes))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees, [N, D]."""
+        """The input of the last layer, [N, D]."""
         maps = self.stages(self.stem(x))
         pooled = []
         if self.pooling in {"avg", "both"}:
@@ -164,7 +164,7 @@ class CNN(nn.Module):
         return logits
 
     def groups(self) -> list[nn.Module]:
-        """Its layers from shallow to deep: the stem, each stage, what the head hides, the last layer."""
+        """Its layers from shallow to deep: the stem, each stage, the head's hidden layer, the last layer."""
         stages: list[nn.Module] = [
             self.stages[start : start + self.blocks] for start in range(0, len(self.stages), self.blocks)
         ]

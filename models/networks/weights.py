@@ -31,14 +31,14 @@ from models.networks.zoo import entry, layer_groups
 from models.spec import ModelSpec, Normalise
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
-"""What is taken off each colour, from 0 to 1, and what it is divided by then."""
+"""Of each colour, from 0 to 1: what is subtracted, and what it is then divided by."""
 
 SCALES: Final[dict[str, Scale]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "symmetric": ((0.5,), (0.5,)),
     "unit": ((0.0,), (1.0,)),
 }
-"""How the colours of the films were scaled that weights were trained on."""
+"""How the colours of the images were scaled that weights were trained on."""
 
 _GREY: Final[dict[Normalise, tuple[float, float]]] = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5), "film": (0.48, 0.22)}
 """Of each normalisation of `models.spec`: what is taken off a grey from 0 to 1, and what it is divided by. For `film`:
@@ -53,10 +53,10 @@ _MOBILENET_V2_BLOCKS: Final = (1, 2, 3, 4, 3, 3, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a file gave to a network."""
+    """What was loaded from a file into a network."""
 
     classifier: bool
-    """Whether its classifier, too: it had one of as many classes."""
+    """Whether the classifier was loaded, too: the file had one of as many classes."""
     folded: bool
     """Whether its BatchNorm does nothing but add a bias, since what it did is folded into the convolutions. As it is
     it serves in evaluation mode only; `unfold_batch_norm` makes it fit to be trained on."""

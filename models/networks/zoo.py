@@ -82,7 +82,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(inputs, classes))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees, [N, D]."""
+        """The input of the last layer, [N, D]."""
         features: Tensor = self.layers[:-1](functional.adaptive_avg_pool2d(x, self.side).flatten(1))
         return features
 
@@ -103,7 +103,7 @@ class MLP(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSettings:
-    """What may be chosen of a timm backbone beside its name."""
+    """Settings of a timm backbone."""
 
     drop_rate: float = 0.0
     """Dropout before the classes."""
@@ -133,9 +133,9 @@ class Entry:
     """Name of the module that gives the logits; empty for `majority`. In `cnn` and `mlp`, it is the last of those in
     the module of this name."""
     mean: tuple[float, ...] = (0.5,)
-    """Of each colour, from 0 to 1, that was taken off the films its pretrained weights were trained on."""
+    """Of each colour, from 0 to 1: what was subtracted from the images its pretrained weights were trained on."""
     deviation: tuple[float, ...] = (0.5,)
-    """Of each colour, what these films were then divided by."""
+    """Of each colour: what these images were then divided by."""
 
 
 class _Family(Protocol):
@@ -197,18 +197,18 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
 
 
 def features(network: nn.Module, x: Tensor) -> Tensor:
-    """What the classifier of a network sees of its input [N, 1, S, S]: [N, D] or [N, D, 1, 1]."""
+    """What a network computes from its input [N, 1, S, S] for its classifier: [N, D] or [N, D, 1, 1]."""
     if isinstance(network, (CNN, MLP)):
         return network.features(x)
-    found: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
-    return found
+    pooled: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
+    return pooled
 
 
-def classify(network: nn.Module, found: Tensor) -> Tensor:
+def classify(network: nn.Module, features: Tensor) -> Tensor:
     """The logits [N, C] of `features`."""
     if isinstance(network, (CNN, MLP)):
-        return network.classify(found)
-    logits: Tensor = network.get_classifier()(found)  # type: ignore[operator]
+        return network.classify(features)
+    logits: Tensor = network.get_classifier()(features)  # type: ignore[operator]
     return logits
 
 

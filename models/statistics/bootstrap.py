@@ -1,4 +1,4 @@
-"""Every figure of a two-class test, of films that count any number of times; and its interval over patients.
+"""Every figure of a two-class test on weighted films, and its bootstrap interval over patients.
 
 A resampled set of films is the same films with other weights, so one definition gives both the figure (weights of one)
 and, for a thousand draws of patients at once, its interval. Films of one patient are drawn together: they are not
@@ -21,7 +21,7 @@ SURE: Final = 1e-7
 Weights = npt.NDArray[np.float64]
 """[B, N]: how often each film counts in each of B draws."""
 Figures = dict[str, npt.NDArray[np.float64]]
-"""Name -> its value in each draw [B]; NaN where a draw has no films to tell it from."""
+"""Name -> its value in each draw [B]; NaN where a draw lacks the films to compute it from."""
 
 
 def figures(
@@ -52,7 +52,7 @@ def figures(
             # a side without films makes it 0 / 0; the limit is 0 (Chicco & Jurman 2020)
             "mcc": np.where(sides > 0, (tp * tn - fp * fn) / np.sqrt(np.where(sides > 0, sides, 1)), 0.0),
             "brier": weights @ np.square(chance - disease) / total,
-            "log_loss": weights @ _surprise(disease, chance) / total,
+            "log_loss": weights @ _log_loss(disease, chance) / total,
             "ece": _ece(disease, chance, weights) / total,
         }
 
@@ -88,26 +88,26 @@ def draws(patients: npt.NDArray[np.str_], *, count: int = DRAWS, seed: int = 0) 
 
 
 def intervals(values: Mapping[str, float], drawn: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, Interval]:
-    """Each value with the 2.5th and 97.5th percentile of its draws (Efron 1981); draws that say nothing are left out.
+    """Each value with the 2.5th and 97.5th percentile of its draws (Efron 1981); draws in which it is NaN are left out.
 
-    A figure that no draw tells has its value as both ends.
+    A figure that is NaN in every draw has its value as both ends.
     """
     found = {}
     for name, value in values.items():
-        told = drawn[name][np.isfinite(drawn[name])]
-        low, high = np.percentile(told, [2.5, 97.5]) if len(told) else (value, value)
+        finite = drawn[name][np.isfinite(drawn[name])]
+        low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
         found[name] = Interval(value=float(value), low=min(float(low), value), high=max(float(high), value))
     return found
 
 
-def _surprise(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _log_loss(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     of_truth = np.clip(np.where(disease, probability, 1 - probability), SURE, 1 - SURE)
-    surprise: npt.NDArray[np.float64] = -np.log(of_truth)
-    return surprise
+    loss: npt.NDArray[np.float64] = -np.log(of_truth)
+    return loss
 
 
 def _ranked(disease: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64], weights: Weights) -> Figures:
-    """What only the order of the films matters for."""
+    """The figures that depend only on the ranking of the films."""
     ill, well = _steps(disease, probability, weights)
     # from the most suspicious film down
     caught = np.cumsum(ill[:, ::-1], axis=1)

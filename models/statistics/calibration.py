@@ -1,14 +1,15 @@
-"""Probabilities that mean what they say, and thresholds with a promise. Both locked on the validation films.
+"""Calibrated probabilities, and operating points: thresholds with a stated sensitivity or specificity.
 
-What breaks first on films made otherwise is the threshold, so it is locked on changed copies of these films as well.
+Both are fitted on the validation films and then locked. On films of another scanner or exposure the threshold fails
+first, so operating points are fitted on perturbed copies of the validation films as well.
 
-Three maps, each keeping the order of the films, so that AUC stays:
+Three methods of calibration. Each is monotonic, so it does not change the AUC:
 
     temperature   logits / T (Guo et al. 2017, sec. 4.2)
     platt         and an offset of the log-odds of disease (Platt 1999): for a model trained on weighted classes
     isotonic      and a rising line through the shares of disease seen at each level (Zadrozny & Elkan 2002)
 
-None can mend a prevalence other than that of the validation films: `models/statistics/prior_shift.py` estimates one.
+None corrects for a prevalence other than that of the validation films; `models/statistics/prior_shift.py` does.
 """
 
 from collections.abc import Mapping
@@ -151,7 +152,7 @@ def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, metho
 def _platt(odds: npt.NDArray[Any], disease: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and offset of the log-odds of lowest log loss, by Newton's method; slopes stay within 1 / TEMPERATURES.
 
-    Targets are drawn in as in Platt 1999, sec. 2.2, so that films that separate perfectly have an answer, too.
+    Targets are smoothed as in Platt 1999, sec. 2.2, so that perfectly separated films have a finite answer, too.
     """
     ill, well = disease.sum(), (~disease).sum()
     target = np.where(disease, (ill + 1) / (ill + 2), 1 / (well + 2))
@@ -217,14 +218,14 @@ def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Labels) -> fl
 def operating_points(
     labels: Labels, probability: Scores, copies: tuple[Labels, Scores] | None = None
 ) -> dict[str, float]:
-    """Thresholds locked on films of both classes, and on changed copies of them where these are given.
+    """Thresholds fitted on films of both classes, and on perturbed copies of them if these are given.
 
     `rule_out`: the highest with sensitivity of at least 0.98 on the films and on the copies; `balanced`: the largest
     sensitivity + specificity (Youden 1950) in the mean of films and copies, the lowest of equals; `rule_in`: the lowest
     with specificity of at least 0.98 on both.
 
     With `copies` (labels [M] and probabilities [M] of `models.statistics.robustness.Copies`) a threshold is no longer
-    the best for films made just as these are, and keeps more of its worth where they are made otherwise. MobileNetV2
+    the best for films exactly like these, but loses less on films that differ from them. MobileNetV2
     1.0 at 128 px on Kermany validation films: balanced accuracy 0.972 instead of 0.977 on the films as they are, and
     0.938 instead of 0.902 on copies of two changes at once, of which the threshold knew none.
 
@@ -232,11 +233,11 @@ def operating_points(
     across it, and is a float32, so that comparing in float32 and in float64 decides the same.
     """
     sets = [(labels, probability), *([] if copies is None else [copies])]
-    if any((of != 0).all() or not (of != 0).any() for of, _ in sets):
+    if any((truth != 0).all() or not (truth != 0).any() for truth, _ in sets):
         raise InputError("operating points need films of both classes")
     thresholds = _thresholds(np.concatenate([scores.astype(np.float32) for _, scores in sets]))
-    sensitivity = np.array([1 - _below(scores[of != 0], thresholds) for of, scores in sets])
-    specificity = np.array([_below(scores[of == 0], thresholds) for of, scores in sets])
+    sensitivity = np.array([1 - _below(scores[truth != 0], thresholds) for truth, scores in sets])
+    specificity = np.array([_below(scores[truth == 0], thresholds) for truth, scores in sets])
     return {
         "rule_out": float(thresholds[sensitivity.min(axis=0) >= SENSITIVITY][-1]),
         "balanced": float(thresholds[np.argmax((sensitivity + specificity).mean(axis=0))]),

@@ -1,6 +1,6 @@
 """Two models on the same films: is one better, or is it chance?
 
-Both read the same films, so their errors go together and the difference is surer than two intervals side by side tell.
+Their errors on the same films are correlated, so a paired test is more precise than two intervals side by side.
 """
 
 import math
@@ -63,9 +63,10 @@ def delong_test(labels: Labels, first: Scores, second: Scores) -> PairedTest:
 def mcnemar(labels: Labels, first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Discordance:
     """Whether two sets of calls [N] (True: disease) differ in accuracy (McNemar 1947), by the exact binomial test."""
     disease = labels != 0
-    one = int(((first == disease) & (second != disease)).sum())
-    other = int(((first != disease) & (second == disease)).sum())
-    tail = sum(math.comb(one + other, k) for k in range(min(one, other) + 1))
+    only_first = int(((first == disease) & (second != disease)).sum())
+    only_second = int(((first != disease) & (second == disease)).sum())
+    films = only_first + only_second
+    tail = sum(math.comb(films, k) for k in range(min(only_first, only_second) + 1))
     # in whole numbers until the end: 2 ** 1100 is no float
-    p_value = 1.0 if one == other else min(1.0, float(2 * tail / 2 ** (one + other)))
-    return Discordance(only_first=one, only_second=other, p_value=p_value)
+    p_value = 1.0 if only_first == only_second else min(1.0, float(2 * tail / 2**films))
+    return Discordance(only_first=only_first, only_second=only_second, p_value=p_value)

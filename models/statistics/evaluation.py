@@ -1,4 +1,4 @@
-"""What a bundle says about one set of films: one entry of `evaluation.json`, or of the ledger of later evaluations."""
+"""The figures of a model on one set of films: one entry of `evaluation.json`, or of the ledger of later evaluations."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -76,8 +76,8 @@ def _over_patients(
     for prevalence in PREVALENCES:
         known = predictive_values(value, prevalence)
         # a test that never calls a film positive has no positive predictive value
-        told = {name: float(share) for name, share in known.items() if np.isfinite(share)}
-        found = intervals(told, predictive_values(drawn, prevalence))
+        defined = {name: float(share) for name, share in known.items() if np.isfinite(share)}
+        found = intervals(defined, predictive_values(drawn, prevalence))
         row = {name: asdict(found[name]) if name in found else None for name in ("ppv", "npv")}
         predictive.append({"prevalence": prevalence, **row})
     return {

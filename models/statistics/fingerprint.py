@@ -1,9 +1,9 @@
-"""What films a model knows, as numbers to compare an archive with: the reference of drift.
+"""How a model's validation films are distributed: the reference that an archive's films are compared with for drift.
 
-Of each quantity (the probability, the grey levels, the distance in feature space) a bundle keeps how it is spread over
+Of each quantity (the probability, the grey levels, the distance in feature space) a bundle keeps its distribution over
 the validation films: shares between deciles for the population stability index, and percentiles for the
-Kolmogorov-Smirnov distance. They are films the weights were not fitted to, so their probabilities are spread as those
-of new films from the same source would be.
+Kolmogorov-Smirnov distance. They are films the weights were not fitted to, so their probabilities are distributed
+as those of new films from the same source would be.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""The share of disease in an archive without labels, and probabilities that fit it. Off unless somebody asks for it.
+"""The prevalence of an archive without labels, and probabilities corrected for it. Off unless asked for.
 
 Both estimates stand on one assumption: LABEL SHIFT. Diseased films look there as they did in validation, and so do
-healthy ones; only how many there are of each is another. Another scanner, age group or exposure breaks it, and then
+healthy ones; only their proportion differs. Another scanner, age group or exposure breaks it, and then
 either figure is wrong without a sign of it.
 """
 

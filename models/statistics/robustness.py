@@ -1,13 +1,13 @@
-"""What a model loses where films are made otherwise: the same films, spoilt in ways another hospital might.
+"""How much a model loses on perturbed copies of its films: changes that films of another hospital might show.
 
 Validation films come from the archive the model was trained on, so their AUC says nothing about another one. These
-copies are no other hospital either; but a model that lives on the exposure, the sharpness, the shape or the coding of
+copies are no other hospital either; but a model that relies on the exposure, the sharpness, the shape or the coding of
 its own archive loses here first, so the mean over them chooses better between models than the AUC alone.
 
-What breaks first is the threshold, not the order of the films. MobileNetV2 0.35 at 128 px, on Kermany validation films
+What fails first is the threshold, not the order of the films. MobileNetV2 0.35 at 128 px, on Kermany validation films
 made taller: AUC 0.994 instead of 0.997, but specificity 0.41 instead of 0.97 at the threshold locked on the films as
 they are. So decisions at a threshold are judged, too, with healthy and diseased films counted alike; and thresholds are
-locked on films as they are and on changed copies of them (`models/statistics/calibration.py`).
+locked on films as they are and on perturbed copies of them (`models/statistics/calibration.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ CHANGES: Final[Mapping[str, Callable[[Film], Film]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """What a model says of N films, and of each changed copy of them."""
+    """A model's probabilities for N films, and for each perturbed copy of them."""
 
     labels: Labels
     """1 for disease, 0 for none [N]."""
@@ -113,7 +113,7 @@ class Robustness:
     balanced_accuracy: float
     changed: Mapping[str, Mapping[str, float]]
     """Change -> `auc`, and at the threshold `sensitivity`, `specificity` and `balanced_accuracy`, the mean of these
-    two: none hangs on the share of disease."""
+    two: none depends on prevalence."""
     mean_auc: float
     """Over the changes, as the next."""
     mean_balanced_accuracy: float
@@ -147,17 +147,17 @@ def score_copies(
 
 
 def robustness(copies: Copies, threshold: float) -> Robustness:
-    """Judge what a model says of films and their copies. Raises `InputError` unless both classes are there."""
-    found = {change: _figures(copies.labels, scores, threshold) for change, scores in copies.changed.items()}
+    """The figures of a model on films and on their copies. Raises `InputError` unless both classes are there."""
+    changed = {change: _figures(copies.labels, scores, threshold) for change, scores in copies.changed.items()}
     plain = _figures(copies.labels, copies.plain, threshold)
     return Robustness(
         films=len(copies.labels),
         auc=plain["auc"],
         balanced_accuracy=plain["balanced_accuracy"],
-        changed=found,
-        mean_auc=float(np.mean([at["auc"] for at in found.values()])),
-        mean_balanced_accuracy=float(np.mean([at["balanced_accuracy"] for at in found.values()])),
-        worst=min(found, key=lambda change: (found[change]["balanced_accuracy"], found[change]["auc"])),
+        changed=changed,
+        mean_auc=float(np.mean([at["auc"] for at in changed.values()])),
+        mean_balanced_accuracy=float(np.mean([at["balanced_accuracy"] for at in changed.values()])),
+        worst=min(changed, key=lambda change: (changed[change]["balanced_accuracy"], changed[change]["auc"])),
     )
 
 

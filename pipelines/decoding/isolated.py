@@ -37,12 +37,12 @@ class IsolatedDecoder:
         The header has format, size and tags only.
         """
         head, _, pixels = self._children.ask(data).partition(b"\n")
-        told = json.loads(head)
-        if "reason" in told:
-            raise UnreadableScanError(Reason(told["reason"]))
+        answer = json.loads(head)
+        if "reason" in answer:
+            raise UnreadableScanError(Reason(answer["reason"]))
         return Scan(
             pixels=np.frombuffer(pixels, dtype=np.uint8).reshape(self._side, self._side),
-            header=Header(**{**told, "tags": ScanTags(**told["tags"])}),
+            header=Header(**{**answer, "tags": ScanTags(**answer["tags"])}),
         )
 
     def close(self) -> None:
@@ -60,8 +60,8 @@ def _answer(data: bytes, arguments: Sequence[str]) -> bytes:
     except MemoryError:
         return json.dumps({"reason": Reason.OUT_OF_MEMORY.value}).encode()
     header = scan.header
-    told = {"format": header.format, "width": header.width, "height": header.height, "tags": asdict(header.tags)}
-    return json.dumps(told).encode() + b"\n" + scan.pixels.tobytes()
+    answer = {"format": header.format, "width": header.width, "height": header.height, "tags": asdict(header.tags)}
+    return json.dumps(answer).encode() + b"\n" + scan.pixels.tobytes()
 
 
 if __name__ == "__main__":

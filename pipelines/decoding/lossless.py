@@ -38,7 +38,7 @@ def decode_lossless(data: bytes) -> Stored:
 
 
 def _answer(data: bytes, _: Sequence[str]) -> bytes:
-    """The child: the stored values, or nothing where they cannot be had."""
+    """The child: the stored values, or nothing if they cannot be decoded."""
     try:
         pixels = decode_frame(parse(data, pixels=True), "gdcm")
     except (UnreadableScanError, MemoryError, *MALFORMED):

@@ -22,12 +22,12 @@ Values = npt.NDArray[np.float64]
 def shown(stored: Stored, dataset: pydicom.Dataset) -> npt.NDArray[np.uint8]:
     """Stored values as grey levels uint8 of the same shape.
 
-    Raises `UnreadableScanError`, and `FloatingPointError` where the numbers of the header lead beyond all bounds.
+    Raises `UnreadableScanError`, and `FloatingPointError` where the header's numbers overflow.
     """
     low, high = int(stored.min()), int(stored.max())
     if high - low > 0xFFFF:
         raise UnreadableScanError(Reason.UNSUPPORTED)
-    # Raised, since NumPy would else warn, and go on with a film that is all white.
+    # Raised, since NumPy would otherwise warn and go on with a film that is all white.
     with np.errstate(over="raise", divide="raise", invalid="raise"):
         levels = _presentation(np.arange(low, high + 1, dtype=np.float64), dataset)
     if not np.isfinite(levels).all():

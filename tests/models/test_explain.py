@@ -117,7 +117,7 @@ def test_small_networks_are_covered_patch_by_patch_large_ones_are_read(spec: Mod
     assert method_for(untrained(spec)) == method
 
 
-def test_wrong_input_is_told() -> None:
+def test_wrong_input_is_refused() -> None:
     classifier = counts_bright()
     film_of_floats = np.zeros((SIDE, SIDE), np.float32)
     with pytest.raises(InputError, match="decode first"):

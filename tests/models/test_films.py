@@ -16,7 +16,7 @@ def sited(films: Films, site: str) -> Films:
 
 
 @pytest.mark.parametrize("chosen", [np.array([5, 0, 2]), np.arange(8) % 2 == 1])
-def test_whatever_is_told_of_a_film_goes_with_it(chosen: np.ndarray) -> None:
+def test_everything_known_of_a_film_stays_with_it(chosen: np.ndarray) -> None:
     films = sited(blob_films(8), "north")
     some = films.take(chosen)
     expected = np.arange(8)[chosen]

@@ -79,7 +79,7 @@ def test_the_limit_grows_with_films_the_network_did_not_learn_from() -> None:
     assert float(fit_familiarity(learned, held_out=spread[:0]).limit) == float(alone.limit)  # type: ignore[union-attr]
 
 
-def test_features_that_do_not_vary_tell_nothing() -> None:
+def test_features_that_do_not_vary_have_no_familiarity() -> None:
     assert fit_familiarity(torch.full((50, 8), 3.0)) is None
     assert fit_familiarity(torch.zeros(50, 8)) is None
 
@@ -101,7 +101,7 @@ def test_it_is_fitted_the_same_way_each_time_and_survives_its_state() -> None:
         Familiarity.from_state({**one.state_dict(), "more": torch.zeros(3)})
 
 
-def test_films_of_another_kind_are_told_by_a_network() -> None:
+def test_films_of_another_kind_lie_farther_in_the_features_of_a_network() -> None:
     spec = small_spec()
     torch.manual_seed(1)
     classifier = ScanClassifier(Preprocess(spec.preprocessing), build(spec)).eval()

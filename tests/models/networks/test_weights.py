@@ -157,7 +157,7 @@ def fold(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("scale", ["symmetric", "imagenet"])
 @torch.inference_mode()
-def test_folded_batch_norm_computes_the_same_and_is_told(scale: str) -> None:
+def test_folded_batch_norm_computes_the_same_and_is_recognised(scale: str) -> None:
     spec = spec_of("mobilenetv2_035")
     whole, folded = build(spec).eval(), build(spec).eval()
     original = mobilenet(0.35)
@@ -307,12 +307,12 @@ def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.parametrize("name", ["cnn", "mobilenetv2_035"])
-def test_models_without_published_weights_are_told(name: str) -> None:
+def test_models_without_published_weights_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"no published weights of '{name}'"):
         hub_weights(name)
 
 
-def test_hash_tells_names_shapes_and_values_apart() -> None:
+def test_hash_differs_by_names_shapes_and_values() -> None:
     base = {"a": torch.zeros(4), "b": torch.ones(2)}
     others = [
         {"a": torch.zeros(4), "c": torch.ones(2)},

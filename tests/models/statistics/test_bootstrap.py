@@ -113,7 +113,7 @@ def test_the_interval_over_patients_holds_the_truth_where_films_of_a_patient_go_
     assert over_films / 200 <= 0.85, "or the simulation would not tell the two apart"
 
 
-def test_a_draw_without_diseased_films_says_nothing_and_is_left_out() -> None:
+def test_a_draw_without_diseased_films_is_left_out() -> None:
     labels, probability = np.array([1, 0, 0, 0]), np.array([0.9, 0.1, 0.2, 0.3])
     drawn = figures(labels, probability, 0.5, draws(np.array(["a", "b", "c", "d"]), count=100))
     assert np.isnan(drawn["auc"]).any()

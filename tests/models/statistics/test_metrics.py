@@ -70,7 +70,7 @@ def test_perfect_separation_still_has_an_interval() -> None:
     assert auc_interval(labels, 1.0 - labels).high == pytest.approx(wilson(0, 20).high)
 
 
-def test_equal_scores_are_worth_nothing() -> None:
+def test_equal_scores_have_an_auc_of_one_half() -> None:
     interval = auc_interval(np.array([0, 1, 1, 0]), np.full(4, 0.7))
     assert interval.value == 0.5
     assert interval.low < 0.5 < interval.high

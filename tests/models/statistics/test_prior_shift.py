@@ -31,7 +31,7 @@ def test_the_prior_of_an_archive_is_found(prior: float) -> None:
     assert bbse(spoilt, 0.5**3, **known).estimated == pytest.approx(prior, abs=0.02)
 
 
-def test_corrected_probabilities_mean_what_they_say_there() -> None:
+def test_corrected_probabilities_are_calibrated_there() -> None:
     rng = np.random.default_rng(1)
     labels, probability = archive(rng, 40_000, 0.2, 0.74)
     corrected = saerens(probability, 0.74).corrected(probability)
@@ -57,13 +57,13 @@ def test_the_estimate_has_the_highest_likelihood() -> None:
     assert found == pytest.approx(grid[np.argmax(likelihood)], abs=0.002)
 
 
-def test_no_film_with_disease_leaves_a_prior_that_can_be_worked_with() -> None:
+def test_without_diseased_films_the_prior_stays_above_zero() -> None:
     shift = saerens(np.full(100, 1e-6), 0.5)
     assert shift.estimated == pytest.approx(0.005)
     assert np.isfinite(shift.corrected(np.array([0.0, 0.5, 1.0]))).all()
 
 
-def test_a_model_that_tells_nothing_is_refused() -> None:
+def test_a_model_no_better_than_chance_is_refused() -> None:
     with pytest.raises(InputError, match="as many healthy films positive as diseased ones"):
         bbse(np.array([0.5]), 0.5, sensitivity=0.4, specificity=0.6, training=0.5)
     with pytest.raises(InputError, match="with and without disease"):

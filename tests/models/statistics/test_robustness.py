@@ -76,7 +76,7 @@ def by_what_is_shown(some: np.ndarray) -> np.ndarray:
     return (0.5 + (middle - all_of_it) / 255).clip(0, 1).astype(np.float32)
 
 
-def test_a_model_that_lives_on_grain_is_told_from_one_that_lives_on_what_is_shown() -> None:
+def test_a_model_that_relies_on_grain_is_less_robust_than_one_that_relies_on_anatomy() -> None:
     pixels, labels = coded_films()
     shortcut = robustness(score_copies(by_grain, pixels, labels), 0.1)
     honest = robustness(score_copies(by_what_is_shown, pixels, labels), 0.5)

@@ -259,7 +259,7 @@ def exif() -> Image.Exif:
     [encode(FILM, "jpeg", exif=exif()), encode(FILM, "jpeg", comment=SECRETS[0]), encode(FILM, exif=exif())],
     ids=["jpeg exif", "jpeg comment", "png exif"],
 )
-def test_no_patient_value_of_a_picture_is_told(
+def test_no_patient_value_of_a_picture_leaks(
     data: bytes, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert any(secret.encode() in data for secret in SECRETS)

@@ -250,7 +250,7 @@ def test_study_dates(text: str, day: date | None) -> None:
 
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_patient_value_is_told_whatever_is_spoilt(
+def test_no_patient_value_leaks_whatever_byte_is_corrupt(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], place: float, value: int, cut: bool
 ) -> None:
     data = bytearray(FEW)
