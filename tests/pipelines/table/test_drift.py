@@ -111,7 +111,7 @@ class TestLevels:
         new["probability"] = np.sqrt(new["probability"])
         finding = findings_of(known, new)[None, "probability"]
         assert finding.level in ("warn", "alarm")
-        assert "pneumonia" in finding.note
+        assert "prevalence" in finding.note
 
     @pytest.mark.parametrize(("m", "n"), [(800, MIN_FILMS - 1), (MIN_FILMS - 1, 800)])
     def test_few_films_tell_nothing_however_far_they_lie(self, m: int, n: int) -> None:
