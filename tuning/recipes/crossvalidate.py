@@ -1,17 +1,17 @@
-"""`rayscan crossvalidate`: how a recipe does on patients it has not seen and on films made otherwise, K times over.
+"""`rayscan crossvalidate`: how a recipe does on patients held out and on perturbed copies of their films, in K folds.
 
-The films of train and val are dealt to K folds, each patient to one. For each fold the recipe is followed anew without
-it: of the other patients some choose the epoch (and, of a grid, the combination), calibrate and lock the operating
-points, just as `train` has it; then the fold is scored, as it is and changed. So each film is scored once, by a model
-that nothing of its patient went into, and no figure is of films that something was chosen by, not even the combination
-of a grid (Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection").
+The films of train and val are dealt to K folds, each patient to one. For each fold the recipe is followed without it:
+some of the other patients choose the epoch (and the combination of a grid), calibrate and lock the operating points,
+as in `train`; then the fold is scored, as it is and perturbed. So each film is scored once, by a model that nothing of
+its patient went into, and no figure comes from films by which anything was chosen, not even the combination of a grid
+(Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection").
 
-Two spreads are told, as neither holds the other: over folds, of the recipe's luck with films and starts; and over
-patients (`models/statistics/bootstrap.py`), of these K models' luck with the films they are judged on. Folds share
-their training films, so their deviation is lower than that of K recipes on K archives (Bengio & Grandvalet 2004).
+Two spreads are reported, as neither includes the other: over folds, from the choice of training films and initial
+weights; and over patients (`models/statistics/bootstrap.py`), from the films on which these K models are judged. Folds
+share training films, so their deviation is lower than that of K recipes on K archives (Bengio & Grandvalet 2004).
 
-The test split is never read. All films are of one archive: the changed copies are the only hint of another one. Where
-little is trained they cost most of the time: for MobileNetV2 0.35 at 224 px 14 to 20 s a fold, on one core.
+The test split is never read. All films are of one archive: the perturbed copies are the only hint of another one. If
+little is trained they take most of the time: for MobileNetV2 0.35 at 224 px 14 to 20 s a fold, on one core.
 """
 
 import logging
@@ -44,16 +44,15 @@ from tuning.recipes.train import Trained, fit_recipe, relabelled
 log = logging.getLogger("rayscan")
 
 VALIDATION: Final = 0.15
-"""Share of the films beside a fold that choose, calibrate and lock; `catalog` gives `val` the same."""
+"""Share of the films outside a fold that choose, calibrate and lock; `catalog` gives `val` the same share."""
 FIGURES: Final = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation:
-    """What came of all folds; the figures are `FIGURES`.
+    """The result of all folds; the figures are `FIGURES`.
 
-    Accuracy hangs on the share of disease among the films; balanced accuracy is what it would be with as many films
-    without disease as with it.
+    Accuracy depends on prevalence; balanced accuracy is what it would be at a prevalence of one half.
     """
 
     model: str
@@ -63,15 +62,15 @@ class CrossValidation:
     positives: int
     patients: int
     operating_point: str
-    """The default, which the changed films are judged at."""
+    """The default one, at which the perturbed films are judged."""
     folds: Sequence[Mapping[str, Any]]
-    """Of each fold: fold, films, positives, operating_points {name: {figure: value}}, robustness, thresholds, val_auc,
+    """For each fold: fold, films, positives, operating_points {name: {figure: value}}, robustness, thresholds, val_auc,
     best_epoch, chosen, seconds."""
     over_folds: Mapping[str, Mapping[str, Mapping[str, float]]]
     """Operating point -> figure -> mean, sd (with K - 1), worst, worst_fold."""
     pooled: Mapping[str, Mapping[str, Mapping[str, float]]]
-    """Operating point -> figure -> value, low, high: all films at once, each called at its own fold's threshold;
-    intervals by drawing patients. Its AUC ranks films of different folds by their calibrated probabilities."""
+    """Operating point -> figure -> value, low, high: all films at once, each decided at its own fold's threshold;
+    intervals by bootstrap over patients. Its AUC ranks films of different folds by their calibrated probabilities."""
     under_shift: Mapping[str, Any]
     """`changes`: change -> auc, balanced_accuracy -> mean, sd, worst, worst_fold over folds; `auc` and
     `balanced_accuracy` over changes and folds: mean, worst, worst_change, worst_fold."""
@@ -84,14 +83,14 @@ class CrossValidation:
         return asdict(self)
 
     def in_short(self) -> dict[str, Any]:
-        """What a person wants to know first."""
+        """A summary for people."""
         over, pooled = self.over_folds[self.operating_point], self.pooled[self.operating_point]
         shift = self.under_shift["auc"]
         return {
             "model": self.model,
             "films": f"{self.films} of {self.patients} patients in {len(self.folds)} folds",
             **{name: _in_words(pooled[name], over[name]) for name in FIGURES},
-            "auc_under_shift": f"{shift['mean']:.3f} in the mean over changed films, worst {shift['worst']:.3f}"
+            "auc_under_shift": f"{shift['mean']:.3f} on average over perturbed films, worst {shift['worst']:.3f}"
             f" ({shift['worst_change']}, fold {shift['worst_fold']})",
             "operating_point": self.operating_point,
             "seconds": self.seconds,
@@ -103,8 +102,8 @@ class CrossValidation:
 def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: str | None = None) -> CrossValidation:
     """Follow a recipe once for each fold and judge it on that fold; `report` names a page to write.
 
-    The recipe's seed deals the folds, too. Where a run was interrupted, its finished folds are taken up again.
-    Raises `InputError` as `tuning.recipes.train.train` does, and where there are too few patients for so many folds.
+    The recipe's seed deals the folds, too. The finished folds of an interrupted run are not computed again.
+    Raises `InputError` as `tuning.recipes.train.train` does, and for too few patients for so many folds.
     """
     started = time.perf_counter()
     entry(recipe.model)  # refuses names the zoo does not know
@@ -124,25 +123,25 @@ def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: s
             kept.keep(fold)
         held.append(fold)
         log.info(
-            "fold %d of %d: AUC %.4f, %.4f in the mean over changed films, %.1f s of training",
+            "fold %d of %d: AUC %.4f, %.4f on average over perturbed films, %.1f s of training",
             *(number, folds, auc(films.labels[fold.films], fold.probability), fold.robustness.mean_auc, fold.seconds),
         )
-    found = summarise(held, films, recipe, dataset, seconds=time.perf_counter() - started)
+    result = summarise(held, films, recipe, dataset, seconds=time.perf_counter() - started)
     if report:
         order = np.concatenate([fold.films for fold in held])
         probability = np.concatenate([fold.probability for fold in held])
         page = crossvalidation_page(
-            found.to_json(), labels=films.labels[order], probability=probability, fold=fold_of[order]
+            result.to_json(), labels=films.labels[order], probability=probability, fold=fold_of[order]
         )
-        found = replace(found, report=put_page(page, report))
-    kept.forget()  # not before the page is there: its path may be wrong
-    return found
+        result = replace(result, report=put_page(page, report))
+    kept.forget()  # not before the page is written: its path may be wrong
+    return result
 
 
 def deal(films: Films, folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """The fold of each film [N], from 1: all films of a patient in one, the shares of each label and subtype even.
+    """The fold of each film [N], from 1: all films of a patient in one, stratified by label and subtype.
 
-    Raises `InputError` where some fold would lack films with or without disease.
+    Raises `InputError` if a fold would lack films with or without disease.
     """
     check_folds(folds)
     fractions = {str(number): 1 / folds for number in range(1, folds + 1)}
@@ -170,7 +169,7 @@ def _strata(films: Films) -> list[str]:
 
 
 def set_apart(films: Films, seed: int) -> tuple[Films, Films]:
-    """The films to train on, and those of other patients, `VALIDATION` of all, that choose, calibrate and lock."""
+    """The films to train on, and those of other patients, a share of `VALIDATION`, to choose, calibrate and lock."""
     fractions = {"train": 1 - VALIDATION, "val": VALIDATION}
     sides = np.array(split_patients(films.patients.tolist(), _strata(films), fractions=fractions, seed=seed))
     return films.take(sides == "train"), films.take(sides == "val")
@@ -182,11 +181,11 @@ class Followed:
 
     trained: Trained
     val: Films
-    """Of other patients than it learned from and than the fold's: they chose the epoch, and are there to calibrate."""
+    """Of patients neither in the training nor in the fold: they chose the epoch, and serve to calibrate."""
     own: Films
-    """Those of the fold."""
+    """The films of the fold."""
     seconds: float
-    """Of the training."""
+    """Duration of the training."""
 
 
 def follow(
@@ -213,7 +212,7 @@ def hold_out(
     info: DatasetInfo,
     dataset: str,
 ) -> Fold:
-    """Follow the recipe without the films of one fold, then score those, as they are and changed."""
+    """Follow the recipe without the films of one fold, then score them, as they are and perturbed."""
     followed = follow(number, fold_of, films, recipe, info, dataset)
     best, device = followed.trained.best, choose_device(recipe.training.device)
     calibration, _ = lock(best, followed.val, recipe.calibrate, device)
@@ -232,7 +231,7 @@ def hold_out(
 
 
 def summarise(held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, *, seconds: float) -> CrossValidation:
-    """The figures of all folds, which together hold each of the films once."""
+    """The figures of all folds, which together hold each film once."""
     disease = (films.labels != 0).astype(np.int64)
     points = list(held[0].calibration.operating_points)
     by_fold = [
@@ -255,7 +254,7 @@ def summarise(held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, 
                 "fold": fold.number,
                 "films": len(fold.films),
                 "positives": int(disease[fold.films].sum()),
-                "operating_points": of,
+                "operating_points": at_points,
                 "robustness": fold.robustness.to_json(),
                 "thresholds": dict(fold.calibration.operating_points),
                 "val_auc": fold.val_auc,
@@ -263,9 +262,12 @@ def summarise(held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, 
                 "chosen": dict(fold.chosen),
                 "seconds": fold.seconds,
             }
-            for fold, of in zip(held, by_fold, strict=True)
+            for fold, at_points in zip(held, by_fold, strict=True)
         ],
-        over_folds={point: {name: spread([of[point][name] for of in by_fold]) for name in FIGURES} for point in points},
+        over_folds={
+            point: {name: spread([at_points[point][name] for at_points in by_fold]) for name in FIGURES}
+            for point in points
+        },
         pooled={point: _pooled(held, point, disease, films.patients) for point in points},
         under_shift=_under_shift([fold.robustness for fold in held]),
         seconds=round(seconds, 1),
@@ -273,12 +275,12 @@ def summarise(held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, 
 
 
 def _at(disease: npt.NDArray[np.int64], probability: npt.NDArray[np.float32], threshold: float) -> dict[str, float]:
-    found = figures(disease, probability, threshold)
-    return {name: float(found[name][0]) for name in FIGURES}
+    values = figures(disease, probability, threshold)
+    return {name: float(values[name][0]) for name in FIGURES}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """mean, sd (with K - 1), worst and worst_fold, from 1, of a figure of K folds."""
+    """mean, sd (with K - 1), worst and worst_fold (from 1) of a figure over K folds."""
     return {
         "mean": float(np.mean(values)),
         "sd": float(np.std(values, ddof=1)),
@@ -296,14 +298,14 @@ def _pooled(
         probability[fold.films] = fold.probability
         threshold[fold.films] = fold.calibration.operating_points[point]
     value = {name: float(values[0]) for name, values in figures(disease, probability, threshold).items()}
-    found = intervals(value, figures(disease, probability, threshold, draws(patients)))
-    return {name: asdict(found[name]) for name in (*FIGURES, "brier", "ece")}
+    bounded = intervals(value, figures(disease, probability, threshold, draws(patients)))
+    return {name: asdict(bounded[name]) for name in (*FIGURES, "brier", "ece")}
 
 
-def _under_shift(of_folds: Sequence[Robustness]) -> dict[str, Any]:
+def _under_shift(by_fold: Sequence[Robustness]) -> dict[str, Any]:
     names = ("auc", "balanced_accuracy")
     changes = {
-        change: {name: spread([of.changed[change][name] for of in of_folds]) for name in names} for change in CHANGES
+        change: {name: spread([fold.changed[change][name] for fold in by_fold]) for name in names} for change in CHANGES
     }
     overall = {}
     for name in names:
@@ -314,4 +316,4 @@ def _under_shift(of_folds: Sequence[Robustness]) -> dict[str, Any]:
             "worst_change": worst,
             "worst_fold": changes[worst][name]["worst_fold"],
         }
-    return {"films": sum(of.films for of in of_folds), "changes": changes, **overall}
+    return {"films": sum(fold.films for fold in by_fold), "changes": changes, **overall}

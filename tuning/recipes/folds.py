@@ -1,9 +1,9 @@
-"""A fold held out of a cross-validation, and the finished folds of one that has not ended.
+"""A held-out fold of a cross-validation, and the finished folds of one that was interrupted.
 
 CACHE/folds/<run>-<number>.json    one fold; removed when all folds of the run are done
 
-The run stands for all that determines a fold: films, recipe, weights, number of folds, torch, device, and rayscan's own
-code. So the same command goes on where it was interrupted, and anything else begins anew.
+<run> stands for everything that determines a fold: films, recipe, weights, number of folds, torch, device, and the code
+of rayscan. So the same command goes on where it was interrupted, and any other one starts from the beginning.
 """
 
 import json
@@ -30,12 +30,12 @@ from tuning.toml_files import HUB
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """A fold that was held out, and what the model made without it says of its n films."""
+    """A held-out fold, and the output of the model made without it for its n films."""
 
     number: int
     """From 1."""
     films: npt.NDArray[np.intp]
-    """Where its films stand among all, [n]."""
+    """Indices of its films among all films, [n]."""
     probability: npt.NDArray[np.float32]
     """Calibrated, of disease [n]."""
     calibration: Calibration
@@ -43,12 +43,12 @@ class Fold:
     robustness: Robustness
     """At the default operating point."""
     val_auc: float
-    """On the validation part that chose the epoch: what `train` would report."""
+    """On the validation part that chose the epoch, as `train` would report it."""
     best_epoch: int
     chosen: Mapping[str, Scalar]
-    """The combination its own validation part picked of a grid."""
+    """The combination of a grid that its own validation part chose; empty without a grid."""
     seconds: float
-    """Of the training, all combinations of a grid together."""
+    """Duration of the training, all combinations of a grid together."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -71,12 +71,12 @@ class KeptFolds:
     """The finished folds of one run, in the cache of this machine."""
 
     def __init__(self, fingerprint: str, recipe: Recipe, folds: int) -> None:
-        """`fingerprint` is the data set's, `folds` their number."""
+        """`fingerprint` is that of the data set, `folds` the number of folds."""
         self._store = open_store(str(cache_folder("folds")))
         self._names = {number: f"{_run(fingerprint, recipe, folds)}-{number}.json" for number in range(1, folds + 1)}
 
     def read(self, number: int) -> Fold | None:
-        """The fold, if it is there. Raises `InputError` for a file that is none."""
+        """The fold; None if it is not there. Raises `InputError` if the file does not hold a fold."""
         name = self._names[number]
         if not self._store.exists(name):
             return None
@@ -86,7 +86,7 @@ class KeptFolds:
             raise InputError(f"{self._store.uri(name)} is not a fold; remove it, and it is computed again") from error
 
     def keep(self, fold: Fold) -> None:
-        """Put it, whole or not at all."""
+        """Write a fold, whole or not at all."""
         self._store.put(self._names[fold.number], json.dumps(fold.to_json()).encode())
 
     def forget(self) -> None:
@@ -95,7 +95,7 @@ class KeptFolds:
 
 
 def _run(fingerprint: str, recipe: Recipe, folds: int) -> str:
-    """32 hex digits that stand for all that determines the folds."""
+    """32 hex digits that stand for everything that determines the folds."""
     named = recipe.weights is None or recipe.weights == HUB
     digest = blake2b(b"" if named else read_object(str(recipe.weights)), digest_size=16)
     place = str(choose_device(recipe.training.device))

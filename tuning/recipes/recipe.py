@@ -5,23 +5,23 @@
     size = 224                   side of the network's input; the data set's where it is smaller
     normalise = "film"           as in models/spec.py
     calibrate = "temperature"    as in models/statistics/calibration.py
-    learn = "all"                of a network that starts from weights: "all", "head" (a frozen backbone, whose features
-                                 are computed once), or so many of its deepest groups of layers
-    head_first = false           before all learns, a classifier is fitted to frozen features and put in
-    select = "auc"               what is kept of a grid: the best validation AUC; or "robust": of the five best, that
-                                 which does best on films made otherwise (tuning/recipes/selection.py)
+    learn = "all"                which layers learn if the network starts from weights: "all", "head" (a frozen
+                                 backbone, whose features are computed once), or a number of its last groups of layers
+    head_first = false           whether a classifier is fitted to frozen features before all layers learn
+    select = "auc"               which model of a grid is kept: the best validation AUC; or "robust": of the five best,
+                                 the best on perturbed copies of the films (tuning/recipes/selection.py)
     weights = "w.safetensors"    what the network starts from: a URI, a file (a relative path is one of this file's
-                                 folder), `imagenet` for those timm publishes, or "needed" where a start from random
-                                 weights would make another recipe of it
-    classes = ["NORMAL", "BACTERIA", "VIRUS"]   where kinds of pneumonia are told apart; else NORMAL and PNEUMONIA
+                                 folder), `imagenet` for those timm publishes, or "needed" if the recipe makes no
+                                 sense from random weights, so that the caller must name them
+    classes = ["NORMAL", "BACTERIA", "VIRUS"]   to distinguish kinds of pneumonia; by default NORMAL and PNEUMONIA
     [parameters]                 of the architecture
     [training]                   of tuning/training/settings.py
     [head]                       l2 and steps of tuning/training/head_settings.py, for learn = "head" and for head_first
-    [grid]                       parameters with a list of values each, those of [head] too: every combination is
-                                 trained, one is kept
+    [grid]                       parameters, also those of [head], with a list of values each: every combination
+                                 is trained, one is kept
 
-Those that come with rayscan stand in tuning/recipes/: what earlier projects on these films did, and today's best. A
-search leaves those of its best trials at STUDY/recipes/.
+Those that come with rayscan are in tuning/recipes/: what earlier projects on these films did, and today's best. A
+search writes the recipes of its best trials to STUDY/recipes/.
 """
 
 import itertools
@@ -39,7 +39,7 @@ from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
 
 HEAD: Final = ("l2", "steps")
-"""What a recipe says of a head. A hidden layer is out: the network's own classifier has no room for it."""
+"""The settings of a head that a recipe may have. No hidden layer: it does not fit into the network's classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,26 +50,26 @@ class Recipe:
     """`majority`, `mlp`, `cnn`, or the name of a timm backbone."""
     about: str = ""
     size: int | None = None
-    """Side of the network's input in pixels; None takes the data set's."""
+    """Side of the network's input in pixels; None: that of the data set."""
     normalise: Normalise = "film"
     calibrate: CalibrationMethod = "temperature"
     learn: Literal["all", "head"] | int = "all"
-    """What learns of a network that starts from weights: all, the classifier alone, or so many of the last groups."""
+    """What learns if the network starts from weights: all, the classifier alone, or this number of its last groups."""
     head_first: bool = False
-    """Before all learns, the classifier is fitted to frozen features, as `learn = "head"` does: one that starts at
-    random first pulls the pretrained layers out of shape, and loses most on films unlike the training films (Kumar et
-    al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution")."""
+    """Before all layers learn, the classifier is fitted to frozen features, as `learn = "head"` does: a random one
+    first distorts the pretrained layers, which costs most on films unlike the training films (Kumar et al. 2022,
+    "Fine-tuning can distort pretrained features and underperform out-of-distribution")."""
     weights: str | None = None
     """URI or path of pretrained weights, `imagenet` for those timm publishes, or `needed`: the caller must say."""
     classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
-    """What is told apart; kinds of disease are named as the catalogue's subtypes: NORMAL, BACTERIA, VIRUS."""
+    """The classes; kinds of disease are named after the catalogue's subtypes: NORMAL, BACTERIA, VIRUS."""
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     training: TrainSettings = field(default_factory=TrainSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
-    """Of the classifier on frozen features; its seed is that of the training."""
+    """Settings of the classifier on frozen features; its seed is that of the training."""
     grid: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
     select: Select = "auc"
-    """Which combination of the grid is kept: the best validation AUC, or of the best five that on changed films."""
+    """Which combination of the grid is kept: the best validation AUC, or of the five best the most robust."""
 
     def __post_init__(self) -> None:
         if self.calibrate not in CALIBRATION_METHODS:
@@ -89,18 +89,18 @@ class Recipe:
 
     @property
     def fits_head(self) -> bool:
-        """Whether a classifier is fitted to frozen features, before all learns or alone."""
+        """Whether a classifier is fitted to frozen features, alone or before all layers learn."""
         return self.learn == "head" or self.head_first
 
     def combinations(self) -> list[dict[str, Scalar]]:
-        """Every combination of the grid; an empty one where there is none."""
+        """Every combination of the grid; a single empty one without a grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
     def at(self, combination: Mapping[str, Scalar]) -> "Recipe":
         """The recipe of one combination of the grid."""
-        of_head = {name: value for name, value in combination.items() if self.fits_head and name in HEAD}
-        parameters = {name: value for name, value in combination.items() if name not in of_head}
-        head: HeadSettings = replace(self.head, **of_head)  # type: ignore[arg-type] # it checks them
+        head_values = {name: value for name, value in combination.items() if self.fits_head and name in HEAD}
+        parameters = {name: value for name, value in combination.items() if name not in head_values}
+        head: HeadSettings = replace(self.head, **head_values)  # type: ignore[arg-type] # it checks them
         return replace(self, head=head, parameters={**self.parameters, **parameters}, grid={}, select="auc")
 
 
@@ -110,7 +110,7 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe of this name, or in the TOML file at this path. Raises `InputError` for what is none."""
+    """The recipe of this name, or of the TOML file at this path. Raises `InputError` if there is none."""
     table = read_toml("recipe", name)
     if isinstance(table.get("weights"), str):
         table["weights"] = absolute(table["weights"], folder_of(name))
@@ -121,7 +121,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 def require_weights(recipe: Recipe) -> None:
-    """Raise `InputError` where a recipe starts from weights that nobody named."""
+    """Raise `InputError` if a recipe starts from weights that were not named."""
     if recipe.weights == NEEDED:
         raise InputError(
             "this recipe starts from pretrained weights: name their file or URI with --weights, or `imagenet` for those"
@@ -130,7 +130,7 @@ def require_weights(recipe: Recipe) -> None:
 
 
 def spec_of(recipe: Recipe, info: DatasetInfo, dataset: str) -> ModelSpec:
-    """The model of a recipe on the films of a data set. Raises `InputError` for a size above theirs."""
+    """The model of a recipe for the films of a data set. Raises `InputError` if its input is larger than the films."""
     size = recipe.size if recipe.size is not None else info.size
     if size > info.size:
         raise InputError(
@@ -146,15 +146,15 @@ def spec_of(recipe: Recipe, info: DatasetInfo, dataset: str) -> ModelSpec:
 def to_toml(recipe: Recipe) -> str:
     """A recipe as a file that `read_recipe` reads.
 
-    What is at its default is written, too, so that the file says the same when defaults change. Of the head l2 and
-    steps are: a hidden layer no recipe has, and its seed is that of the training.
+    Defaults are written, too, so that the file keeps its meaning when defaults change. Of the head only l2 and steps
+    are written: a recipe has no hidden layer, and the seed is that of the training.
     """
-    value = {name: of for name, of in asdict(recipe).items() if of is not None}
-    training = {name: of for name, of in value.pop("training").items() if of is not None}
-    head = {name: value["head"][name] for name in HEAD} if recipe.fits_head else {}
-    tables = {"parameters": value.pop("parameters"), "training": training, "head": head, "grid": value.pop("grid")}
-    del value["head"]
-    lines = toml_lines(value)
+    values = {name: value for name, value in asdict(recipe).items() if value is not None}
+    training = {name: value for name, value in values.pop("training").items() if value is not None}
+    head = {name: values["head"][name] for name in HEAD} if recipe.fits_head else {}
+    tables = {"parameters": values.pop("parameters"), "training": training, "head": head, "grid": values.pop("grid")}
+    del values["head"]
+    lines = toml_lines(values)
     for name, table in tables.items():
         if table:
             lines += ["", f"[{name}]", *toml_lines(table)]

@@ -1,8 +1,8 @@
-"""Which trial of a study becomes its model: the best validation AUC, or the best of the few best on spoilt films.
+"""Which trial of a study becomes its model: the best by validation AUC, or of the few best the most robust.
 
-The AUC of the best of many trials is too high by luck alone, and several trials lie within that luck of each other.
-Among them the one that loses least where films are made otherwise is the better bet for another hospital. The loss is
-that of decisions at the threshold a bundle of the trial would have: see `models/statistics/robustness.py`.
+The AUC of the best of many trials is too high by luck alone, and several trials differ by less than that luck. Among
+them, the one that loses least on perturbed copies of the films is the better choice for another hospital. Balanced
+accuracy is measured at the threshold that a bundle of the trial would have: see `models/statistics/robustness.py`.
 """
 
 import logging
@@ -19,7 +19,7 @@ from models.statistics.robustness import robustness, score_copies
 log = logging.getLogger("rayscan")
 
 TOP: Final = 5
-"""Trials of the highest validation AUC that are scored on changed films."""
+"""Number of trials with the highest validation AUC that are scored on perturbed films."""
 FILMS: Final = 300
 
 Score = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -27,21 +27,21 @@ Score = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 
 def most_robust(scorers: Sequence[Score], val: Films) -> tuple[int, list[dict[str, Any]]]:
-    """The place of the model with the best mean balanced accuracy over changed films, and what each came to.
+    """The index of the model with the best mean balanced accuracy on perturbed films, and the figures of each.
 
-    `scorers` are the best models by validation AUC, the best first; of equals it is taken.
+    `scorers` are the best models by validation AUC, the best first; of equals the first is chosen.
     """
-    some = choose_films(val.labels, FILMS)
-    told: list[dict[str, Any]] = []
+    chosen = choose_films(val.labels, FILMS)
+    results: list[dict[str, Any]] = []
     for number, score in enumerate(scorers, 1):
-        copies = score_copies(score, val.pixels[some], val.labels[some])
+        copies = score_copies(score, val.pixels[chosen], val.labels[chosen])
         threshold = operating_points(val.labels, score(val.pixels), copies.pooled)[DEFAULT_POINT]
-        found = robustness(copies, threshold)
+        measured = robustness(copies, threshold)
         log.info(
-            "%d of the best: balanced accuracy %.4f on %d films, %.4f in the mean over changed ones, worst %s",
-            *(number, found.balanced_accuracy, found.films, found.mean_balanced_accuracy, found.worst),
+            "%d of the best: balanced accuracy %.4f on %d films, %.4f on average over perturbed ones, worst %s",
+            *(number, measured.balanced_accuracy, measured.films, measured.mean_balanced_accuracy, measured.worst),
         )
-        kept = ("auc", "mean_auc", "balanced_accuracy", "mean_balanced_accuracy", "worst")
-        told.append({name: getattr(found, name) for name in kept})
-    means = [float(of["mean_balanced_accuracy"]) for of in told]
-    return means.index(max(means)), told
+        names = ("auc", "mean_auc", "balanced_accuracy", "mean_balanced_accuracy", "worst")
+        results.append({name: getattr(measured, name) for name in names})
+    means = [float(result["mean_balanced_accuracy"]) for result in results]
+    return means.index(max(means)), results

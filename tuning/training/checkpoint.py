@@ -30,7 +30,7 @@ class Checkpoint:
 
     @property
     def epoch(self) -> int:
-        """The last finished one, from 1."""
+        """The last finished epoch, counted from 1."""
         return int(self.facts["epoch"])
 
     def to_bytes(self) -> bytes:
@@ -57,41 +57,41 @@ class Checkpoint:
         return cls(tensors=tensors, facts=facts)
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `name/`, without that."""
+        """The tensors whose names begin with `name/`, with that prefix removed."""
         prefix = f"{name}/"
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
     def require(self, wanted: Mapping[str, Any]) -> None:
-        """Raise `InputError` unless these facts are the checkpoint's own: it is of another training."""
+        """Raise `InputError` unless the checkpoint has these facts; without them it is of another training."""
         for name, value in json.loads(json.dumps(wanted)).items():
             recorded = self.facts.get(name)
             if recorded == value:
                 continue
             if isinstance(value, dict) and isinstance(recorded, dict):
                 differing = [key for key in {**recorded, **value} if recorded.get(key) != value.get(key)]
-                name = f"{name} ({', '.join(differing)})"  # noqa: PLW2901 - says more precisely what differs
+                name = f"{name} ({', '.join(differing)})"  # noqa: PLW2901 - names what differs
             raise InputError(f"this checkpoint is of a training with another {name}; go on with that, or start anew")
 
 
 def under(name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Copies on the CPU, named `name/...`; `Checkpoint.part` finds them again."""
+    """Copies on the CPU, named `name/...`, as `Checkpoint.part` reads them."""
     for key, value in tensors.items():
         yield f"{name}/{key}", value.detach().cpu().clone()
 
 
 @torch.no_grad()
 def restore_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a whole state in place: the order of its numbers in memory stays, as a file does not keep it."""
+    """Copy a whole state in place, which keeps the network's memory layout: a file does not store it."""
     for name, value in network.state_dict().items():
         value.copy_(state[name])
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser remembers of each weight, by the weight's number and the name of the thing remembered."""
+    """An optimiser's state for each weight, named by the weight's number and the name of the value."""
     return {
         f"{number}/{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for number, remembered in optimiser.state_dict()["state"].items()
-        for name, value in remembered.items()
+        for number, values in optimiser.state_dict()["state"].items()
+        for name, value in values.items()
         if value is not None
     }
 
@@ -103,6 +103,6 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Tens
     for key, value in state.items():
         number, _, name = key.partition("/")
         weight = weights[int(number)]
-        # a tensor of the weight's shape has the weight's order of numbers in memory, which a file does not keep
+        # a tensor of the weight's shape has the weight's memory layout, which a file does not store
         like = weight if value.shape == weight.shape and value.ndim else value
         optimiser.state[weight][name] = torch.empty_like(like, dtype=value.dtype).copy_(value)

@@ -1,9 +1,9 @@
-"""What training minimises. All take logits float32 [N, C] and labels, and give a scalar.
+"""The losses that training minimises. All take logits float32 [N, C] and labels, and return a scalar.
 
-Labels are class indices int64 [N], or shares of the classes float32 [N, C] that sum to 1, as mixing films leaves them.
-Shares of 0 and 1 give what the indices give. Each film counts with its `importance`, and the mean is over the sum of
-these, as torch's cross entropy has it for indices (for shares, torch divides by the number of films instead). So the
-loss of a batch is the mean of its parts' losses, weighted by their importances.
+Labels are class indices int64 [N], or shares of the classes float32 [N, C] that sum to 1, as mixing films produces.
+Shares of 0 and 1 give the same loss as indices. Each film is weighted by its `importance`, and the sum is divided by
+the sum of these weights, as in torch's cross entropy for indices (for shares, torch divides by the number of films). So
+the loss of a batch is the mean of its parts' losses, weighted by their importances.
 """
 
 import torch
@@ -18,7 +18,7 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 
 
 def importance(labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """How much each film counts: float32 [N], the weight of its class, or of its classes by their shares."""
+    """The weight of each film: float32 [N], that of its class, or of its classes in proportion to their shares."""
     if weights is None:
         return torch.ones(len(labels), device=labels.device)
     return weights[labels] if labels.ndim == 1 else labels @ weights
@@ -37,7 +37,7 @@ def focal(
 ) -> Tensor:
     """Focal loss (Lin et al. 2017, eq. 5): films the network is already sure of count less. Gamma 0 is cross entropy.
 
-    Of a mixed film, sure means the probability of its classes, by their shares.
+    For a mixed film, the probability that counts is that of its classes, weighted by their shares.
     """
     each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     probabilities = torch.softmax(logits, dim=1)

@@ -1,6 +1,6 @@
-"""Films made of two: mixup and cutmix. Labels become shares of the classes, which `tuning.training.losses` takes.
+"""Mixup and cutmix. Labels become shares of the classes, as `tuning.training.losses` takes them.
 
-Both act on grey levels, before the preprocessing: a mixed film is normalised as every film is.
+Both act on grey levels, before the preprocessing, so a mixed film is normalised like any other.
 """
 
 import numpy as np
@@ -14,9 +14,9 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Grey levels [N, H, W] and class indices int64 [N] -> mixed grey levels [N, H, W] and shares float32 [N, classes].
 
-    `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha), 0 for off; where both are on, each call takes one
-    of them by the toss of a coin. Each film is mixed with one of the batch (at times itself) in a share of its own.
-    The random generator is numpy's, on the CPU, so that all devices mix alike.
+    `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha), 0 for off; if both are on, each call draws
+    one of them. Each film is mixed with one of the batch (sometimes itself), in a share of its own. The random
+    generator is numpy's, on the CPU, so that all devices mix alike.
     """
     shares = functional.one_hot(labels, classes).float()
     if not (mixup or cutmix):
@@ -34,9 +34,9 @@ def mix(
 
 
 def _cut(films: Tensor, others: Tensor, kept: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """A box of the share 1 - kept of each film comes from the other one (Yun et al. 2019, sec. 3.2).
+    """A box, 1 - kept of each film's area, comes from the other film (Yun et al. 2019, sec. 3.2).
 
-    It may reach beyond the edge; what is kept in the end is the share of pixels that are the film's own.
+    The box may reach beyond the edge; the share returned is that of the pixels which are the film's own.
     """
     half = (1 - kept).sqrt() / 2
     inside = []

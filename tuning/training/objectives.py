@@ -1,9 +1,9 @@
-"""What a search looks for: `auc`, `sensitivity@specificity=0.9`, `latency`, or several of them at once.
+"""What a search optimises: `auc`, `sensitivity@specificity=0.9`, `latency`, or several of them at once.
 
-All but `latency` are of the validation films and judge every epoch: the best one is kept. They are ranks' matters, so
-calibration changes nothing. Of a whole study, `latency` is the median time a film takes on the engine that this machine
-would score with. It depends on the architecture and not on the weights, so it is measured before the training, and
-trials that are stopped early have it, too.
+All but `latency` are computed on the validation films after every epoch, and the best epoch is kept. They depend only
+on the ranking, so calibration does not change them. `latency` is the median time a film takes on the engine that this
+machine would score with. It depends on the architecture and not on the weights, so it is measured before the training,
+and trials that are stopped early have it, too.
 """
 
 import re
@@ -22,26 +22,26 @@ LATENCY: Final = "latency"
 _SENSITIVITY: Final = re.compile(r"sensitivity@specificity=(0(?:\.\d+)?|\.\d+|1(?:\.0*)?)")
 
 Judge = Callable[["Labels", "Scores"], float]
-"""Labels [N], 1 for disease, and a score [N] that rises with it -> a value, the higher the better."""
+"""Labels [N], 1 for disease, and a score [N] that rises with it -> a value; higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One aim of a search."""
+    """One quantity that a search maximises or minimises."""
 
     name: str
     judge: Judge | None
-    """None for what is not of the validation films."""
+    """None if it is not computed on the validation films."""
     mode: Literal["max", "min"] = "max"
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """As Optuna says it."""
+        """Optuna's word for `mode`."""
         return "maximize" if self.mode == "max" else "minimize"
 
 
 def parse_objective(text: str) -> Objective:
-    """The objective of this name. Raises `InputError` for what is none."""
+    """The objective of this name. Raises `InputError` for an unknown one."""
     if text == AUC:
         return Objective(name=AUC, judge=_auc)
     if text == LATENCY:
@@ -57,14 +57,14 @@ def parse_objective(text: str) -> Objective:
 
 
 def parse_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
-    """Those a study has, what the trials are judged by first. Raises `InputError` unless there is one such."""
-    found = tuple(parse_objective(name) for name in dict.fromkeys(names))
-    if sum(one.judge is not None for one in found) != 1:
+    """A study's objectives, the one of the validation films first. Raises `InputError` unless there is one such."""
+    objectives = tuple(parse_objective(name) for name in dict.fromkeys(names))
+    if sum(objective.judge is not None for objective in objectives) != 1:
         raise InputError(
             f"a search needs one objective of the validation films, not {', '.join(names) or 'none'}; choose {AUC} or"
             f" sensitivity@specificity=0.9, and {LATENCY} beside it where speed counts"
         )
-    return tuple(sorted(found, key=lambda one: one.judge is None))
+    return tuple(sorted(objectives, key=lambda objective: objective.judge is None))
 
 
 def _auc(labels: "Labels", score: "Scores") -> float:
@@ -74,24 +74,24 @@ def _auc(labels: "Labels", score: "Scores") -> float:
 
 
 def sensitivity_at(labels: "Labels", score: "Scores", *, specificity: float) -> float:
-    """The highest sensitivity of any threshold at which the specificity is so high at least.
+    """The highest sensitivity at any threshold with at least this specificity.
 
-    Of N labels, 1 for disease, and scores that rise with it. The threshold is one of the healthy films' own scores,
-    films above it are called diseased.
+    Labels [N] are 1 for disease; scores [N] rise with it. The threshold is the score of a healthy film, and films above
+    it are called diseased.
     """
     import numpy as np  # noqa: PLC0415 (see above)
 
     healthy = np.sort(score[labels == 0])
-    shares = np.arange(1, len(healthy) + 1) / len(healthy)  # of the healthy films, up to each in order
+    shares = np.arange(1, len(healthy) + 1) / len(healthy)  # of healthy films up to each score
     threshold = healthy[np.searchsorted(shares, specificity)]
     return float((score[labels == 1] > threshold).mean())
 
 
 def pareto_front(points: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[int]:
-    """The places of the points that no other is at least as good as in everything and better in something."""
+    """Indices of the points that no other dominates: at least as good in every objective and better in one."""
     import numpy as np  # noqa: PLC0415 (see above)
 
-    signs = np.array([1.0 if one.mode == "max" else -1.0 for one in objectives])
+    signs = np.array([1.0 if objective.mode == "max" else -1.0 for objective in objectives])
     values = np.array(points, dtype=np.float64).reshape(len(points), len(objectives)) * signs
     return [
         place

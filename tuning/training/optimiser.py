@@ -12,16 +12,16 @@ from models.errors import InputError
 from tuning.training.settings import TrainSettings
 
 Groups = Sequence[Sequence[nn.Parameter]]
-"""Of layers, from the input to the classifier, as `models.networks.zoo.layer_groups` gives them."""
+"""Groups of layers, from the input to the classifier, as `models.networks.zoo.layer_groups` returns them."""
 
 SHARE: Final = "rate_share"
-"""Name, in an optimiser's parameter group, of its share of the learning rate."""
+"""Key, in an optimiser's parameter group, of its share of the learning rate."""
 
 
 def make_optimiser(groups: Groups, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Over all weights that will ever learn; their groups carry their share of the learning rate.
+    """An optimiser of all weights that will ever learn; their groups carry their share of the learning rate.
 
-    No decay for biases and normalisation, which it would only push off their purpose.
+    Biases and normalisation have no weight decay, as it would only distort them.
     """
     rate: Any = {"lr": settings.learning_rate}
     parts: list[dict[str, Any]] = []
@@ -49,9 +49,9 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def freeze(groups: Groups, settings: TrainSettings, epoch: int) -> None:
-    """Let learn what learns in this epoch (from 1), and nothing else.
+    """Unfreeze the layers that learn in this epoch (from 1), and freeze all others.
 
-    Raises `InputError` where nothing would.
+    Raises `InputError` if none would learn.
     """
     if settings.frozen_groups >= len(groups):
         raise InputError(
@@ -67,9 +67,9 @@ def freeze(groups: Groups, settings: TrainSettings, epoch: int) -> None:
 
 
 def train_mode(network: nn.Module) -> None:
-    """Training mode, but for the batch normalisation of frozen layers: it goes on with the statistics it has.
+    """Training mode, but the batch normalisation of frozen layers keeps its statistics.
 
-    Statistics of the new films under weights of the old ones would be neither the one network nor the other.
+    Statistics of the new films with weights learned on the old ones would fit neither network.
     """
     network.train()
     for module in network.modules():
@@ -82,8 +82,8 @@ def train_mode(network: nn.Module) -> None:
 class Average:
     """Exponential moving average of a network's weights (Polyak averaging), as a network of its own.
 
-    Running statistics of batch normalisation are averaged as the weights are: the average of what the recent weights
-    saw, which is closer to what the averaged weights see than the last batch's.
+    Running statistics of batch normalisation are averaged as the weights are. Their average over recent weights is
+    closer to the statistics under the averaged weights than those of the last batch.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -93,7 +93,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the weights after a step; the first steps count more, as the initial weights mean nothing."""
+        """Add the weights after a step; the first steps count more, as the initial weights are random."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = network.state_dict()

@@ -1,4 +1,4 @@
-"""What each step takes: its learning rate, its films, and how they are mixed."""
+"""The schedule of each step: its learning rate, its films, and how they are mixed."""
 
 import math
 from typing import Final
@@ -15,7 +15,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def rate(settings: TrainSettings, step: int, steps: int) -> float:
-    """Share of the highest learning rate at a step, counted from 0, of all `steps`; above 0 and at most 1."""
+    """Learning rate at a step, counted from 0, of `steps`, as a share of the highest: above 0 and at most 1."""
     share = ONE_CYCLE_WARM_UP if settings.schedule == "one_cycle" else settings.warm_up
     rising = max(1, round(share * steps)) if share else 0
     if step < rising:
@@ -26,14 +26,14 @@ def rate(settings: TrainSettings, step: int, steps: int) -> float:
 
 
 def steps_of_epoch(settings: TrainSettings, films: int) -> int:
-    """Steps of an epoch: as many as there are whole ones, one at least."""
+    """Number of whole steps in an epoch; at least one."""
     return max(1, films // (settings.batch_size * settings.accumulate))
 
 
 def films_of_epoch(settings: TrainSettings, labels: Indices, epoch: int) -> list[Indices]:
-    """Indices of the films of each step of an epoch (from 1), in an order of its own.
+    """Indices of the films of each step of an epoch (from 1); every epoch has its own order.
 
-    What does not fill a step waits for another epoch.
+    Films that do not fill a step are left out of this epoch.
     """
     steps = steps_of_epoch(settings, len(labels))
     rng = np.random.default_rng((settings.seed, epoch))
@@ -42,15 +42,15 @@ def films_of_epoch(settings: TrainSettings, labels: Indices, epoch: int) -> list
 
 
 def mixing_generator(settings: TrainSettings, epoch: int, step: int) -> np.random.Generator:
-    """What decides how the films of a step, counted from 0, of an epoch, from 1, are mixed."""
-    # numpy takes (seed, epoch), the stream of the order of films, for (seed, epoch, 0)
+    """The generator that mixes the films of a step, counted from 0, of an epoch, from 1."""
+    # step + 1, as numpy treats (seed, epoch, 0) like (seed, epoch), the stream for the order of films
     return np.random.default_rng((settings.seed, epoch, step + 1))
 
 
 def _order(sampling: Sampling, labels: Indices, rng: np.random.Generator) -> Indices:
     if sampling == "shuffle":
         return rng.permutation(len(labels))
-    # each class gets its share of the epoch: all its films as often as they fit in whole, and a random few once more
+    # each class gets an equal share of the epoch: all its films as often as they fit, and a random few once more
     classes = rng.permutation(np.unique(labels))
     counts = [len(part) for part in np.array_split(np.arange(len(labels)), len(classes))]
     chosen = []

@@ -24,40 +24,40 @@ class TrainSettings:
     """Films that go through the network at once; films of one step where `accumulate` is 1."""
     accumulate: int = 1
     """Batches whose gradients add up to one step, for steps of more films than the memory holds. Without batch
-    normalisation and dropout the same as batches so many times as large."""
+    normalisation and dropout, the result is that of batches so many times as large."""
     learning_rate: float = 2e-3
-    """Highest of the schedule."""
+    """The highest of the schedule."""
     schedule: Schedule = "one_cycle"
     """`one_cycle` rises in the first quarter of the steps and falls along a cosine; `cosine` rises in `warm_up` of them
     and falls likewise; `constant` rises in `warm_up` of them and stays."""
     warm_up: float = 0.05
     """Share of the steps in which the rate of `cosine` and `constant` rises, linearly."""
     weight_decay: float = 0.02
-    """Of weights of convolutions and linear layers only; decoupled for adamw and nadam, added to the gradient for sgd
+    """On weights of convolutions and linear layers only; decoupled for adamw and nadam, added to the gradient for sgd
     and rmsprop."""
     optimiser: Optimiser = "adamw"
     """`adamw`; `nadam` (Adam with Nesterov momentum); `sgd` with Nesterov momentum 0.9; `rmsprop` with momentum 0.9."""
     clip_norm: float = 1.0
-    """Longest gradient, all weights together; a longer one is cut to this. 0: none is cut."""
+    """Largest norm of the gradient of all weights together; a longer one is scaled down to it. 0: none is."""
     ema: float = 0.0
-    """Decay a step of the moving average of the weights, which is then what is evaluated and kept; 0.99 to 0.9999, 0
-    for none."""
+    """Decay per step of the moving average of the weights, which is then evaluated and kept: 0.99 to 0.9999; 0 for
+    none."""
     patience: int = 0
-    """Epochs without a better one after which training stops; 0: it never stops early."""
+    """Epochs without improvement after which training stops; 0: it never stops early."""
     loss: Loss = "cross_entropy"
     """`cross_entropy` or `focal` (gamma 2)."""
     class_weighting: ClassWeighting = "none"
-    """`balanced` gives all classes the same share of the loss; probabilities then overstate the rarer ones."""
+    """`balanced` gives all classes the same share of the loss; probabilities then overstate the rarer classes."""
     sampling: Sampling = "shuffle"
     """`shuffle`: each film once an epoch; `balanced`: as many films of each class in an epoch, those of a rare class
-    several times. Probabilities then overstate the rarer ones."""
+    several times. Probabilities then overstate the rarer classes."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
     mixup: float = 0.0
     """Films blended with another of their step in a share drawn from Beta(mixup, mixup) (Zhang et al. 2018); 0: no."""
     cutmix: float = 0.0
     """Films with a box from another of their step, its area drawn from Beta(cutmix, cutmix) (Yun et al. 2019); 0: no.
-    With `mixup`, too, each step takes one of them by the toss of a coin."""
+    If `mixup` is on, too, each step draws one of them."""
     augment: float = 0.5
     """Strength of augmentation; 0 for none, 1 strong for a few thousand films and nine epochs."""
     flip: float = 0.0
@@ -70,26 +70,26 @@ class TrainSettings:
     elastic: float = 0.0
     """Share of films bent."""
     jpeg: float = 0.0
-    """Share of films coded once more as JPEG, against shortcuts by coding."""
+    """Share of films coded again as JPEG, against shortcuts by coding."""
     shrink: float = 0.0
-    """Share of films made smaller and large again, against shortcuts by sharpness."""
+    """Share of films shrunk and enlarged again, against shortcuts by sharpness."""
     operations: int = 0
     """Above 0, in place of `augment` and all shares but `flip`: operations drawn for each film, as RandAugment does."""
     magnitude: float = 1.0
-    """Of drawn operations."""
+    """Magnitude of drawn operations."""
     frozen_groups: int = 0
     """Groups of layers, from the input, that never learn; their batch normalisation stays as it is."""
     unfreeze_every: int = 0
-    """Epochs after which one group more learns, beginning with the classifier alone (Howard & Ruder 2018, sec. 3.3);
-    0: all that are not frozen learn from the start."""
+    """Epochs after which one more group learns, beginning with the classifier alone (Howard & Ruder 2018, sec. 3.3);
+    0: all groups that are not frozen learn from the start."""
     rate_decay: float = 1.0
     """Each group learns at this share of the rate of the group after it (Howard & Ruder 2018, sec. 3.2)."""
     objective: str = AUC
-    """What an epoch is judged by, and the best one kept: `auc`, or a `sensitivity@specificity=0.9`, with any floor."""
+    """What the best epoch is chosen by: `auc`, or `sensitivity@specificity=0.9`, with any floor."""
     seed: int = 0
-    """Of weights, order of films, augmentation and dropout."""
+    """Seed of weights, order of films, augmentation and dropout."""
     device: str | None = None
-    """`cpu`, `cuda`, `cuda:N`; by default a GPU when there is one."""
+    """`cpu`, `cuda`, `cuda:N`; by default a GPU if there is one."""
     threads: int | None = None
     """Torch threads of this training; by default torch's own choice."""
 
@@ -127,7 +127,7 @@ class TrainSettings:
 
     @property
     def augmentation(self) -> Augmentation:
-        """How these settings change films. Raises `InputError` where there is none such."""
+        """The augmentation of these settings. Raises `InputError` if a value is out of range."""
         return Augmentation(
             strength=self.augment,
             flip=self.flip,

@@ -1,8 +1,8 @@
 """The frozen layers at a network's beginning, run once over the films instead of at every step.
 
-Where those layers never learn, their normalisation keeps its statistics, and no film is changed from epoch to epoch,
-what they say of a film is always the same. A step then only runs the layers that learn. The result is that of the
-training without this, but for the order in which floating-point numbers are added.
+If those layers never learn, their normalisation keeps its statistics, and films are not augmented, then their output
+for a film is always the same. A step then runs only the layers that learn. The result is the same as without a stem,
+but for the order in which floating-point numbers are added.
 """
 
 import logging
@@ -25,32 +25,32 @@ from tuning.training.settings import TrainSettings
 log = logging.getLogger("rayscan")
 
 MOST_BYTES: Final = 1 << 30
-"""Of what is kept, for training and validation films together; each trial that runs keeps its own."""
+"""Of the kept output, for training and validation films together; each running trial keeps its own."""
 BATCH: Final = 64
 TOLERANCE: Final = 1e-5
-"""Of the logits of a network that starts behind its stem, on the films it is tried with."""
+"""Largest difference of the logits that starting behind the stem may make, on the films it is tried with."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def keeps_still(settings: TrainSettings) -> bool:
-    """Whether frozen layers say the same of a film at every step of a training with these settings."""
-    changed = settings.mixup or settings.cutmix or settings.augmentation != Augmentation(magnitude=settings.magnitude)
-    return settings.frozen_groups > 0 and not settings.unfreeze_every and not changed
+    """Whether frozen layers have the same output for a film at every step of a training with these settings."""
+    changes = settings.mixup or settings.cutmix or settings.augmentation != Augmentation(magnitude=settings.magnitude)
+    return settings.frozen_groups > 0 and not settings.unfreeze_every and not changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stem:
-    """What the frozen layers of a network say of all films."""
+    """The output of a network's frozen layers for all films."""
 
     layers: tuple[str, ...]
-    """Names of its modules that need not run, in the order in which they would."""
+    """Names of the modules that need not run, in the order in which they would."""
     train: Tensor
     """[N, ...] on the CPU."""
     val: Tensor
 
     def skipped(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Within the block this network, or a copy of it, takes what stands here in place of films."""
+        """Within the block this network, or a copy of it, takes the output of its stem in place of films."""
         return _skipped(network, self.layers)
 
 
@@ -65,8 +65,8 @@ def make_stem(
 ) -> Stem | None:
     """Run the frozen layers of a network once over films uint8 [N, H, W].
 
-    `precision` is what training steps run in; validation films are seen in float32. None where these layers do not
-    stand apart from the others, differ from one run to the next, or say too much to be kept.
+    `precision` is the autocast of training steps; validation films run in float32. None if these layers cannot be
+    separated from the others, if their output varies from run to run, or if it is too large to be kept.
     """
 
     def batches(films: Pixels) -> Iterator[Tensor]:
@@ -83,7 +83,7 @@ def make_stem(
                 return None
             each = _until(network, layers[-1], sample)[0].nbytes
             if each * (len(train) + len(val)) > MOST_BYTES:
-                log.info("what the frozen layers say takes %.1f MB a film: they run at every step", each / 2**20)
+                log.info("the output of the frozen layers takes %.1f MB a film: they run at every step", each / 2**20)
                 return None
             of_val = torch.cat([_until(network, layers[-1], films).cpu() for films in batches(val)])
             with precision():
@@ -95,22 +95,22 @@ def make_stem(
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass where its rest is not needed."""
+    """Ends a forward pass whose rest is not needed."""
 
 
 def _until(network: nn.Module, name: str, films: Tensor) -> Tensor:
-    """What the module of this name gives when the network sees films."""
-    found: list[Tensor] = []
+    """The output of the module of this name when the network runs on films."""
+    outputs: list[Tensor] = []
 
     def take(module: nn.Module, given: Any, result: Tensor) -> None:
-        found.append(result)
+        outputs.append(result)
         raise _ReachedError
 
     with _hooked(network.get_submodule(name), take):
         try:
             network(films)
         except _ReachedError:
-            return found[0]
+            return outputs[0]
     raise AssertionError(f"{name} did not run")
 
 
@@ -125,10 +125,10 @@ def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def _skipped(network: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
-    """These modules hand on what they are given."""
+    """Within the block these modules return their input."""
     modules = [network.get_submodule(name) for name in names]
     for module in modules:
-        module.forward = _hand_on
+        module.forward = _identity
     try:
         yield
     finally:
@@ -136,12 +136,12 @@ def _skipped(network: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
             del module.forward
 
 
-def _hand_on(films: Tensor) -> Tensor:
+def _identity(films: Tensor) -> Tensor:
     return films
 
 
 def _layers(network: nn.Module, sample: Tensor) -> tuple[str, ...] | None:
-    """The modules that run before the first one that learns, tried out on films; None where they do not stand apart."""
+    """The modules that run before the first one that learns, tried on films; None if they cannot be separated."""
     order: list[str] = []
     with ExitStack() as hooks:
         for name in _units(network, ""):
@@ -160,14 +160,14 @@ def _layers(network: nn.Module, sample: Tensor) -> tuple[str, ...] | None:
     try:
         with _skipped(network, first):
             same = torch.allclose(network(seen), expected, atol=TOLERANCE, rtol=0)
-    except RuntimeError:  # torch's word for shapes that do not fit: something between the modules changes them
+    except RuntimeError:  # torch's error for shapes that do not fit: code between the modules changes them
         same = False
     return first if same else None
 
 
 def _units(module: nn.Module, name: str) -> Iterator[str]:
-    """The largest modules that learn nothing, and the smallest that hold what learns."""
-    if _learns(module) and not any(one.requires_grad for one in module.parameters(recurse=False)):
+    """Names of the largest modules in which nothing learns, and of the smallest that hold parameters that learn."""
+    if _learns(module) and not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         for child, inner in module.named_children():
             yield from _units(inner, f"{name}.{child}" if name else child)
     else:
@@ -179,11 +179,10 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _varies(module: nn.Module) -> bool:
-    """Whether a module in training mode may say something else of the same film."""
+    """Whether the output of a frozen module in training mode may vary for the same film."""
     if isinstance(module, _NormBase):
-        return not list(
-            module.parameters(recurse=False)
-        )  # `tuning.training.optimiser.train_mode` leaves it in training mode
+        # without parameters, `tuning.training.optimiser.train_mode` leaves it in training mode
+        return not list(module.parameters(recurse=False))
     if isinstance(module, _DropoutNd):
         return module.p > 0
     return bool(getattr(module, "drop_prob", 0))

@@ -1,12 +1,12 @@
 """Several processes that train one network together: each takes its share of every step's films.
 
-Knows no ray: whoever starts the processes joins them by `torch.distributed` (Ray Train does, with nccl on GPUs and
-gloo on CPUs) and gives each its `Workers`. Gradients are added up by hand, in one message a step. Torch's own
-DistributedDataParallel was refused: it averages over workers as if all had as many films of the same importance, where
-this gives the gradient that one worker would have had from all of the step's films.
+Knows no ray: whoever starts the processes connects them by `torch.distributed` (Ray Train does, with nccl on GPUs and
+gloo on CPUs) and gives each its `Workers`. Gradients are added up by hand, in one message per step. Torch's
+DistributedDataParallel was refused: it averages over workers as if all had equally many films of the same importance,
+while this gives the gradient that a single worker would have from all of the step's films.
 
-Each worker normalises a batch by its own share of the films on CPUs, and by all of them on GPUs (SyncBatchNorm). Worker
-0 evaluates, and its network is the one that is kept: on CPUs its batch statistics are those of its own films.
+Batch normalisation uses each worker's own films on CPUs, and all of them on GPUs (SyncBatchNorm). Worker 0 evaluates,
+and its network is the one that is kept: on CPUs its batch statistics are those of its own films.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from tuning.training.schedule import Indices
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Which of how many this process is. One alone needs no `torch.distributed`."""
+    """The rank of this process and the number of processes. A single one needs no `torch.distributed`."""
 
     rank: int = 0
     count: int = 1
@@ -51,13 +51,13 @@ class Workers:
             gradient.copy_(part.view_as(gradient))
 
     def of_the_first(self, value: Tensor) -> Tensor:
-        """The first worker's tensor, which has the same shape and type on all."""
+        """The first worker's tensor, on all workers; it must have the same shape and dtype on each."""
         if self.count > 1:
             torch.distributed.broadcast(value, src=0)
         return value
 
     def prepare(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network as several workers train it; the names of its weights stay."""
+        """The network as several workers train it; the names of its weights do not change."""
         if self.count == 1 or device.type != "cuda":
             return network
         synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]

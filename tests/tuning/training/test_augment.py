@@ -214,7 +214,7 @@ def test_a_films_pixels_do_not_depend_on_the_others() -> None:
     [
         ({"strength": 4}, "strength 4"),
         ({"magnitude": -1}, "magnitude -1"),
-        ({"jpeg": 1.5}, "jpeg=1.5 is no share"),
+        ({"jpeg": 1.5}, "jpeg=1.5 is not a share"),
         ({"operations": 99}, "operations=99"),
     ],
 )

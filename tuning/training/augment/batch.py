@@ -1,12 +1,4 @@
-"""Batched augmentation: the whole batch at once, on its device, every film with its own draw.
-
-An augmented film is a film: uint8 in, uint8 out, and the same preprocessing follows.
-
-    settings.py  how far and how often: what a person or a search chooses
-    draws.py     one draw for each film, all of it before the first pixel changes
-    geometry.py  where a pixel comes from: affine, elastic, mirrored, all in one sampling
-    exposure.py  what grey it has: gamma, contrast, brightness, blur, grain, a piece cut out
-    coding.py    what a chain of viewers and archives does to it: lower resolution, JPEG
+"""Augments a batch of films: draws for all of them, then applies one operation after the other.
 
 The usual changes take 0.7 ms of one CPU core for a film of 224 px (`tests/benchmarks/test_augment_cost.py`).
 torchvision's transforms, film by film, took twice that for about the same list.
@@ -40,7 +32,7 @@ class Augment(nn.Module):
 
     @torch.no_grad()
     def change(self, pixels: Tensor, draws: Draws) -> Tensor:
-        """What `forward` does with given draws; films whose draw is neutral pass a step untouched."""
+        """`forward` with given draws; an operation leaves films untouched whose draw is neutral."""
         films = pixels.unsqueeze(1).float() / 255
         films = move(films, draws)
         films = expose(films, draws)

@@ -1,7 +1,7 @@
 """What a chain of scanners, viewers and archives does to a film: lower resolution, and JPEG.
 
-In collections put together from several sources the coding often tells the diagnosis (one source, one quality), and a
-network finds that sooner than it finds an opacity. Only the films drawn for it are touched.
+In collections put together from several sources the coding often gives away the diagnosis (one source, one quality),
+and a network learns that shortcut sooner than it learns opacities. Only films drawn for it are changed.
 """
 
 import math
@@ -28,9 +28,9 @@ LUMINANCE: Final = (
 
 
 def jpeg(films: Tensor, draws: Draws) -> Tensor:
-    """float32 [N, 1, H, W] of greys from 0 to 1: coded as baseline JPEG and decoded, all but the lossless part of it.
+    """float32 [N, 1, H, W] of greys from 0 to 1: coded as baseline JPEG and decoded, without its lossless part.
 
-    Blocks of 8 x 8 from the upper left (edges repeated where the film ends), DCT-II (T.81, A.3.3), the luminance table
+    Blocks of 8 x 8 from the upper left (padded by repeating the edges), DCT-II (T.81, A.3.3), the luminance table
     at the film's quality, rounding, and back. A codec's integer DCT differs by a grey level here and there.
     """
     rows = (draws.quality < 100).nonzero().squeeze(1)
@@ -69,7 +69,7 @@ def _transform() -> Tensor:
 def shrink(films: Tensor, draws: Draws) -> Tensor:
     """float32 [N, 1, H, W]: shrunk with antialiasing to a share of the side, and enlarged again, both bilinear.
 
-    Every film has its own size, so each is a pair of matrices of its own, and the batch two products of them.
+    Every film has its own size, so each has its own pair of matrices, and the batch takes two batched products.
     """
     height, width = films.shape[-2:]
     sides = torch.stack([(draws.side * length).round().clamp_min(1) for length in (height, width)], dim=1)
@@ -82,18 +82,18 @@ def shrink(films: Tensor, draws: Draws) -> Tensor:
 
 
 def _round_trip(sides: Tensor, length: int) -> Tensor:
-    """What shrinking a line of pixels to each of `sides` [N] and back does to it: matrices [N, length, length].
+    """Matrices [N, length, length] that shrink a line of pixels to each of `sides` [N] and enlarge it again.
 
     The weights are those of `torch.nn.functional.interpolate`, bilinear with antialiasing, corners not aligned.
     """
     whole = torch.arange(length, device=sides.device, dtype=torch.float32)
     most = int(sides.max())
     ratio = (length / sides)[:, None, None]
-    # down: the middle of each of the few pixels in the old line, and a triangle as wide as the ratio around it
+    # down: the centre of each small pixel in the old line, and around it a triangle as wide as the ratio
     middle = (whole[:most, None] + 0.5) * ratio
     down = (1 - (whole + 0.5 - middle).abs() / ratio).clamp_min(0)
     down = down / down.sum(dim=2, keepdim=True).clamp_min(1e-12)
-    # up: the place of each old pixel among the few, which end at the first and the last of them
+    # up: the place of each old pixel among the small ones, clamped to the first and the last
     place = ((whole[:, None] + 0.5) / ratio - 0.5).clamp_min(0).minimum(sides[:, None, None] - 1)
     up = (1 - (place - whole[:most]).abs()).clamp_min(0)
     return up @ down

@@ -1,4 +1,4 @@
-"""One draw for each film, all of it before the first pixel changes: so that a plain loop over films can repeat it."""
+"""One draw for each film, all before the first pixel changes, so that a plain loop over films can repeat them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Generator, Tensor
 from tuning.training.augment.settings import OPERATIONS, REACH, SMALLEST, WORST_QUALITY, Augmentation
 
 CONTROL_POINTS: Final = 5
-"""Of the elastic grid, along each side."""
+"""Points of the elastic grid along each side."""
 BEST_QUALITY: Final = 95.0
-"""From which JPEG falls."""
+"""JPEG quality at strength 0; strength lowers it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What was drawn for N films; float32 [N] where nothing else is said. `Draws.none` changes nothing."""
+    """The draws for N films; float32 [N] unless stated otherwise. `Draws.none` changes nothing."""
 
     mirrored: Tensor
     """bool [N]."""
@@ -26,37 +26,37 @@ class Draws:
     scale: Tensor
     """Natural logarithm of the factor by which the film's field of view grows."""
     stretch: Tensor
-    """Natural logarithm of the factor by which its width grows against its height, the field of view as large."""
+    """Natural logarithm of the factor by which width over height grows, at the same field of view."""
     shear: Tensor
     across: Tensor
-    """Shift in shares of half the side, as `down`."""
+    """Shift in shares of half the side, like `down`."""
     down: Tensor
     elastic: Tensor
-    """Displacement [N, 2, 5, 5] (x, y) of the control points in shares of the side; the outermost lie on the edge."""
+    """Displacement [N, 2, 5, 5] (x, y) of the control points, in shares of the side; the outer ones lie on the edge."""
     gamma: Tensor
     """Binary logarithm of the exponent."""
     contrast: Tensor
     """Natural logarithm of the factor about the middle grey."""
     brightness: Tensor
-    """Of the grey range."""
+    """Added, in shares of the grey range."""
     blur: Tensor
     """Standard deviation in shares of the side."""
     noise: Tensor
-    """Standard deviation of the grey range."""
+    """Standard deviation in shares of the grey range."""
     grain: Tensor
     """Standard normal [K, 1, H, W], for the K films whose `noise` is above 0."""
     cutout: Tensor
-    """Side of the square in shares of the side; 0 is none."""
+    """Side of the square in shares of the film's side; 0 is none."""
     centre: Tensor
-    """Of the square [N, 2] (across, down), in shares of the side."""
+    """Centre of the square [N, 2] (across, down), in shares of the side."""
     quality: Tensor
-    """Of JPEG, 1 to 95; 100 is none."""
+    """JPEG quality, 1 to 95; 100 is none."""
     side: Tensor
     """Share of the side the film is shrunk to; 1 is none."""
 
     @classmethod
     def none(cls, count: int, device: torch.device | str = "cpu") -> "Draws":
-        """For N films that stay as they are."""
+        """Draws that leave N films unchanged."""
         zero = torch.zeros(count, device=device)
         return cls(
             mirrored=torch.zeros(count, dtype=torch.bool, device=device),
@@ -73,7 +73,7 @@ class Draws:
 def draw(
     settings: Augmentation, shape: torch.Size, *, device: torch.device, generator: Generator | None = None
 ) -> Draws:
-    """Draw for films of shape [N, H, W]. The same generator state gives the same draws; each film's are its own."""
+    """Draw for films of shape [N, H, W], each by itself. The same generator state gives the same draws."""
     count, height, width = shape
 
     def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -87,7 +87,7 @@ def draw(
         strength = strengths.get(operation)
         return still if strength is None else uniform(low) * strength
 
-    found: dict[str, Tensor] = {
+    drawn: dict[str, Tensor] = {
         "rotation": amount("rotation") * REACH.rotation,
         "scale": amount("scale") * REACH.scale,
         "stretch": amount("stretch") * REACH.stretch,
@@ -108,19 +108,19 @@ def draw(
         "grain": still.new_empty(0, 1, 1, 1),
     }
     if "cutout" in strengths:
-        found["centre"] = torch.rand(count, 2, generator=generator, device=device)
+        drawn["centre"] = torch.rand(count, 2, generator=generator, device=device)
     if "elastic" in strengths:
-        found["elastic"].normal_(generator=generator)
-        found["elastic"] *= (amount("elastic", low=0) * REACH.elastic)[:, None, None, None]
+        drawn["elastic"].normal_(generator=generator)
+        drawn["elastic"] *= (amount("elastic", low=0) * REACH.elastic)[:, None, None, None]
     if "noise" in strengths:
-        # only the films that get it: a normal draw for each pixel is a fifth of what augmentation costs
-        noisy = int((found["noise"] > 0).sum())
-        found["grain"] = still.new_empty(noisy, 1, height, width).normal_(generator=generator)
-    return Draws(**found)
+        # only for the films that get it: a normal draw for each pixel is a fifth of the cost of augmentation
+        noisy = int((drawn["noise"] > 0).sum())
+        drawn["grain"] = still.new_empty(noisy, 1, height, width).normal_(generator=generator)
+    return Draws(**drawn)
 
 
 def _strengths(settings: Augmentation, uniform: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """How far each operation goes for each film [N], 0 where it does not act; operations of no film are left out."""
+    """The strength of each operation for each film [N], 0 for none; operations that act on no film are left out."""
     if settings.operations:
         scores = torch.stack([uniform() for _ in OPERATIONS], dim=1)
         chosen = scores.argsort(dim=1)[:, : settings.operations]

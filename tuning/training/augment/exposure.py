@@ -1,4 +1,4 @@
-"""What grey a pixel has: gamma, contrast, brightness, blur, grain, and a piece cut out.
+"""The grey levels of a film: gamma, contrast, brightness, blur, noise, and a square cut out.
 
 All take float32 [N, 1, H, W] of greys from 0 to 1 and give the same shape; greys may leave that range until the end.
 Films passed in may be changed in place.
@@ -12,7 +12,7 @@ from tuning.training.augment.draws import Draws
 
 
 def each(value: Tensor) -> Tensor:
-    """One number for each film [N], against films [N, 1, H, W]."""
+    """One number for each film [N], shaped to broadcast over films [N, 1, H, W]."""
     return value[:, None, None, None]
 
 
@@ -26,7 +26,7 @@ def expose(films: Tensor, draws: Draws) -> Tensor:
 
 
 def blur(films: Tensor, draws: Draws) -> Tensor:
-    """Gaussian, cut at three standard deviations, the film mirrored at its edges."""
+    """Gaussian blur, cut off at three standard deviations, with the film reflected at its edges."""
     rows = (draws.blur > 0).nonzero().squeeze(1)
     if not len(rows):
         return films
@@ -37,7 +37,7 @@ def blur(films: Tensor, draws: Draws) -> Tensor:
         return films
     offset = torch.arange(-radius, radius + 1, device=films.device)
     weights = torch.exp(-0.5 * (offset / deviation[:, None]) ** 2)
-    # each film's own cut, whatever the others of its batch have
+    # each film has its own cut-off, whatever the other films of the batch have
     weights = torch.where(offset.abs() <= (3 * deviation[:, None] + 0.5).floor(), weights, 0.0)
     weights = (weights / weights.sum(dim=1, keepdim=True))[:, None]
     padded = functional.pad(films[rows], [radius] * 4, mode="reflect").transpose(0, 1)
@@ -47,7 +47,7 @@ def blur(films: Tensor, draws: Draws) -> Tensor:
 
 
 def grain(films: Tensor, draws: Draws) -> Tensor:
-    """Add normal noise, independent for each pixel."""
+    """Add Gaussian noise, independent for each pixel."""
     noisy = draws.noise > 0
     if not len(draws.grain):
         return films

@@ -1,4 +1,4 @@
-"""Where a pixel of the changed film comes from: mirror, affine map and bending, all in one bilinear sampling."""
+"""The position of a film: mirror, affine map and bending, all in one bilinear sampling."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from tuning.training.augment.draws import Draws
 
 
 def move(films: Tensor, draws: Draws) -> Tensor:
-    """float32 [N, 1, H, W] of greys -> the same; what comes in from outside is black, as collimation is.
+    """float32 [N, 1, H, W] of greys -> the same; what comes in from outside the film is black, as collimation is.
 
     The film is mirrored, then stretched, shifted, rotated, scaled and sheared, then bent. Each film is sampled once, so
-    that two changes blur it no more than one.
+    two changes blur it no more than one.
     """
     affine = torch.stack([draws.rotation, draws.scale, draws.stretch, draws.shear, draws.across, draws.down]).any(dim=0)
     bent = draws.elastic.flatten(1).any(dim=1)
@@ -30,7 +30,7 @@ def move(films: Tensor, draws: Draws) -> Tensor:
 
 
 def _affine(draws: Draws, height: int, width: int) -> Tensor:
-    """Place in the old film of each pixel of the new one [N, H, W, 2], from -1 to 1, edges on pixels' edges."""
+    """Position in the old film of each pixel of the new one [N, H, W, 2]; -1 and 1 are the outer edges of pixels."""
     factor = torch.exp(draws.scale)
     cos, sin = torch.cos(draws.rotation) * factor, torch.sin(draws.rotation) * factor
 
@@ -41,7 +41,7 @@ def _affine(draws: Draws, height: int, width: int) -> Tensor:
         x, y = along(width) * of_x[:, None], along(height) * of_y[:, None] + shift[:, None]
         return x[:, None, :], y[:, :, None]
 
-    # a third of the time of torch's affine_grid, which multiplies matrices
+    # takes a third of the time of torch's affine_grid, which multiplies matrices
     grid = factor.new_empty(len(factor), height, width, 2)
     # the old film is read over less of its width and more of its height, so that the new one is wider
     narrow, high = torch.exp(-draws.stretch / 2), torch.exp(draws.stretch / 2)
@@ -51,7 +51,7 @@ def _affine(draws: Draws, height: int, width: int) -> Tensor:
 
 
 def _bend(displacement: Tensor, height: int, width: int) -> Tensor:
-    """Displacement of each pixel [N, H, W, 2], from -1 to 1, from that of the control points, by cubic convolution."""
+    """Displacement of each pixel [N, H, W, 2], where 2 is the side, from the control points by cubic convolution."""
     points = torch.eye(displacement.shape[-1], device=displacement.device)[None, None]
 
     def weights(length: int) -> Tensor:
