@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -292,3 +294,11 @@ def test_an_epoch_report_survives_the_table(tmp_path: Path) -> None:
     write_trials(store, [record(0, report.val_auc, history=[vars(report)])])
     assert EpochReport(**read_trials(store)[0].history[0]) == report
     assert TrainSettings().epochs > 0
+
+
+def test_a_study_is_refused_without_loading_anything_heavy() -> None:
+    """Preflight asks these modules before torch and Ray are loaded (`cluster/preflight.py`)."""
+    modules = "tuning.study.store, tuning.search.settings, tuning.search.mirror_place"
+    code = f"import sys, {modules}; print({{'torch', 'ray', 'pyarrow', 'optuna'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

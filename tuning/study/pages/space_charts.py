@@ -163,7 +163,7 @@ def grid_tables(ranked: Sequence[TrialRecord], measure: str = AUC) -> list[dict[
     A cell is None, or `value` and the `shade` of its colour, from 0.06 to 0.5.
     """
     searched = [trial for trial in ranked if trial.kind != "baseline"]
-    found = []
+    tables = []
     for family in dict.fromkeys(trial.model for trial in searched):
         members = [trial for trial in searched if trial.model == family]
         names = varying(members, {})
@@ -183,7 +183,7 @@ def grid_tables(ranked: Sequence[TrialRecord], measure: str = AUC) -> list[dict[
             ]
             for row in rows
         ]
-        found.append(
+        tables.append(
             {
                 "family": family,
                 "columns": [_heading(across, column, measure) for column in columns],
@@ -193,7 +193,7 @@ def grid_tables(ranked: Sequence[TrialRecord], measure: str = AUC) -> list[dict[
                 ],
             }
         )
-    return found
+    return tables
 
 
 def _combinations(members: Sequence[TrialRecord], names: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -205,8 +205,8 @@ def _of(trial: TrialRecord, names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _heading(names: Sequence[str], values: Sequence[Any], measure: str) -> str:
-    told = [f"{name} {_short(value)}" for name, value in zip(names, values, strict=True) if value is not None]
-    return " · ".join(told) or measure
+    parts = [f"{name} {_short(value)}" for name, value in zip(names, values, strict=True) if value is not None]
+    return " · ".join(parts) or measure
 
 
 def _order(value: Any) -> tuple[int, float, str]:
