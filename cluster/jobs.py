@@ -44,7 +44,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 """Loggers of Ray's client: a line for every package it uploads, at a level these modules set themselves."""
 _START = (
-    "start one with `ray start --head` or `ray up ray_cluster.yaml`; for one far away open a tunnel with "
+    "start one with `ray start --head` or `ray up ray_cluster.yaml`; for a remote one open a tunnel with "
     "`ray dashboard ray_cluster.yaml`"
 )
 
@@ -62,12 +62,12 @@ class Job:
     started: datetime | None
     ended: datetime | None
     exit_code: int | None
-    """Of the verb: None until it has ended, and when it was stopped or never started."""
+    """The verb's exit code; None until it has ended, and when it was stopped or never started."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """Where to look at what runs."""
+    """Where the dashboard of a cluster is."""
 
     url: str
     answers: bool
@@ -84,12 +84,12 @@ def submit(
 ) -> int:
     """Run a verb with its arguments on the cluster at `address` (http://…) and return the verb's own exit code.
 
-    The job's log (its stdout and stderr are one) goes to `write` as it comes, by default to stdout. Ctrl-C stops the
-    following, not the job. With `wait=False` the job's id is written and 0 returned. A job that was stopped or never
-    started counts as 1; one killed by a signal as 128 + signal.
+    The job's log (stdout and stderr together) goes to `write` as it comes, by default to stdout. Ctrl-C stops
+    following the log, not the job. With `wait=False` the job's id is written and 0 returned. A job that was stopped or
+    never started counts as 1; one killed by a signal as 128 + signal.
 
     Raises `InputError` when there is no verb, no cluster at the address, or the token is missing or refused, and
-    `RayscanError` when the cluster is lost on the way.
+    `RayscanError` when the connection to the cluster is lost.
     """
     if not verb_args or not verb_args[0].isalpha():
         raise InputError("nothing to submit: name a verb, as in `rayscan submit -- score ARCHIVE --model B --out S`")
@@ -122,8 +122,8 @@ def list_jobs(address: str | None = None) -> list[Job]:
     address = jobs_address(address)
     _knock(address)
     with _translated(address):
-        found = [_job(details) for details in _client(address).list_jobs() if details.submission_id]
-    return sorted(found, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
+        submitted = [_job(details) for details in _client(address).list_jobs() if details.submission_id]
+    return sorted(submitted, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
 
 
 def job_logs(job: str, address: str | None = None) -> str:
@@ -146,7 +146,7 @@ def stop_job(job: str, address: str | None = None) -> bool:
 
 
 def dashboard_address(address: str | None = None) -> Dashboard:
-    """Where the dashboard of the cluster is, whether it answers, and how to get to it from afar."""
+    """Where the dashboard of the cluster is, whether it answers, and how to reach it from another machine."""
     url = jobs_address(address)
     answers = _answers(url)
     hint = (
@@ -224,7 +224,7 @@ async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str]
 
 
 async def _settled(client: "JobSubmissionClient", job: str) -> "JobDetails":
-    """The job once its end stands in the books, which may be a moment after the end of its log."""
+    """The job once Ray has recorded its end, which may be a moment after the end of its log."""
     for _ in range(SETTLE_SECONDS * 10):
         details = client.get_job_info(job)
         if details.status.is_terminal():
@@ -257,7 +257,7 @@ def _translated(address: str, job: str = "") -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """See that nobody listens before Ray is imported, which takes a second. Behind a proxy only Ray's client can."""
+    """Refuse an address where nothing listens before Ray is imported, which takes a second; not behind a proxy."""
     parts = urlsplit(address)
     proxied = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
     if not proxied and not listens(address):

@@ -141,9 +141,9 @@ def check_evaluation(bundles: Sequence[str], dataset: str, split: str) -> None:
     """There are bundles, and a data set whose split has films prepared as they need them."""
     from pipelines.ingest.dataset_info import check_fits
 
-    found = check_bundles(bundles)
+    opened = check_bundles(bundles)
     info = check_dataset(dataset, (split,))
-    for bundle in found:
+    for bundle in opened:
         check_fits(bundle.spec.preprocessing, info, dataset)
 
 

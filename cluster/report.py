@@ -1,7 +1,7 @@
-"""Which page belongs to what lies at a URI: a study, a bundle or scores.
+"""Which page is drawn for what a URI holds: a study, a bundle or scores.
 
-It stands above the pages because it knows all three. What needs torch or matplotlib is imported only to make a page, so
-that `cluster/preflight.py` can ask what there is to report on.
+It is in `cluster` because it knows all three. What needs torch or matplotlib is imported only to make a page, so
+that `cluster/preflight.py` can ask cheaply what there is to report on.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ def write_report(uri: str, out: str, *, compare: str | None = None, thumbnails: 
 
 
 def reported_kind(store: Store, compare: str | None, thumbnails: int) -> Kind:
-    """What there is to report on. Raises `InputError` for nothing, and for what cannot be had of it."""
+    """What there is to report on. Raises `InputError` if there is nothing, or not what is asked for."""
     kind: Kind | None = "study" if store.exists("study.json") else "bundle" if store.exists("bundle.json") else None
     if kind is None and not has_runs(store):
         raise InputError(

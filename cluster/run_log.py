@@ -19,7 +19,7 @@ from typing import Final
 from pipelines.bundles import cache_folder
 
 KEPT: Final = 50
-"""Log files that are kept, the newest."""
+"""How many log files are kept, the newest."""
 _STDERR: Final = 2
 
 

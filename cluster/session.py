@@ -65,8 +65,8 @@ def ray_session(
     The first Ctrl-C raises KeyboardInterrupt in the block; further ones are ignored until Ray is down, since one that
     hits Ray's own shutdown crashes the process and leaves Ray's behind.
 
-    Raises `InputError` when the address is not one of a cluster, nobody answers there, the token is missing or refused,
-    or another package shadows one of ours.
+    Raises `InputError` when the address is not that of a cluster, nothing answers there, the token is missing or
+    refused, or another package shadows one of ours.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     check_address(address, cpus)
@@ -95,7 +95,7 @@ def ray_session(
                 session.dashboard_url or "off",
             )
             if ray_log:
-                log.info("what Ray itself has to say goes to %s", ray_log)
+                log.info("Ray's own log goes to %s", ray_log)
             yield session
         finally:
             with interrupt.held():
@@ -115,7 +115,7 @@ def use_token() -> bool:
 
 
 def check_address(address: str, cpus: int | None = None) -> None:
-    """Raise `InputError` unless this is "local", "auto" or host:port of somebody who listens."""
+    """Raise `InputError` unless this is "local", "auto", or host:port where something listens."""
     if address.startswith(("http://", "https://")):
         raise InputError(
             f"{address} is a cluster's Jobs API: run it there with `rayscan submit --address {address} -- VERB …`, "
@@ -132,7 +132,7 @@ def check_address(address: str, cpus: int | None = None) -> None:
 
 
 def _knock(address: str) -> None:
-    """See at once that nobody listens at host:port: Ray itself tries for three minutes."""
+    """Raise `InputError` at once if nothing listens at host:port: Ray itself tries for three minutes."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise InputError(f"{address} is no address of a Ray cluster: give host:port, auto or local")
@@ -171,7 +171,7 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
         except (ConnectionError, TimeoutError) as error:
             if local:
                 raise RayscanError(f"Ray does not start on this machine: {error}") from error
-            raise InputError(  # a token that is missing here or wrong looks to Ray like nobody answering
+            raise InputError(  # to Ray a missing or wrong token looks the same as no answer
                 f"no Ray at {address} lets this machine in: if one runs there, {_ADMISSION}; if not, {_NO_CLUSTER}"
             ) from error
         return context.dashboard_url or None
@@ -196,7 +196,7 @@ def _describe(dashboard: str | None) -> Session:
 
 
 def _hush_token_notice() -> None:
-    """Keep Ray from warning, at every start, that it is secured."""
+    """Keep Ray from logging at every start that token authentication is on."""
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
@@ -226,7 +226,7 @@ class _Interrupt:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep a first SIGINT inside the block back until its end."""
+        """Delay a first SIGINT inside the block until the block ends."""
         seen_before, self.holding = self.seen, True
         try:
             yield

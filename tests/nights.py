@@ -71,13 +71,13 @@ class Night:
         )
 
     def parts(self) -> int:
-        """Parts that are there."""
+        """The parts that have been written."""
         if self.scores.is_local and not self.scores.path.is_dir():
             return 0
         return sum(info.key.endswith(".parquet") for chunk in self.scores.list("scores") for info in chunk)
 
     def wait_for_parts(self, driver: subprocess.Popen[str], count: int) -> None:
-        """Until a run has written so many; fails when it ends before."""
+        """Wait until a run has written this many parts; fails if it ends before."""
 
         def ended() -> bool:
             assert driver.poll() is None, driver.communicate()[1]
@@ -86,7 +86,7 @@ class Night:
         wait_for(lambda: self.parts() >= count, unless=ended)
 
     def kill_driver(self, *, after: int) -> int:
-        """Start a run and `kill -9` its driver once so many parts are there; returns how many there are then."""
+        """Start a run and `kill -9` its driver once this many parts are there; returns how many there are then."""
         with self.running() as driver:
             self.wait_for_parts(driver, after)
             driver.send_signal(signal.SIGKILL)
@@ -94,7 +94,7 @@ class Night:
         return self.parts()
 
     def rows(self) -> dict[str, int]:
-        """What stands in the table: rows, distinct scans, distinct runs."""
+        """Counts of the table: rows, distinct scans, distinct runs."""
         (row,) = ask(
             self.scores.root,
             "SELECT count(*) AS rows, count(DISTINCT scan_id) AS scans, count(DISTINCT run_id) AS runs FROM scores",
@@ -138,7 +138,7 @@ def workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
 def wait_for(
     condition: Callable[[], bool], *, unless: Callable[[], bool] = lambda: False, seconds: float = SECONDS
 ) -> None:
-    """Ask again and again until it holds; fails when it does not in time, or when it no longer can."""
+    """Poll until the condition holds; fails on a timeout, or when it can no longer hold."""
     pause, end = threading.Event(), time.monotonic() + seconds
     while not condition():
         assert not unless(), "what was waited for can no longer happen"

@@ -32,7 +32,7 @@ class Watched:
 
 
 class CommandError(Exception):
-    """The command failed; holds the end of what it said."""
+    """The command failed; holds the end of its output."""
 
 
 def watch(command: Sequence[str], env: Mapping[str, str], *, every: float = 0.5, memory: bool = False) -> Watched:

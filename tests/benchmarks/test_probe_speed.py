@@ -58,7 +58,7 @@ def _memory(process: psutil.Process) -> int:
 
 
 def made_up(count: int, rng: np.random.Generator) -> Features:
-    """Half a dozen of the numbers tell the classes apart, a little."""
+    """Synthetic features: six of the numbers separate the classes weakly."""
     labels = np.arange(count) % 2
     values = rng.standard_normal((count, WIDTH), dtype=np.float32)
     values[:, :6] += 0.8 * labels[:, None]

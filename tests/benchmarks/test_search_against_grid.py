@@ -49,12 +49,12 @@ def curve(study: str, cores: int, *, baselines: bool) -> Curve:
 
 
 def cost_of(trials: Curve, auc: float) -> float | None:
-    """Core-minutes until the best so far was at least so good; None where it never was."""
+    """Core-minutes until the best so far reached this AUC; None if it never did."""
     return next((minutes for minutes, reached in trials if reached >= auc), None)
 
 
 def best_until(trials: Curve, minutes: float) -> float | None:
-    """The best AUC within so many core-minutes."""
+    """The best AUC within this many core-minutes."""
     return max((auc for at, auc in trials if at <= minutes), default=None)
 
 
@@ -64,10 +64,10 @@ def table(grids: Mapping[str, Curve], searches: Mapping[str, Curve], cores: int)
     lines += [f"| {name} | {grid[-1][0]:.1f} | {max(auc for _, auc in grid):.4f} |" for name, grid in grids.items()]
     lines += ["", "| search | had the best of | after core-minutes | share of that grid's cost |", "|---|---|---|---|"]
     for name, search in searches.items():
-        for of, grid in grids.items():
+        for grid_name, grid in grids.items():
             reached = cost_of(search, max(auc for _, auc in grid))
-            told = f"{reached:.1f} | 1/{grid[-1][0] / reached:.1f}" if reached else "never | "
-            lines.append(f"| {name} | {of} | {told} |")
+            cost = f"{reached:.1f} | 1/{grid[-1][0] / reached:.1f}" if reached else "never | "
+            lines.append(f"| {name} | {grid_name} | {cost} |")
     lines += ["", "| search | minutes | trials ended | best AUC |", "|---|---|---|---|"]
     for name, search in searches.items():
         for minutes in [at for at in READ_AT if at * cores <= search[-1][0] + 2 * cores]:

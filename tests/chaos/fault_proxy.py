@@ -80,7 +80,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self.faults = faults
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no fault of ours."""
+        """Ignore clients that hang up."""
 
 
 class _Front(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Drivers and nodes of a search killed half-way; then it is left alone, and the table is counted."""
+"""Drivers and nodes of a search killed half-way; then the search runs to its end, and the table is counted."""
 
 import contextlib
 import json
@@ -76,7 +76,7 @@ class Search:
             driver.wait()
 
     def wait_for(self, condition: Callable[[], bool], driver: "subprocess.Popen[bytes]") -> None:
-        """Until it holds of the study; the driver may not end before."""
+        """Wait until the condition holds for the study; fails if the driver ends before."""
 
         def ended() -> bool:
             assert driver.poll() is None, self.log.read_text()
@@ -106,7 +106,7 @@ class Search:
         return epochs
 
     def is_at(self, ended: int, epochs: int) -> bool:
-        """Whether so many trials have ended, and one under way has done so many epochs."""
+        """Whether this many trials have ended, and a running one has done this many epochs."""
         return len(self.ended()) >= ended and max(self.under_way().values(), default=0) >= epochs
 
     def ask(self, sql: str) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ class Search:
         assert not list(self.study.glob("trials/*/checkpoint.safetensors"))
 
     def assert_as_unbroken(self, trial_id: str) -> None:
-        """Trained anew in one go, the trial comes to the same figures and weights."""
+        """The trial, trained again without interruption, has the same figures and weights."""
         store, info = open_store(str(self.study)), read_dataset_info(self.dataset)
         (record,) = [one for one in read_trials(store) if one.trial_id == trial_id]
         job = TrialJob(study=store, preprocessing=info.preprocessing, epochs=EPOCHS, seed=0, threads=1, device="cpu")

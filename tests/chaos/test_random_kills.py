@@ -1,4 +1,4 @@
-"""Drivers, workers and nodes killed again and again at random moments of one night; then it is left alone."""
+"""Drivers, workers and nodes killed again and again at random moments of one night; then the night runs to its end."""
 
 import os
 import random
@@ -78,7 +78,7 @@ def test_nodes(rayscan_command: str, tmp_path: Path, seed: int, monkeypatch: pyt
 
 
 def test_everything_at_once(rayscan_command: str, tmp_path: Path) -> None:
-    """Driver and all its workers in one blow, over and over, as when a machine loses its power."""
+    """The driver and all its workers are killed together, repeatedly, as when a machine loses its power."""
     night, moments, kills = make_night(rayscan_command, tmp_path, films=FILMS), random.Random(9), 3
     for _ in range(kills):
         with night.running() as driver:

@@ -78,7 +78,7 @@ def running_head() -> Iterator[Head]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    """Ask again and again until it holds; fail when it does not in time."""
+    """Poll until the condition holds; fail on a timeout."""
     gate, end = threading.Event(), time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not so within {seconds} s"
@@ -105,7 +105,7 @@ def processes_below(pid: int) -> dict[int, str]:
 
 
 def alive(processes: dict[int, str]) -> list[int]:
-    """Those of the processes that still run; a zombie does not."""
+    """The processes that still run; a zombie does not count."""
     running = []
     for pid, start in processes.items():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A fault nobody foresaw: one line for the person, the traceback in a file, exit 1. It is never hidden."""
+"""An unexpected error: one line for the person, the traceback in a file, exit 1. It is never hidden."""
 
 import re
 import stat

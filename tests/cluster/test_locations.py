@@ -1,4 +1,4 @@
-"""Paths on the command line: said once, they mean the same on every worker."""
+"""Paths on the command line mean the same on every worker."""
 
 from pathlib import Path
 from typing import Any

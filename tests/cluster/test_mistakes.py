@@ -1,4 +1,4 @@
-"""A mistake is told at once: one line, exit code 2, before Ray starts and before anything heavy is imported."""
+"""A mistake is reported at once: one line, exit code 2, before Ray starts and before anything heavy is imported."""
 
 import json
 import resource
@@ -129,7 +129,7 @@ def test_every_verb_has_its_mistakes() -> None:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One of each thing a verb may be given."""
+    """One of each input a verb may be given."""
     folder = tmp_path_factory.mktemp("places")
     places = {
         name: str(folder / name)

@@ -97,7 +97,7 @@ def scored(place: Path, rayscan_command: str) -> Shown:
 def test_score_moves_scan_by_scan(scored: Shown) -> None:
     assert_reads_well(scored, LARGE[0])
     assert "40/40 scans" in scored.text
-    assert "what Ray itself has to say goes to" in scored.text
+    assert "Ray's own log goes to" in scored.text
 
 
 @pytest.mark.usefixtures("scored")

@@ -26,7 +26,7 @@ def test_of_two_started_together_one_is_sent_away(rayscan_command: str, tmp_path
 
 
 def test_a_driver_back_from_the_dead_can_only_lose(rayscan_command: str, tmp_path: Path) -> None:
-    """Stopped, its lease taken, its run finished by another; then it wakes up and goes on with the same shards."""
+    """A driver is paused, another takes its lease and finishes its run; then the first goes on with the same shards."""
     night = make_night(rayscan_command, tmp_path, films=FILMS)
     with night.running() as sleeper:
         night.wait_for_parts(sleeper, 2)

@@ -44,7 +44,7 @@ class Model:
 
 
 def main(source: str, name: str, weights: str, target: str, films: str) -> None:
-    """Score the first so many films; each row tells when it was scored."""
+    """Score the first films; each row records when it was scored."""
     endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
     server = pyarrow.fs.S3FileSystem(endpoint_override=endpoint, scheme="http")
     listed = server.get_file_info(pyarrow.fs.FileSelector(source.removeprefix("s3://"), recursive=True))
