@@ -21,11 +21,11 @@ from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import open_store
 from tests.benchmarks.measured import machine, record
 from tuning.search import probes
-from tuning.search.setup import SearchFilms
 from tuning.spaces.domain import Domain
 from tuning.spaces.space import SearchSpace
 from tuning.spaces.space_file import read_space
 from tuning.training.features import Features
+from tuning.training.films import TrainingFilms
 
 PROBES, WIDTH = 1000, 1280
 
@@ -80,7 +80,7 @@ def test_a_thousand_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(probes, "_features", lambda *of: {kind.name: sides})
     films = Films(**dict.fromkeys(("pixels", "labels", "patients", "subtypes", "scan_ids"), np.empty(0)))
     info = DatasetInfo(size=224, preprocessing=Preprocessing(), fingerprint="", counts={}, parts={})
-    searched = SearchFilms(uri="", info=info, train=films, val=films)
+    searched = TrainingFilms(uri="", info=info, train=films, val=films)
     with PeakMemory() as memory:
         began = time.monotonic()
         found = probes.run_probes(

@@ -27,6 +27,7 @@ from tests.benchmarks.measured import Measured, extended, measured, median, reco
 from tests.benchmarks.processes import watch
 from tests.servers import ACCESS_KEY, SECRET_KEY, S3Server, clean_environment, free_port, running_server
 from tuning.recipes.promote import promote
+from tuning.training.films import TrainingFilms
 from tuning.training.loop import TrainSettings, fit
 
 FILMS = int(os.environ.get("RAYSCAN_BENCH_FILMS", "9000"))
@@ -96,7 +97,7 @@ def publish(name: str, films: Originals, uri: str) -> Bundle:
     learnt = films.prepared(SIZE)
     info = DatasetInfo(size=SIZE, preprocessing=spec.preprocessing, fingerprint="bench", counts={}, parts={})
     fitted = fit(spec, learnt, learnt, TrainSettings(epochs=EPOCHS[name], augment=0.0, batch_size=16))
-    return promote(fitted, learnt, learnt, info, uri, lineage={})
+    return promote(fitted, TrainingFilms(uri="", info=info, train=learnt, val=learnt), uri, lineage={})
 
 
 def export(bundle: Bundle, path: Path) -> None:

@@ -40,6 +40,7 @@ from tuning.recipes.folds import Fold, KeptFolds
 from tuning.recipes.promote import calibrated, copies_of, lock, scorer
 from tuning.recipes.recipe import Recipe, require_weights
 from tuning.recipes.train import Trained, fit_recipe, relabelled
+from tuning.training.films import TrainingFilms
 
 log = logging.getLogger("rayscan")
 
@@ -199,7 +200,7 @@ def follow(
     """Follow the recipe without the films of one fold. Raises what `tuning.recipes.train.fit_recipe` raises."""
     train, val = set_apart(films.take(fold_of != number), recipe.training.seed)
     started = time.perf_counter()
-    trained = fit_recipe(recipe, info, dataset, train, val)
+    trained = fit_recipe(recipe, TrainingFilms(uri=dataset, info=info, train=train, val=val))
     seconds = time.perf_counter() - started
     return Followed(trained=trained, val=val, own=films.take(fold_of == number), seconds=round(seconds, 1))
 

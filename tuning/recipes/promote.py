@@ -1,7 +1,7 @@
 """From a trained model to a published bundle: calibrate, lock operating points, evaluate, compare engines, publish.
 
-All on the validation films, but for the familiarity, which describes the training films. A test split is touched only
-by `rayscan evaluate`, which records that it was.
+All of it uses the validation films, except the familiarity, which describes the training films. A test split is read
+only by `rayscan evaluate`, which records it.
 """
 
 import logging
@@ -34,23 +34,21 @@ from models.statistics.evaluation import evaluation_entry
 from models.statistics.fingerprint import fingerprint
 from models.statistics.robustness import Copies, robustness, score_copies
 from pipelines.bundles import fetch_bundle, publish_bundle
-from pipelines.ingest.dataset import DatasetInfo
 from tuning.recipes.selection import Score
+from tuning.training.films import TrainingFilms
 from tuning.training.loop import Fitted
 
 FAMILIAR_FILMS: Final = 2000
-"""Training films the familiarity is fitted to at most."""
+"""Training films that the familiarity is fitted to, at most."""
 COPIED_FILMS: Final = 300
-"""Films that are changed, in each way, and scored again, at most."""
+"""Films that are perturbed, in each way, and scored again, at most."""
 
 log = logging.getLogger("rayscan")
 
 
 def promote(
     fitted: Fitted,
-    train: Films,
-    val: Films,
-    dataset_info: DatasetInfo,
+    films: TrainingFilms,
     out: str,
     *,
     lineage: Mapping[str, Any],
@@ -60,44 +58,25 @@ def promote(
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
 
-    `lineage` holds plain JSON values beyond what is recorded anyway (training settings, history, dataset fingerprint,
-    counts, versions, time): where the model comes from, a trial of a study for instance. `selection`, of a model that
-    was chosen among others by these films, goes into the evaluation, as `tuning/study/optimism.py` has it.
+    `lineage` holds plain JSON values beyond what is always recorded (training settings, history, dataset fingerprint,
+    counts, versions, time): where the model comes from, for instance a trial of a study. `selection`, for a model that
+    was chosen among others by these films, goes into the evaluation; `tuning/study/optimism.py` describes it.
     `show_films` puts a few validation films, which are patients' images, into the bundle with the model's maps.
     """
     keep_memory()
     device = choose_device(fitted.settings.device)
-    calibration, copies = lock(fitted, val, calibrate, device)
+    calibration, copies = lock(fitted, films.val, calibrate, device)
     probability = 1 - calibration.probabilities(fitted.val_logits)[:, 0]
-    entry = evaluation_entry(
-        split="val",
-        labels=val.labels,
-        probability=probability,
-        subtypes=val.subtypes,
-        calibration=calibration,
-        patients=val.patients,
-        groups=val.groups,
-    )
+    classifier = calibrated(fitted, calibration)
+    classifier.familiarity = _familiarity(classifier, films.train, films.val, device)
+    graph = _graph(classifier)
+    entry = _evaluation(films.val, probability, calibration)
     if selection is not None:
         entry["selection"] = dict(selection)
-    classifier = calibrated(fitted, calibration)
-    classifier.familiarity = _familiarity(classifier, train, val, device)
-    graph = _graph(classifier)
     entry["robustness"] = robustness(copies, calibration.threshold).to_json()
     if show_films:
-        entry |= _samples(classifier, val, probability, calibration, fitted.spec, device)
-    entry |= _engines(classifier, graph, val, calibration, device, classes=len(fitted.spec.classes))
-    recorded = {
-        "training": asdict(fitted.settings),
-        "seed": fitted.settings.seed,
-        "history": [asdict(report) for report in fitted.history],
-        "best_epoch": fitted.best.epoch,
-        "seconds": fitted.seconds,
-        "dataset_fingerprint": dataset_info.fingerprint,
-        "counts": {"train": _counts(fitted.spec, train), "val": _counts(fitted.spec, val)},
-        "versions": {name: version(name) for name in ("rayscan", "torch", "timm")},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+        entry |= _samples(classifier, films.val, probability, calibration, fitted.spec, device)
+    entry |= _engines(classifier, graph, films.val, calibration, device, classes=len(fitted.spec.classes))
     from pipelines.pages.card import render_card  # noqa: PLC0415 (matplotlib, which only a promotion needs)
 
     with tempfile.TemporaryDirectory(prefix="rayscan-bundle-") as folder:
@@ -108,7 +87,7 @@ def promote(
             state_dict=fitted.state_dict,
             calibration=calibration,
             evaluation={"val": entry},
-            lineage={**recorded, **lineage},
+            lineage={**_recorded(fitted, films), **lineage},
             familiarity=classifier.familiarity,
             graph=graph,
         )
@@ -116,15 +95,43 @@ def promote(
     return fetch_bundle(out)
 
 
+def _evaluation(val: Films, probability: npt.NDArray[np.float32], calibration: Calibration) -> dict[str, Any]:
+    """The metrics on the validation films."""
+    return evaluation_entry(
+        split="val",
+        labels=val.labels,
+        probability=probability,
+        subtypes=val.subtypes,
+        calibration=calibration,
+        patients=val.patients,
+        groups=val.groups,
+    )
+
+
+def _recorded(fitted: Fitted, films: TrainingFilms) -> dict[str, Any]:
+    """The lineage that every bundle has."""
+    return {
+        "training": asdict(fitted.settings),
+        "seed": fitted.settings.seed,
+        "history": [asdict(report) for report in fitted.history],
+        "best_epoch": fitted.best.epoch,
+        "seconds": fitted.seconds,
+        "dataset_fingerprint": films.info.fingerprint,
+        "counts": {"train": _counts(fitted.spec, films.train), "val": _counts(fitted.spec, films.val)},
+        "versions": {name: version(name) for name in ("rayscan", "torch", "timm")},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def lock(fitted: Fitted, val: Films, method: CalibrationMethod, device: torch.device) -> tuple[Calibration, Copies]:
-    """Calibrate on the validation films; lock the operating points on them and on their changed copies.
+    """Calibrate on the validation films; lock the operating points on them and on their perturbed copies.
 
     Raises what `fit_calibration` raises.
     """
-    uncut = fit_calibration(fitted.val_logits, val.labels, method)
-    copies = copies_of(scorer(calibrated(fitted, uncut), device), val)
-    probability = 1 - uncut.probabilities(fitted.val_logits)[:, 0]
-    return replace(uncut, operating_points=operating_points(val.labels, probability, copies.pooled)), copies
+    unlocked = fit_calibration(fitted.val_logits, val.labels, method)
+    copies = copies_of(scorer(calibrated(fitted, unlocked), device), val)
+    probability = 1 - unlocked.probabilities(fitted.val_logits)[:, 0]
+    return replace(unlocked, operating_points=operating_points(val.labels, probability, copies.pooled)), copies
 
 
 def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
@@ -134,13 +141,13 @@ def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
 
 @torch.inference_mode()
 def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: torch.device) -> Familiarity | None:
-    """Fitted to training films chosen by a fixed seed, its limit to validation films as well.
+    """Familiarity fitted to training films chosen by a fixed seed, its limit to validation films as well.
 
-    None for a network without features of its own.
+    None for a network without features.
     """
     on_device = copy_on(classifier, device)
     if not has_features(on_device.network, on_device.preprocess(torch.tensor(train.pixels[:2], device=device))):
-        log.info("this network has no features to tell unfamiliar films by: its scores will have no ood_score")
+        log.info("this network has no features to recognise unfamiliar films by: its scores will have no ood_score")
         return None
 
     def features(films: Films) -> torch.Tensor:
@@ -151,7 +158,7 @@ def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: t
 
 
 def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
-    """What gives the calibrated probability of disease [N] of films uint8 [N, H, W], in float32 on a device."""
+    """A function from films uint8 [N, H, W] to their calibrated probability of disease [N], in float32 on a device."""
     keep_memory()
     on_device = copy_on(classifier, device)
 
@@ -163,7 +170,7 @@ def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
 
 
 def copies_of(score: Score, films: Films) -> Copies:
-    """What a model says of films and their changed copies, of COPIED_FILMS of them at most, classes in proportion."""
+    """A model's scores of films and their perturbed copies, for at most COPIED_FILMS, with classes in proportion."""
     chosen = choose_films(films.labels, COPIED_FILMS)
     return score_copies(score, films.pixels[chosen], films.labels[chosen])
 
@@ -176,13 +183,13 @@ def _samples(
     spec: ModelSpec,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The entry `samples`; none where the network cannot make maps, for which no training may be lost."""
+    """The entry `samples`; empty if the network cannot make maps, which must not cost the training."""
     from pipelines.pages.samples import samples  # noqa: PLC0415 (captum brings matplotlib)
 
     on_device = copy_on(classifier, device)
     try:
         return {"samples": samples(on_device, val, probability, calibration.threshold, spec.classes)}
-    except RuntimeError:  # torch's word for whatever a network cannot do, or has no memory for
+    except RuntimeError:  # torch raises it for unsupported operations and for lack of memory
         log.warning("the model card will show no films: the network cannot make maps", exc_info=True)
         return {}
 
@@ -191,7 +198,7 @@ def _graph(classifier: ScanClassifier) -> tuple[bytes, bytes] | None:
     try:
         return export_graph(classifier)
     except EngineError as error:
-        log.warning("on a CPU this model will score by torch, several times slower: %s", error)
+        log.warning("on a CPU this model will score with torch, several times slower: %s", error)
         return None
 
 
@@ -206,7 +213,7 @@ def _engines(
 ) -> dict[str, dict[str, Any]]:
     """The entries `engines` (agreement with float32 torch) and `fingerprint`, from the same validation films.
 
-    A model promoted on a GPU is compared on that machine's CPU, too, so that both may score with it.
+    A model promoted on a GPU is also compared on that machine's CPU, so that both may score with it.
     """
     chosen = choose_films(val.labels, COMPARED_FILMS)
     pixels, labels = val.pixels[chosen], val.labels[chosen]

@@ -17,11 +17,11 @@ from models.statistics.calibration import UNCALIBRATED
 from pipelines.bundles import cache_folder
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
-from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import open_store
 from tuning.recipes.promote import calibrated, promote, scorer
 from tuning.recipes.recipe import Recipe, require_weights, spec_of
 from tuning.recipes.selection import TOP, Score, most_robust
+from tuning.training.films import TrainingFilms, read_training_films
 from tuning.training.head_settings import HeadSettings
 from tuning.training.loop import EpochReport, Fitted, fit
 from tuning.training.losses import cross_entropy
@@ -32,7 +32,7 @@ log = logging.getLogger("rayscan")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
-    """What came of it, on the validation films."""
+    """The result of a training, on the validation films."""
 
     bundle: str
     model_id: str
@@ -50,21 +50,21 @@ class TrainSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a recipe came to on some films."""
+    """The model that a recipe gives for some films."""
 
     best: Fitted
     chosen: Mapping[str, Scalar]
-    """The combination of the grid that it has; empty where there is no grid."""
+    """Its combination of the grid; empty without a grid."""
     tried: list[dict[str, object]]
     """Every combination: `parameters`, `val_auc`, `seconds`."""
     selection: list[dict[str, object]]
-    """Of the few best, what changed films told: `parameters`, `auc`, `mean_auc`, `worst`; empty where nobody asked."""
+    """Figures of the few best on perturbed films: `parameters`, `auc`, `mean_auc`, `worst`; empty if not measured."""
 
 
 def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) -> TrainSummary:
     """Train by a recipe on the split train, judge and calibrate on val, publish the bundle at `out`.
 
-    Of a grid every combination is trained, and one is kept as `recipe.select` says; what the others came to stands in
+    Every combination of a grid is trained, and `recipe.select` says which one is kept; the results of the others are in
     the bundle's lineage. `show_films` is that of `tuning.recipes.promote.promote`. Raises `InputError` for an unknown
     model, a size above the data set's, or weights that are needed and not named.
     """
@@ -72,17 +72,15 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
     entry(recipe.model)  # refuses names the zoo does not know
     require_weights(recipe)
     open_store(out).require_writable()
-    info = read_dataset_info(dataset)
-    films, val = (relabelled(load_films(dataset, split), recipe.classes) for split in ("train", "val"))
-    trained = fit_recipe(recipe, info, dataset, films, val)
+    films = read_training_films(dataset)
+    films = replace(films, train=relabelled(films.train, recipe.classes), val=relabelled(films.val, recipe.classes))
+    trained = fit_recipe(recipe, films)
     lineage: dict[str, object] = {"made_by": "rayscan train", "recipe": _recorded(recipe)}
     if recipe.grid:
         lineage |= {"grid": trained.tried, "chosen": dict(trained.chosen)}
     if trained.selection:
         lineage["selection"] = trained.selection
-    bundle = promote(
-        trained.best, films, val, info, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films
-    )
+    bundle = promote(trained.best, films, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films)
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
         bundle=out,
@@ -97,17 +95,17 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
     )
 
 
-def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Trained:
-    """Train what a recipe says on films, and let others choose the epoch and, of a grid, the combination.
+def fit_recipe(recipe: Recipe, films: TrainingFilms) -> Trained:
+    """Train by a recipe; the validation films choose the epoch and the combination of a grid.
 
-    `films` and `val` have the recipe's classes, see `relabelled`; `info` and `dataset` say what they are of.
+    `films` have the recipe's classes, see `relabelled`.
     Raises `InputError` for an unknown model or a size above the data set's.
     """
     combinations = recipe.combinations()
     tried: list[dict[str, object]] = []
     best: list[tuple[Fitted, dict[str, Scalar]]] = []
     for number, combination in enumerate(combinations, 1):
-        fitted = _fitted(recipe.at(combination), info, dataset, films, val)
+        fitted = _fitted(recipe.at(combination), films)
         parameters = {**recipe.parameters, **combination}
         tried.append({"parameters": parameters, "val_auc": fitted.best.val_auc, "seconds": fitted.seconds})
         named = ", ".join(f"{name} {value}" for name, value in combination.items()) or recipe.model
@@ -115,13 +113,13 @@ def fit_recipe(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, va
             "%d of %d, %s: validation AUC %.4f, %.1f s",
             *(number, len(combinations), named, fitted.best.val_auc, fitted.seconds),
         )
-        # sorting keeps the order of equals: the one named first is the better
-        best = sorted([*best, (fitted, combination)], key=lambda one: -one[0].best.val_auc)[:TOP]
+        # sorting keeps the order of equals: the first of them wins
+        best = sorted([*best, (fitted, combination)], key=lambda pair: -pair[0].best.val_auc)[:TOP]
     place = 0
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     if recipe.select == "robust":
-        place, told = most_robust([_uncalibrated(one) for one, _ in best], val)
-    selection = [{"parameters": of, **found} for (_, of), found in zip(best, told, strict=False)]
+        place, results = most_robust([_uncalibrated(fitted) for fitted, _ in best], films.val)
+    selection = [{"parameters": combination, **result} for (_, combination), result in zip(best, results, strict=False)]
     return Trained(best=best[place][0], chosen=best[place][1], tried=tried, selection=selection)
 
 
@@ -130,9 +128,9 @@ def _uncalibrated(fitted: Fitted) -> Score:
 
 
 def relabelled(films: Films, classes: tuple[str, ...]) -> Films:
-    """The films with labels of these classes: as they are for LABELS, else by subtype; films of no class are left out.
+    """The films with labels of these classes: unchanged for LABELS, else by subtype; films of no class are left out.
 
-    Raises `InputError` when no film is of some class.
+    Raises `InputError` if a class has no film.
     """
     if classes == LABELS:
         return films
@@ -155,44 +153,42 @@ def _recorded(recipe: Recipe) -> dict[str, object]:
     return {key: value for key, value in asdict(recipe).items() if key != "training"}  # which is recorded anyway
 
 
-def _fitted(recipe: Recipe, info: DatasetInfo, dataset: str, films: Films, val: Films) -> Fitted:
-    """One model, trained."""
-    spec = spec_of(recipe, info, dataset)
+def _fitted(recipe: Recipe, films: TrainingFilms) -> Fitted:
+    """Train one model."""
+    spec = spec_of(recipe, films.info, films.uri)
     settings = recipe.training
     if recipe.weights is None:
-        return fit(spec, films, val, settings)
+        return fit(spec, films.train, films.val, settings)
     head = replace(recipe.head, seed=settings.seed)
     if recipe.learn == "head":
-        return _new_head(recipe, head, spec, dataset, films, val)
+        return _new_head(recipe, head, spec, films)
     start = pretrained_start(
         spec,
         recipe.weights,
+        films,
         head=head if recipe.head_first else None,
         seed=settings.seed,
-        dataset=dataset,
-        films=films,
-        val=val,
         folder=str(cache_folder("features")),
     )
     if recipe.learn != "all":
         frozen = max(0, len(layer_groups(build(spec))) - recipe.learn)
         settings = replace(settings, frozen_groups=frozen)
-    return fit(spec, films, val, settings, weights=start)
+    return fit(spec, films.train, films.val, settings, weights=start)
 
 
-def _new_head(recipe: Recipe, head: HeadSettings, spec: ModelSpec, dataset: str, films: Films, val: Films) -> Fitted:
+def _new_head(recipe: Recipe, head: HeadSettings, spec: ModelSpec, films: TrainingFilms) -> Fitted:
     """A frozen backbone with a new classifier, as a trained model."""
     assert recipe.weights is not None
     network, _ = seeded_network(spec, recipe.weights, recipe.training.seed)
     started = time.perf_counter()
-    kept = str(cache_folder("features"))
-    fitted, train_logits = fit_installed_head(network, spec, head, dataset=dataset, films=films, val=val, folder=kept)
+    folder = str(cache_folder("features"))
+    fitted, train_logits = fit_installed_head(network, spec, head, films, folder=folder)
     seconds = time.perf_counter() - started
     report = EpochReport(
         epoch=1,
-        train_loss=_loss(train_logits, films),
+        train_loss=_loss(train_logits, films.train),
         val_auc=fitted.val_auc,
-        val_loss=_loss(fitted.val_logits, val),
+        val_loss=_loss(fitted.val_logits, films.val),
         seconds=seconds,
     )
     state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

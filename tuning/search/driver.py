@@ -209,14 +209,14 @@ def _trainable(setup: SearchSetup) -> Any:
         seed=settings.seed,
         threads=settings.cpus_per_trial,
         device="cuda" if resources.get("GPU") else "cpu",
-        dataset=films.uri,
         features=str(cache_folder("features")),
         objective=parse_objectives(settings.objectives)[0].name,
         latency=LATENCY in settings.objectives,
     )
     if settings.workers_per_trial == 1:
-        trainable = tune.with_parameters(run_trial, train=films.train, val=films.val, job=job)
+        trainable = tune.with_parameters(run_trial, films=films, job=job)
         return tune.with_resources(trainable, resources)
-    both = ray.put((films.train, films.val))
-    group = Group(workers=settings.workers_per_trial, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0), films=both)
+    group = Group(
+        workers=settings.workers_per_trial, cpus=resources["CPU"], gpus=resources.get("GPU", 0.0), films=ray.put(films)
+    )
     return tune.with_resources(tune.with_parameters(run_group_trial, group=group, job=job), DRIVER)

@@ -23,6 +23,7 @@ from pipelines.errors import StorageError
 from tuning.search.trial import Progress, TrialJob, own_id, plan_of, start_of
 from tuning.study.failure import brief
 from tuning.study.trial_files import load_checkpoint
+from tuning.training.films import TrainingFilms
 from tuning.training.loop import fit
 from tuning.training.objectives import LATENCY
 from tuning.training.workers import Workers
@@ -86,7 +87,7 @@ def _train_together(config: dict[str, Any]) -> None:
     task: _Task = config["task"]
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), count=context.get_world_size())
-    train, val = ray.get(task.films)
+    films: TrainingFilms = ray.get(task.films)
     earlier = load_checkpoint(task.job.study, task.trial_id)
     progress = Progress(task.job, task.trial_id, earlier, ray.train.report, writes=workers.rank == 0)
     try:
@@ -94,8 +95,17 @@ def _train_together(config: dict[str, Any]) -> None:
         settings = replace(plan.training, device=str(ray.train.torch.get_device()))
         if task.job.latency:
             progress.latency = {LATENCY: latency_ms(plan.spec, device=task.job.device, threads=task.job.threads)}
-        start = start_of(plan, train, val, task.job) if earlier is None else None
-        fit(plan.spec, train, val, settings, on_epoch=progress.epoch, weights=start, resume=earlier, workers=workers)
+        start = start_of(plan, films, task.job) if earlier is None else None
+        fit(
+            plan.spec,
+            films.train,
+            films.val,
+            settings,
+            on_epoch=progress.epoch,
+            weights=start,
+            resume=earlier,
+            workers=workers,
+        )
     except StorageError:
         raise
     except RayscanError as error:

@@ -26,18 +26,17 @@ from optuna.samplers import TPESampler
 
 from models.engines.allocator import keep_memory
 from models.errors import InputError
-from models.films import Films
 from models.spec import Scalar
 from pipelines.bundles import cache_folder
 from pipelines.progress import progress
 from pipelines.storage import Store
 from tuning.search.frozen_trial import frozen_trial
-from tuning.search.setup import SearchFilms
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import PROBES, SearchSpace, TrialPlan, to_plan
 from tuning.study.records import TrialRecord, next_number
 from tuning.study.store import write_trials
 from tuning.training.features import Features
+from tuning.training.films import TrainingFilms
 from tuning.training.head_settings import HeadSettings
 from tuning.training.heads import fit_head
 from tuning.training.start import frozen_features, seeded_network
@@ -105,7 +104,7 @@ def feature_kinds(space: SearchSpace) -> tuple[FeatureKind, ...]:
 def run_probes(
     space: SearchSpace,
     earlier: Sequence[TrialRecord],
-    films: SearchFilms,
+    films: TrainingFilms,
     *,
     probes: int,
     store: Store,
@@ -242,25 +241,26 @@ def _fit_heads(heads: Sequence[tuple[int, HeadSettings]], *sides: Features) -> l
     return results
 
 
-def _features(chooser: ProbeSpace, films: SearchFilms, seed: int) -> dict[str, tuple[Any, Any]]:
+def _features(chooser: ProbeSpace, films: TrainingFilms, seed: int) -> dict[str, tuple[Any, Any]]:
     """The training and validation features of every kind, by its name, as Ray objects that may still be computed."""
     # a task needs the films' names, not their pixels: it reads those itself where the features are not cached
-    of_train, of_val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (films.train, films.val))
+    train, val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (films.train, films.val))
+    unseen = ray.put(replace(films, train=train, val=val))
     features: dict[str, tuple[Any, Any]] = {}
     for kind in chooser.kinds:
         parameters = chooser.space.point(kind.family, kind.values)
         plan = to_plan(parameters, preprocessing=films.info.preprocessing, epochs=1, seed=seed)
         task: Any = _frozen_features  # Ray's types know only tasks of one result
-        first, second = task.remote(plan, films.uri, of_train, of_val, str(cache_folder("features")))
+        first, second = task.remote(plan, unseen, str(cache_folder("features")))
         features[kind.name] = (first, second)
     return features
 
 
 @ray.remote(num_cpus=1, num_returns=2)
-def _frozen_features(plan: TrialPlan, dataset: str, train: Films, val: Films, folder: str) -> tuple[Features, Features]:
+def _frozen_features(plan: TrialPlan, films: TrainingFilms, folder: str) -> tuple[Features, Features]:
     assert plan.weights is not None
     network, _ = seeded_network(plan.spec, plan.weights, plan.training.seed)
-    return frozen_features(network, plan.spec, dataset=dataset, films=train, val=val, folder=folder, threads=1)
+    return frozen_features(network, plan.spec, films, folder=folder, threads=1)
 
 
 def _frozen(record: TrialRecord, chooser: ProbeSpace) -> optuna.trial.FrozenTrial:

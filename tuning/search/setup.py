@@ -3,23 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.films import Films
-from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.storage import Store, open_store
 from tuning.search.mirror import Mirror
 from tuning.search.settings import SearchSettings
 from tuning.spaces.space import SearchSpace
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchFilms:
-    """The films a search trains on and judges by."""
-
-    uri: str
-    """Of the dataset; workers, which run in another folder, can read it."""
-    info: DatasetInfo
-    train: Films
-    val: Films
+from tuning.training.films import TrainingFilms, read_training_films
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +16,7 @@ class SearchSetup:
 
     store: Store
     """The study."""
-    films: SearchFilms
+    films: TrainingFilms
     settings: SearchSettings
     space: SearchSpace
     resources: Mapping[str, float]
@@ -38,8 +26,6 @@ class SearchSetup:
     mirror: Mirror | None = None
 
 
-def read_films(uri: str) -> SearchFilms:
+def read_films(uri: str) -> TrainingFilms:
     """The train and val films of the dataset at a URI or path. Raises `InputError` where there is none."""
-    uri = open_store(uri).root
-    info = read_dataset_info(uri)
-    return SearchFilms(uri=uri, info=info, train=load_films(uri, "train"), val=load_films(uri, "val"))
+    return read_training_films(open_store(uri).root)  # which workers, that run in another folder, can read

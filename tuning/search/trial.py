@@ -21,7 +21,6 @@ from torch import Tensor
 
 from models.engines.latency import latency_ms
 from models.errors import RayscanError
-from models.films import Films
 from models.spec import Preprocessing, Scalar
 from pipelines.errors import StorageError
 from pipelines.storage import Store
@@ -30,6 +29,7 @@ from tuning.study.failure import brief
 from tuning.study.records import TrialKind
 from tuning.study.trial_files import load_checkpoint, save_checkpoint, save_logits, save_weights
 from tuning.training.checkpoint import Checkpoint
+from tuning.training.films import TrainingFilms
 from tuning.training.loop import EpochReport, EpochState, fit
 from tuning.training.objectives import AUC, LATENCY
 from tuning.training.start import pretrained_start
@@ -63,8 +63,6 @@ class TrialJob:
     threads: int
     device: str
     """`cpu` or `cuda`; Ray shows a trial only its own GPUs."""
-    dataset: str = ""
-    """URI the films are of; for trials that start from pretrained weights."""
     features: str = ""
     """Local folder, on each node, where the features of frozen backbones are kept."""
     objective: str = AUC
@@ -102,18 +100,16 @@ def plan_of(config: Mapping[str, Any], job: TrialJob) -> TrialPlan:
     )
 
 
-def start_of(plan: TrialPlan, train: Films, val: Films, job: TrialJob) -> dict[str, Tensor] | None:
+def start_of(plan: TrialPlan, films: TrainingFilms, job: TrialJob) -> dict[str, Tensor] | None:
     """The state a trial starts from; None where its weights are random."""
     if plan.weights is None:
         return None
     return pretrained_start(
         plan.spec,
         plan.weights,
+        films,
         head=plan.head,
         seed=plan.training.seed,
-        dataset=job.dataset,
-        films=train,
-        val=val,
         folder=job.features,
         threads=job.threads,
     )
@@ -181,7 +177,7 @@ def _quality(report: Mapping[str, Any]) -> tuple[float, float]:
     return report["val_auc"] if value is None else value, -report.get("val_loss", 0.0)
 
 
-def run_trial(config: dict[str, Any], *, train: Films, val: Films, job: TrialJob) -> None:
+def run_trial(config: dict[str, Any], *, films: TrainingFilms, job: TrialJob) -> None:
     """Ray Tune's trainable: train what `config` says; the films are read-only views of Ray's object store.
 
     A fault of the parameters (training diverges, there is no such model) is reported, and this process takes the next
@@ -194,8 +190,8 @@ def run_trial(config: dict[str, Any], *, train: Films, val: Films, job: TrialJob
         plan = plan_of(config, job)
         if job.latency:
             progress.latency = {LATENCY: latency_ms(plan.spec, device=job.device, threads=job.threads)}
-        start = start_of(plan, train, val, job) if earlier is None else None
-        fit(plan.spec, train, val, plan.training, on_epoch=progress.epoch, weights=start, resume=earlier)
+        start = start_of(plan, films, job) if earlier is None else None
+        fit(plan.spec, films.train, films.val, plan.training, on_epoch=progress.epoch, weights=start, resume=earlier)
     except StorageError:
         raise
     except RayscanError as error:

@@ -24,6 +24,7 @@ from tuning.study.optimism import Optimism
 from tuning.study.records import StudyInfo, TrialRecord, leaderboard
 from tuning.study.store import BEST
 from tuning.study.trial_files import load_weights
+from tuning.training.films import TrainingFilms
 from tuning.training.loop import EpochReport, Fitted
 
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -72,9 +73,7 @@ def promote_best(
     lineage["search"] = choice
     bundle = promote(
         _fitted(store, record, study, dataset, val),
-        train,
-        val,
-        dataset_info=dataset,
+        TrainingFilms(uri=study.dataset, info=dataset, train=train, val=val),
         out=store.uri(BEST),
         lineage=lineage,
         selection=choice,

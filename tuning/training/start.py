@@ -1,4 +1,4 @@
-"""Where a network that does not start at random starts from: pretrained weights, and a classifier fitted to them."""
+"""Pretrained networks: the state they start training from, with a classifier fitted to their features."""
 
 import logging
 from dataclasses import replace
@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.films import Films
 from models.networks.preprocess import Preprocess
 from models.networks.weights import Loaded, unfold_batch_norm
 from models.spec import ModelSpec
 from tuning.training.features import Features, dataset_features, features_of, pretrained_network
+from tuning.training.films import TrainingFilms
 from tuning.training.head_settings import HeadSettings
 from tuning.training.heads import FittedHead, fit_head, install_head
 
@@ -24,7 +24,7 @@ DROPOUT: Final = ("drop_rate", "drop_path_rate", "dropout")
 
 
 def seeded_network(spec: ModelSpec, weights: str, seed: int) -> tuple[nn.Module, Loaded]:
-    """A network with pretrained weights; what they lack, a classifier, starts from the seed.
+    """A network with pretrained weights; a classifier that they lack starts from the seed.
 
     Raises what `tuning.training.features.pretrained_network` raises.
     """
@@ -36,32 +36,29 @@ def seeded_network(spec: ModelSpec, weights: str, seed: int) -> tuple[nn.Module,
 def pretrained_start(
     spec: ModelSpec,
     weights: str,
+    films: TrainingFilms,
     *,
     head: HeadSettings | None,
     seed: int,
-    dataset: str,
-    films: Films,
-    val: Films,
     folder: str,
     threads: int | None = None,
 ) -> dict[str, Tensor]:
-    """The state a training starts from, with a classifier fitted to frozen features where `head` says how.
+    """The state a training starts from; with `head`, its classifier is first fitted to frozen features.
 
-    Features of the data set at the URI `dataset`, which the films are of, are computed once and kept in the local
-    `folder`. Raises what `seeded_network` and `fit_installed_head` raise.
+    Features are computed once and kept in the local `folder`. Raises what `seeded_network` and `fit_installed_head`
+    raise.
     """
     network, loaded = seeded_network(spec, weights, seed)
-    network.to(memory_format=torch.channels_last)  # as the features are computed, whether or not they are kept already
+    network.to(memory_format=torch.channels_last)  # as features are computed, whether or not they are kept already
     if head is not None:
-        fitted, _ = fit_installed_head(
-            network, spec, head, dataset=dataset, films=films, val=val, folder=folder, threads=threads
-        )
+        fitted, _ = fit_installed_head(network, spec, head, films, folder=folder, threads=threads)
         log.info("classifier on frozen features: validation AUC %.4f; now the rest learns", fitted.val_auc)
-    # a classifier fitted in evaluation mode must fit in training mode, too. After it: features are kept by the weights,
-    # and these would be others, for the same features
+    # a classifier fitted in evaluation mode must also fit in training mode. Only now: kept features are named by the
+    # weights, and unfolding changes the weights but not the features
     if loaded.folded or head is not None:
-        some = torch.tensor(films.pixels[:: max(1, len(films) // UNFOLD_FILMS)][:UNFOLD_FILMS])
-        unfold_batch_norm(network, Preprocess(spec.preprocessing)(some))
+        pixels = films.train.pixels
+        sample = torch.tensor(pixels[:: max(1, len(pixels) // UNFOLD_FILMS)][:UNFOLD_FILMS])
+        unfold_batch_norm(network, Preprocess(spec.preprocessing)(sample))
     state: dict[str, Tensor] = network.state_dict()
     return state
 
@@ -70,39 +67,31 @@ def fit_installed_head(
     network: nn.Module,
     spec: ModelSpec,
     head: HeadSettings,
+    films: TrainingFilms,
     *,
-    dataset: str,
-    films: Films,
-    val: Films,
     folder: str,
     threads: int | None = None,
 ) -> tuple[FittedHead, npt.NDArray[np.float32]]:
-    """Fit a classifier to the network's features and put it in; features are computed once and kept.
+    """Fit a classifier to the network's features and install it.
 
-    Beside it the logits [N, C] of the films it was fitted to. Raises what the functions of `tuning.training.features`
+    Also returns the logits [N, C] of the training films. Raises what `frozen_features`, `fit_head` and `install_head`
     raise.
     """
-    of_train, of_val = frozen_features(
-        network, spec, dataset=dataset, films=films, val=val, folder=folder, threads=threads
-    )
+    of_train, of_val = frozen_features(network, spec, films, folder=folder, threads=threads)
     fitted = fit_head(of_train, of_val, head, classes=len(spec.classes))
     install_head(network, fitted.head)
     return fitted, fitted.head.logits(of_train.values)
 
 
 def frozen_features(
-    network: nn.Module,
-    spec: ModelSpec,
-    *,
-    dataset: str,
-    films: Films,
-    val: Films,
-    folder: str,
-    threads: int | None = None,
+    network: nn.Module, spec: ModelSpec, films: TrainingFilms, *, folder: str, threads: int | None = None
 ) -> tuple[Features, Features]:
-    """What the network's classifier sees of both sides' films, of which only labels and scan ids are looked at."""
-    # dropout acts in training only: networks that differ in nothing else share their features
+    """The features of the training and of the validation films, computed once and kept in the local `folder`.
+
+    Uses only the labels and scan ids of `films`. Raises what `dataset_features` and `features_of` raise.
+    """
+    # dropout acts in training only, so networks that differ only in it share their features
     kept = {name: value for name, value in spec.parameters.items() if name not in DROPOUT}
     bare = replace(spec, parameters=kept)
-    splits = [dataset_features(dataset, split, bare, network, folder, threads=threads) for split in ("train", "val")]
-    return features_of(films, splits), features_of(val, splits)
+    splits = [dataset_features(films.uri, split, bare, network, folder, threads=threads) for split in ("train", "val")]
+    return features_of(films.train, splits), features_of(films.val, splits)

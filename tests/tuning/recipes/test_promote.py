@@ -19,10 +19,12 @@ from pipelines.phantom import film
 from tests.models.synthetic import SIZE, blob_films, small_spec
 from tests.servers import S3Server
 from tuning.recipes.promote import promote
+from tuning.training.films import TrainingFilms
 from tuning.training.loop import TrainSettings, fit
 
 TRAIN, VAL = blob_films(160), blob_films(80, seed=1)
 INFO = DatasetInfo(size=SIZE, preprocessing=Preprocessing(size=SIZE), fingerprint="blobs", counts={}, parts={})
+FILMS = TrainingFilms(uri="", info=INFO, train=TRAIN, val=VAL)
 SETTINGS = TrainSettings(epochs=4, batch_size=16, learning_rate=1e-2, augment=0.3, device="cpu", threads=1)
 
 
@@ -30,7 +32,7 @@ SETTINGS = TrainSettings(epochs=4, batch_size=16, learning_rate=1e-2, augment=0.
 def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) -> None:
     out = str(tmp_path / "bundle")
     fitted = fit(small_spec(model), TRAIN, VAL, SETTINGS)
-    bundle = promote(fitted, TRAIN, VAL, INFO, out, lineage={"trial": 7})
+    bundle = promote(fitted, FILMS, out, lineage={"trial": 7})
 
     assert load_bundle(Path(out)).model_id == bundle.model_id
     engine = load_engine(bundle, device="cpu", precision="fp32")
@@ -96,7 +98,8 @@ def test_the_card_of_a_model_of_phantoms_shows_where_it_looks(tmp_path: Path) ->
     spec = small_spec("cnn", 64, depth=3, width=16, pooling="max")
     fitted = fit(spec, train, val, replace(SETTINGS, epochs=6, learning_rate=5e-3, augment=0.0))
     info = replace(INFO, size=64, preprocessing=Preprocessing(size=64))
-    found = promote(fitted, train, val, info, str(tmp_path / "bundle"), lineage={}).evaluation["val"]
+    films = TrainingFilms(uri="", info=info, train=train, val=val)
+    found = promote(fitted, films, str(tmp_path / "bundle"), lineage={}).evaluation["val"]
     assert found["metrics"]["auc"]["value"] > 0.8
     surest = [sample for sample in found["samples"]["films"] if sample["kind"] == "true positive"]
     assert len(surest) == 3
@@ -111,7 +114,7 @@ def test_the_card_of_a_model_of_phantoms_shows_where_it_looks(tmp_path: Path) ->
 
 def test_films_stay_out_of_the_bundle_where_nobody_wants_them_there(tmp_path: Path) -> None:
     fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
-    bundle = promote(fitted, TRAIN, VAL, INFO, str(tmp_path / "bundle"), lineage={}, show_films=False)
+    bundle = promote(fitted, FILMS, str(tmp_path / "bundle"), lineage={}, show_films=False)
     assert "samples" not in bundle.evaluation["val"]
     for name in ("card.html", "evaluation.json", "bundle.json"):
         assert "data:image" not in (bundle.folder / name).read_text()
@@ -125,7 +128,7 @@ def test_a_network_that_makes_no_maps_is_promoted_all_the_same(
 
     monkeypatch.setattr("pipelines.pages.samples.saliency", fails)
     fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
-    bundle = promote(fitted, TRAIN, VAL, INFO, str(tmp_path / "bundle"), lineage={})
+    bundle = promote(fitted, FILMS, str(tmp_path / "bundle"), lineage={})
     assert "samples" not in bundle.evaluation["val"]
     assert "will show no films" in caplog.text
     assert "derivative of this operation" in caplog.text
@@ -134,7 +137,7 @@ def test_a_network_that_makes_no_maps_is_promoted_all_the_same(
 def test_promotion_to_object_storage(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
     fitted = fit(small_spec("mlp", width=8), TRAIN, VAL, SETTINGS)
-    bundle = promote(fitted, TRAIN, VAL, INFO, f"{s3.bucket()}/bundle", lineage={})
+    bundle = promote(fitted, FILMS, f"{s3.bucket()}/bundle", lineage={})
     assert bundle.folder.is_relative_to(tmp_path / "cache")
     weights = bundle.network().state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in fitted.state_dict.items())

@@ -9,7 +9,6 @@ import torch
 
 from models.networks.zoo import build
 from models.spec import ModelSpec, Preprocessing
-from pipelines.ingest.dataset import load_films, read_dataset_info
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.study.test_store import record
@@ -19,6 +18,7 @@ from tuning.search.suggestions import suggestions
 from tuning.search.trial import OBJECTIVE, TrialJob, kind_of, parameters_of, plan_of, start_of
 from tuning.spaces.space_file import space_for
 from tuning.study.records import TrialRecord
+from tuning.training.films import read_training_films
 from tuning.training.objectives import LATENCY
 
 POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}
@@ -78,14 +78,13 @@ def test_two_objectives_are_known_again() -> None:
 
 def test_trials_share_the_features_that_their_classifiers_are_fitted_to(tmp_path: Path) -> None:
     write_dataset(str(tmp_path / "dataset"), films=140)
-    info = read_dataset_info(str(tmp_path / "dataset"))
-    train, val = (load_films(str(tmp_path / "dataset"), split) for split in ("train", "val"))
+    films = read_training_films(str(tmp_path / "dataset"))
     torch.manual_seed(0)
     network = build(ModelSpec(name="mobilenetv3_small_050", preprocessing=Preprocessing(size=SIZE)))
     safetensors.torch.save_file(network.state_dict(), tmp_path / "weights.safetensors")
     job = TrialJob(
-        study=open_store(str(tmp_path)), preprocessing=info.preprocessing, epochs=1, seed=0, threads=1, device="cpu",
-        dataset=str(tmp_path / "dataset"), features=str(tmp_path / "features"),
+        study=open_store(str(tmp_path)), preprocessing=films.info.preprocessing, epochs=1, seed=0, threads=1,
+        device="cpu", features=str(tmp_path / "features"),
     )  # fmt: skip
     starts = []
     for drop_rate, head_first in ((0.0, True), (0.3, True), (0.3, False)):
@@ -93,11 +92,11 @@ def test_trials_share_the_features_that_their_classifiers_are_fitted_to(tmp_path
             "family": "mobilenetv3_small_050", "backbone_weights": str(tmp_path / "weights.safetensors"),
             "backbone_drop_rate": drop_rate, "pretrained_head_first": head_first, "pretrained_l2": 0.1,
         }  # fmt: skip
-        start = start_of(plan_of(config, job), train, val, job)
+        start = start_of(plan_of(config, job), films, job)
         assert start is not None
         starts.append(start)
     assert len(list((tmp_path / "features").iterdir())) == 2  # of train and val, for all of them
     torch.testing.assert_close(starts[0], starts[1])
     assert not torch.equal(starts[0]["classifier.weight"], starts[2]["classifier.weight"])
     assert torch.equal(starts[0]["conv_stem.weight"], starts[2]["conv_stem.weight"])
-    assert start_of(plan_of({"family": "cnn"}, job), train, val, job) is None
+    assert start_of(plan_of({"family": "cnn"}, job), films, job) is None

@@ -39,6 +39,7 @@ from tuning.study.confirm import (
 from tuning.study.findings import add_confirmed, conclude
 from tuning.study.records import TrialRecord
 from tuning.study.store import FINDINGS, begin_study
+from tuning.training.films import TrainingFilms
 from tuning.training.loop import fit
 
 FOLDS = 3
@@ -110,7 +111,8 @@ def test_following_a_recipe_gives_the_weights_of_its_trial(
     chosen = parameters(8, resolution=24, learning_rate=0.003, optimiser="sgd")
     plan = to_plan(chosen, preprocessing=info.preprocessing, epochs=2, seed=3)
     recipe = recipe_of(chosen, preprocessing=info.preprocessing, epochs=2, seed=3)
-    wanted, found = fit(plan.spec, *sides, plan.training), fit_recipe(recipe, info, dataset, *sides).best
+    films = TrainingFilms(uri=dataset, info=info, train=sides[0], val=sides[1])
+    wanted, found = fit(plan.spec, *sides, plan.training), fit_recipe(recipe, films).best
     assert found.spec.preprocessing.size == 24
     for name, value in wanted.state_dict.items():
         np.testing.assert_array_equal(found.state_dict[name], value)
