@@ -1,7 +1,7 @@
 # What a person types. Needs python3 (3.11, 3.12 or 3.13) and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-SHARED := -n 2 --dist loadfile --durations=20
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 .PHONY: demo test lint bench chaos licences clean
 
@@ -13,7 +13,7 @@ demo: .venv/.installed ## The whole pipeline on generated films: archive -> cata
 # time waiting for servers and for Ray. At its end each run lists its slowest tests.
 test: lint ## Everything that must hold, in under 15 minutes on 2 cores
 	$(BIN)/python -m pytest $(SHARED) tests/models tests/pipelines tests/tuning
-	$(BIN)/python -m pytest $(SHARED) tests/cluster tests/integration
+	$(BIN)/python -m pytest $(SHARED) tests/integration tests/cluster
 
 lint: .venv/.installed-dev ## Style, types and imports between layers
 	$(BIN)/ruff check
