@@ -85,7 +85,7 @@ MISTAKES = [
     Mistake("tune {dataset} --out {new} --trials 0", "trials is 0; give at least 1"),
     Mistake("tune {dataset} --out {new} --time-budget soon", "'soon' is not a duration; write 90s, 30m or 1h30m"),
     Mistake("tune {dataset} --out {new} --cpus-per-trial 0", "cpus_per_trial is 0; give at least 1"),
-    Mistake("tune {dataset} --out {new} --gpus-per-trial 1.5", "gpus_per_trial is 1.5; give a part of one GPU"),
+    Mistake("tune {dataset} --out {new} --gpus-per-trial 1.5", "gpus_per_trial is 1.5; give a fraction of one GPU"),
     Mistake("tune {dataset} --out {new} --concurrent 0", "max_concurrent is 0; give at least 1"),
     Mistake("tune {dataset} --out {new} --address 127.0.0.1:{port}", "no Ray cluster answers at 127.0.0.1:{port}"),
     Mistake("tune {dataset} --out {new} --family resnet9000", "unknown model 'resnet9000'", TORCH),
