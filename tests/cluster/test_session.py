@@ -34,8 +34,8 @@ try:
             return {"models": models.__file__, "hash": hashed, "here": os.listdir(), "env": dict(os.environ)}
 
         seen = ray.get(look.remote()) | {"address": session.address, "cpus": session.cpus}
-        print(json.dumps(seen), flush=True)
-        try:
+        try:  # begins before the test can know that it may send SIGINT
+            print(json.dumps(seen), flush=True)
             threading.Event().wait()
         finally:
             print("closing", flush=True)
