@@ -1,7 +1,7 @@
 # What a person types. Needs python3 (3.11, 3.12 or 3.13) and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-SHARED := -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+SHARED := -n 2 --dist loadfile --durations=20
 
 .PHONY: demo test lint bench chaos licences clean
 
@@ -10,10 +10,12 @@ demo: .venv/.installed ## The whole pipeline on generated films: archive -> cata
 
 # Two runs, because the last of a thousand tests in one process crashed: servers, Ray sessions and graphs of the earlier
 # ones were still there. Each run has two processes, and a file of tests stays in one of them: tests spend much of their
-# time waiting for servers and for Ray. At its end each run lists its slowest tests.
-test: lint ## Everything that must hold, in under 15 minutes on 2 cores
+# time waiting for servers and for Ray. pytest-xdist begins with the files of most tests, which leaves those that share a
+# Ray session to the end, so that none idles beside the others; in the second run the long proofs go first, in the order
+# given. At its end each run lists its slowest tests.
+test: lint ## Everything that must hold
 	$(BIN)/python -m pytest $(SHARED) tests/models tests/pipelines tests/tuning
-	$(BIN)/python -m pytest $(SHARED) tests/integration tests/cluster
+	$(BIN)/python -m pytest $(SHARED) --no-loadscope-reorder tests/integration tests/cluster
 
 lint: .venv/.installed-dev ## Style, types and imports between layers
 	$(BIN)/ruff check

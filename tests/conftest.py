@@ -15,16 +15,6 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-SLOW_TO_START = {"ray_session", "rayscan_command", "head"}
-"""Fixtures of tests that start Ray or whole commands."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start Ray or commands go first: a long file that begins last leaves the other test process idle."""
-    slow = {item.path for item in items if SLOW_TO_START & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the credentials, settings or cache of the person who runs it."""
