@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cluster.cli import VERBS
+from tests.pace import pace, run
 from tests.servers import S3Server, clean_environment
 
 NAMES = [verb.__name__ for verb in VERBS]
@@ -26,14 +26,7 @@ def test_help_names_every_verb_and_answers_at_once(rayscan_command: str) -> None
     assert set(NAMES) <= set(re.findall(r"[a-z]+", shown))
     assert "not a diagnosis" in " ".join(shown.split())
     # CPU time, not the clock: the promise is about what is imported, and must hold on a busy machine too.
-    assert min(_cpu_seconds(rayscan_command) for _ in range(3)) < 0.5
-
-
-def _cpu_seconds(command: str) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert rayscan(command, "--help").returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert min(run([rayscan_command, "--help"])[1] / pace() for _ in range(3)) < 0.5
 
 
 @pytest.mark.parametrize("verb", NAMES)

@@ -1,9 +1,6 @@
 """A mistake is reported at once: one line, exit code 2, before Ray starts and before anything heavy is imported."""
 
 import json
-import resource
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +13,12 @@ from models.spec import Preprocessing
 from models.statistics.calibration import Calibration
 from pipelines.contracts import SCORES
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
-from tests.servers import clean_environment, free_port
+from tests.pace import pace, run
+from tests.servers import free_port
 from tests.tuning.films import write_dataset
 
 QUICK = 1.0
-"""CPU-seconds of the whole process, byte code compiled, where `rayscan --help` takes HELP."""
-HELP = 0.42
-"""CPU-seconds of `rayscan --help` on two quiet cores (AMD EPYC). On a slower or busier machine all takes longer."""
+"""CPU-seconds of the whole process on a quiet machine, byte code compiled."""
 DUCKDB = 2.0
 """For a question in SQL: only the database can tell what is wrong with it."""
 TORCH = 15.0
@@ -190,18 +186,10 @@ def _write_bundle(folder: Path) -> None:
     )
 
 
-def _run(args: Sequence[str]) -> tuple[subprocess.CompletedProcess[str], float]:
-    """What the command said, and its CPU-seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(args, capture_output=True, text=True, env=clean_environment(), check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.args)
 def test_a_mistake_is_told_at_once(rayscan_command: str, places: dict[str, str], mistake: Mistake) -> None:
     args = [rayscan_command, *(word.format(**places) for word in mistake.args.split())]
-    done, spent = _run(args)
+    done, spent = run(args)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -213,6 +201,5 @@ def test_a_mistake_is_told_at_once(rayscan_command: str, places: dict[str, str],
     assert mistake.says.format(**places) in said
     assert not list(Path(places["new"]).parent.glob("new*")), "something was written"
     if spent > mistake.limit:  # the first run may write byte code, and the machine may be slow or busy
-        pace = max(1.0, _run([rayscan_command, "--help"])[1] / HELP)
-        spent = min(spent, _run(args)[1]) / pace
+        spent = min(spent, run(args)[1]) / pace()
     assert spent <= mistake.limit
