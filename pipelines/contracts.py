@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 class Status(StrEnum):
-    """The outcome of one scan of a plan."""
+    """What became of a scan. OUTCOMES are those of a planned one; the table also knows `removed`."""
 
     SCORED = "scored"
     REJECTED = "rejected"
@@ -20,6 +20,12 @@ class Status(StrEnum):
     """The bytes cannot be decoded; reading them again will not help."""
     FAILED = "failed"
     """Transient: storage or a machine failed; the next run tries again."""
+    REMOVED = "removed"
+    """A tombstone: the file is no longer in its archive. Nobody plans it; the run that missed it writes it."""
+
+
+OUTCOMES = (Status.SCORED, Status.REJECTED, Status.UNREADABLE, Status.FAILED)
+"""Each planned scan has exactly one of these in the end."""
 
 
 class Reason(StrEnum):
@@ -51,6 +57,8 @@ class Reason(StrEnum):
     ACCESS_DENIED = "access_denied"
     STORAGE_ERROR = "storage_error"
     WORKER_LOST = "worker_lost"
+    # removed
+    LEFT_ARCHIVE = "left_archive"
 
 
 STATUS_OF_REASON: dict[Reason, Status] = {
@@ -77,6 +85,7 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.ACCESS_DENIED: Status.FAILED,
     Reason.STORAGE_ERROR: Status.FAILED,
     Reason.WORKER_LOST: Status.FAILED,
+    Reason.LEFT_ARCHIVE: Status.REMOVED,
 }
 
 LABELS = ("NORMAL", "PNEUMONIA")
@@ -144,6 +153,7 @@ PLAN = pa.schema(
         pa.field("site", pa.string()),
         pa.field("patient_key", pa.string()),
         pa.field("study_date", pa.date32()),
+        pa.field("supersedes", pa.bool_(), nullable=False),  # the model has a row of this uri already
         pa.field("shard", pa.int32(), nullable=False),
     ]
 )
@@ -165,12 +175,23 @@ SCORES = pa.schema(
         pa.field("ood_score", pa.float32()),  # distance from the training films in feature space
         pa.field("grey_mean", pa.float32()),  # mean grey level of the decoded film, 0 to 255; used to detect drift
         pa.field("grey_spread", pa.float32()),  # standard deviation of the grey levels
-        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("decoder_version", pa.string(), nullable=False),  # see pipelines/decoding/version.py
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
+        # The version of the table its run was planned from: it orders the rows of a file, whatever a clock says.
+        pa.field("plan_version", pa.int64(), nullable=False),
+        # The model had a row of this uri when the run was planned. Only such files have several rows of a model.
+        pa.field("supersedes", pa.bool_(), nullable=False),
         pa.field("scored_at", TIMESTAMP, nullable=False),
+        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("date", pa.date32(), nullable=False),  # the UTC day its run was planned
     ]
 )
+"""The table of scores. The last two columns are its partitions."""
+
+PARTITIONS = ("model_id", "date")
+PART = pa.schema([field for field in SCORES if field.name not in PARTITIONS])
+"""A file of the table: the names of its folders give the partitions."""
 
 TRIALS = pa.schema(
     [

@@ -63,6 +63,10 @@ class Plan:
     """ISO 8601, UTC."""
     given_up: int = 0
     """Scans listed but not planned, because they failed in too many runs."""
+    table_version: int = 0
+    """Version of the table it was planned from."""
+    lease_generation: int = 0
+    """Number of the lease it was planned under."""
 
 
 def make_plan(
@@ -195,7 +199,8 @@ class _Writer:
         groups: list[pa.Table] = []
         for rows in _groups(tables, self.shard_size * _shards_per_group(self.shard_size)):
             shards = np.arange(self.rows, self.rows + rows.num_rows) // self.shard_size
-            groups.append(rows.append_column(PLAN.field("shard"), pa.array(shards, pa.int32())).cast(PLAN))
+            planned = rows.append_column(PLAN.field("supersedes"), pa.array([False] * rows.num_rows))
+            groups.append(planned.append_column(PLAN.field("shard"), pa.array(shards, pa.int32())).cast(PLAN))
             self.rows += rows.num_rows
             if len(groups) * _shards_per_group(self.shard_size) == SHARDS_PER_FILE:
                 yield groups

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contracts import Status
+from pipelines.contracts import OUTCOMES
 from pipelines.errors import IncompleteError
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.sink import part_name, written_shards
@@ -23,7 +23,7 @@ _COLUMNS = ["scan_id", "status", "reason", "site", "probability", "grey_mean", "
 class Account:
     """The counts of a run's rows."""
 
-    counts: Counter[str] = field(default_factory=lambda: Counter({status.value: 0 for status in Status}))
+    counts: Counter[str] = field(default_factory=lambda: Counter({status.value: 0 for status in OUTCOMES}))
     """By status; their sum is the number of planned scans."""
     reasons: Counter[str] = field(default_factory=Counter)
     """By reason, of the rows without a probability."""

@@ -23,7 +23,8 @@ from models.gate.checks import check_distance
 from models.statistics.calibration import Calibration, called_positive
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
-from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason, Status
+from pipelines.contracts import LABELS, PART, STATUS_OF_REASON, Reason, Status
+from pipelines.decoding.version import DECODER_VERSION
 from pipelines.errors import BundleError
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt
 from pipelines.scoring.films import FilmReader, FilmResult
@@ -212,13 +213,14 @@ def infer(
 
 
 def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, calibration: Calibration) -> pa.Table:
-    """The rows of a part, contracts.SCORES, from a shard's plan rows and verdicts in the same order."""
+    """The rows of a part, contracts.PART, from a shard's plan rows and verdicts in the same order."""
     threshold = calibration.operating_points[plan.operating_point]
     # The first class is the absence of disease; the others are kinds of disease.
     probabilities = [None if v.classes is None else float(1.0 - v.classes[0]) for v in verdicts]
     n = rows.num_rows
     columns = {
         **{name: rows[name] for name in ("scan_id", "uri", "etag", "site", "patient_key", "study_date")},
+        "supersedes": rows["supersedes"],
         "status": [v.status.value for v in verdicts],
         "reason": [v.reason and v.reason.value for v in verdicts],
         "probability": probabilities,
@@ -228,12 +230,13 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
         "ood_score": [v.distance for v in verdicts],
         "grey_mean": [v.grey and v.grey[0] for v in verdicts],
         "grey_spread": [v.grey and v.grey[1] for v in verdicts],
-        "model_id": [plan.model_id] * n,
+        "decoder_version": [DECODER_VERSION] * n,
         "run_id": [plan.run_id] * n,
         "shard": [shard] * n,
+        "plan_version": [plan.table_version] * n,
         "scored_at": [datetime.now(UTC)] * n,
     }
-    return pa.table(columns).cast(SCORES)
+    return pa.table(columns).select(PART.names).cast(PART)
 
 
 def _bundle(plan: Plan) -> Bundle:

@@ -8,15 +8,15 @@ conditional put, a part is overwritten with the same rows.
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART
 from pipelines.scoring.plan import Plan
 from pipelines.storage import Store
 
 
 def write_part(store: Store, plan: Plan, shard: int, rows: pa.Table) -> bool:
-    """Write the rows of one shard (contracts.SCORES); returns False if the part was already there."""
+    """Write the rows of one shard (contracts.PART); returns False if the part was already there."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.cast(SCORES), sink, compression="zstd")
+    pq.write_table(rows.cast(PART), sink, compression="zstd")
     return store.create(part_name(plan, shard), sink.getvalue().to_pybytes())
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import duckdb
 import pyarrow as pa
 
-from pipelines.contracts import PLAN, SCORES
+from pipelines.contracts import PART, PLAN
 from pipelines.errors import RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
 from pipelines.ingest.catalog_info import no_scans
@@ -26,7 +26,7 @@ MEMORY = "768MiB"
 THREADS = 4
 BATCH_ROWS = 65_536
 ATTEMPTS = 4
-LISTED = [name for name in PLAN.names if name != "shard"]
+LISTED = [name for name in PLAN.names if name not in {"supersedes", "shard"}]
 
 _KEY = "md5_number(scan_id)"  # 16 bytes instead of 32 and their overhead; as many bits as a scan_id has
 
@@ -111,7 +111,7 @@ def with_stale(
                 raise listing.error from None
             if not all(part.exists() for part in parts):
                 continue
-            refuse_damaged(parts, SCORES.names, error)
+            refuse_damaged(parts, PART.names, error)
             raise
         if (
             not listing.rows

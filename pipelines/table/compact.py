@@ -26,7 +26,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART
 from pipelines.errors import InputError, NotFoundError, StorageError
 from pipelines.storage import ObjectInfo, Store, open_store
 from pipelines.table.bounded import bounded_connection
@@ -256,7 +256,7 @@ def _merged(files: list[Path], names: set[str]) -> tuple[bytes, int]:
     """One Parquet file of the rows of these files, ordered by uri, naming what it replaces; and its number of rows."""
     sink = pa.BufferOutputStream()
     rows = 0
-    with pq.ParquetWriter(sink, SCORES, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, PART, compression="zstd") as writer:
         for group in _sorted_groups(files):
             writer.write_table(group, row_group_size=ROWS_PER_GROUP)
             rows += group.num_rows
@@ -269,14 +269,14 @@ def _sorted_groups(files: list[Path]) -> Iterator[pa.Table]:
         connection.execute("SET TimeZone = 'UTC'")
         try:
             create_scores_view(connection, files)
-            query = f"SELECT {', '.join(SCORES.names)} FROM scores ORDER BY uri, scored_at, scan_id"  # noqa: S608
+            query = f"SELECT {', '.join(PART.names)} FROM scores ORDER BY uri, scored_at, scan_id"  # noqa: S608
             reader = connection.sql(query).to_arrow_reader(ROWS_PER_GROUP)
             for batch in reader:
-                yield pa.Table.from_batches([batch]).cast(SCORES)
+                yield pa.Table.from_batches([batch]).cast(PART)
         except duckdb.Error as error:
             if not all(file.exists() for file in files):
                 raise PartVanishedError("a part was replaced while it was read") from error
-            damaged = damaged_part(files, SCORES.names)
+            damaged = damaged_part(files, PART.names)
             if damaged:
                 part, fault = damaged
                 raise InputError(f"{part} is not a readable part: {fault}; restore it from a copy") from error

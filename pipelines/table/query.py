@@ -26,7 +26,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART, SCORES
 from pipelines.errors import InputError
 from pipelines.storage import ObjectInfo, Store, open_store
 from pipelines.table.parts import (
@@ -123,24 +123,25 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path])
     Also creates `scores_parts`, in which each row also has `file_index`, the position of its part in `parts`, and
     `file_row_number`.
     """
-    columns = ", ".join(SCORES.names)
     if not parts:
         connection.register("no_scores", SCORES.empty_table())
-        nowhere = "NULL::DATE AS date, 0::UBIGINT AS file_index, 0::BIGINT AS file_row_number"
-        connection.execute(f"CREATE VIEW scores_parts AS SELECT {columns}, {nowhere} FROM no_scores")  # noqa: S608
+        nowhere = "0::UBIGINT AS file_index, 0::BIGINT AS file_row_number"
+        connection.execute(f"CREATE VIEW scores_parts AS SELECT *, {nowhere} FROM no_scores")  # noqa: S608
     else:
         files = ", ".join("'" + _unglobbed(part).replace("'", "''") + "'" for part in parts)
         # Not DuckDB's own hive partitioning: it would read a folder above the scores, such as site=north, as a column.
+        model = "regexp_extract(filename, 'model=([^/]*)/date=[^/]*/[^/]*$', 1)"
         partition = "try_cast(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE)"
         parquet = f"read_parquet([{files}], hive_partitioning = false, filename = true)"
-        selected = f"{columns}, coalesce({DAY}, {partition}) AS date, file_index, file_row_number"
+        columns = f"{', '.join(PART.names)}, {model} AS model_id, coalesce({DAY}, {partition}) AS date"
+        selected = f"{columns}, file_index, file_row_number"
         try:
             connection.execute(f"CREATE VIEW scores_parts AS SELECT {selected} FROM {parquet}")  # noqa: S608 (quoted)
         except duckdb.Error as error:
             _refuse_vanished(parts)
             _refuse_damaged(parts, error)
             raise
-    connection.execute(f"CREATE VIEW scores AS SELECT {columns}, date FROM scores_parts")  # noqa: S608 (constants)
+    connection.execute(f"CREATE VIEW scores AS SELECT {', '.join(SCORES.names)} FROM scores_parts")  # noqa: S608 (constants)
 
 
 def _open(store: Store) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
@@ -176,7 +177,7 @@ def _create_latest(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
         if rows >= KEPT_FROM_ROWS:
             _keep(connection, kept)
     connection.execute(
-        f"CREATE VIEW latest AS SELECT {', '.join(SCORES.names)}, date FROM scores_parts"  # noqa: S608 (constants)
+        f"CREATE VIEW latest AS SELECT {', '.join(SCORES.names)} FROM scores_parts"  # noqa: S608 (constants)
         " ANTI JOIN superseded USING (file_index, file_row_number)"
     )
 
@@ -226,7 +227,7 @@ def _refuse_damaged(parts: Iterable[Path], error: duckdb.Error) -> None:
     if isinstance(
         error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
     ):
-        refuse_damaged(parts, SCORES.names, error)
+        refuse_damaged(parts, PART.names, error)
 
 
 def _unglobbed(path: Path) -> str:

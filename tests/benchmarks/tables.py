@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART
 from pipelines.storage import open_store
 from pipelines.table.parts import REPLACES
 
@@ -35,7 +35,8 @@ _SCORES = """
         CASE WHEN probability > 0.5 THEN 'PNEUMONIA' WHEN status = 'scored' THEN 'NORMAL' END AS prediction,
         'balanced' AS operating_point, (hash(i + 1) % 1000 / 10)::FLOAT AS ood_score,
         (hash(i + 2) % 2550 / 10)::FLOAT AS grey_mean, (hash(i + 3) % 600 / 10)::FLOAT AS grey_spread,
-        '{model}' AS model_id, '{run}' AS run_id, (i % 1000)::INT AS shard,
+        '1' AS decoder_version, 0::BIGINT AS plan_version, i % 1000 < {again} AS supersedes,
+        '{run}' AS run_id, (i % 1000)::INT AS shard,
         TIMESTAMPTZ '2026-01-01 02:00:00+00' + to_milliseconds(i) AS scored_at
     FROM ({files}) ORDER BY uri
 """
@@ -61,10 +62,10 @@ def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 5
         for number, start in enumerate(range(0, rows, part_rows), start=1):
             stop = min(rows, start + part_rows)
             files = _FILES.format(again=again, versioned=versioned, start=start, stop=stop)
-            reader = connection.sql(_SCORES.format(files=files, model=MODEL, run=RUN)).to_arrow_reader(65_536)
-            with pq.ParquetWriter(parts / f"compact-{number:05d}.parquet", SCORES, compression="zstd") as writer:
+            reader = connection.sql(_SCORES.format(files=files, again=again, run=RUN)).to_arrow_reader(65_536)
+            with pq.ParquetWriter(parts / f"compact-{number:05d}.parquet", PART, compression="zstd") as writer:
                 for batch in reader:
-                    writer.write_batch(batch.select(SCORES.names).cast(SCORES), row_group_size=122_880)
+                    writer.write_batch(batch.select(PART.names).cast(PART), row_group_size=122_880)
                 writer.add_key_value_metadata({REPLACES.decode(): "[]"})
 
 

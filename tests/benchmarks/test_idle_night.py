@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART
 from pipelines.ingest.listing import list_archive
 from pipelines.phantom import write_archive
 from pipelines.storage import open_store
@@ -43,12 +43,14 @@ def write_scores(archive: Path, scores: Path, model_id: str) -> int:
         ),
         "prediction": np.where(probability >= 0.5, "PNEUMONIA", "NORMAL"),
         "operating_point": pa.array(["balanced"] * rows),
-        "model_id": pa.array([model_id] * rows),
+        "decoder_version": pa.array(["1"] * rows),
+        "plan_version": pa.array([0] * rows),
+        "supersedes": pa.array([False] * rows),
         "run_id": pa.array(["20260101T000000Z-000000"] * rows),
         "shard": np.arange(rows) // SHARD,
         "scored_at": pa.array([datetime.now(UTC)] * rows),
     }
-    table = pa.table({name: known.get(name, pa.nulls(rows)) for name in SCORES.names}).cast(SCORES)
+    table = pa.table({name: known.get(name, pa.nulls(rows)) for name in PART.names}).cast(PART)
     for night in range(NIGHTS):
         (scores / f"scores/model={model_id}/date=2026-01-{night + 1:02d}").mkdir(parents=True)
     for shard, start in enumerate(range(0, rows, SHARD)):

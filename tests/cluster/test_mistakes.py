@@ -11,7 +11,7 @@ from PIL import Image
 from cluster.cli import VERBS
 from models.spec import Preprocessing
 from models.statistics.calibration import Calibration
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART
 from pipelines.ingest.catalog import CatalogSettings, build_catalog
 from tests.pace import pace, run
 from tests.servers import free_port
@@ -161,7 +161,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "study" / "study.json").write_text(json.dumps(study))
     part = folder / "scores" / "scores" / "model=12ab" / "date=2026-11-20"
     part.mkdir(parents=True)
-    pq.write_table(SCORES.empty_table(), part / "run-00000.parquet")
+    pq.write_table(PART.empty_table(), part / "run-00000.parquet")
     run = folder / "scores" / "runs" / "run"
     run.mkdir(parents=True)
     (run / "plan.json").write_text(json.dumps({"run_id": "run", "model_id": "12ab"}))

@@ -37,6 +37,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.ACCESS_DENIED: "The store denied access. Give the scoring role read access, then run again.",
     Reason.STORAGE_ERROR: "The store failed even after retries. Run again; if it persists, ask who operates the store.",
     Reason.WORKER_LOST: "Its worker died repeatedly, not because of one scan. Check the memory; run again.",
+    Reason.LEFT_ARCHIVE: "The file is no longer in its archive. Nothing to do; if it comes back, it is scored again.",
 }
 """What to do about each reason."""
 

@@ -38,7 +38,7 @@ class Outcome:
     status: str = "scored"
     site: str | None = "north"
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Of contracts.SCORES, where they are to differ."""
+    """Of contracts.PART, where they are to differ."""
 
 
 def films(n: int = 200, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.str_]]:
@@ -136,15 +136,13 @@ def write_run(
     began = EVENING + timedelta(days=night, minutes=0 if model_id == MODEL_ID else 30)
     run_id = f"{began:%Y%m%dT%H%M%SZ}-{night:06d}"
     rows = [
-        _score(f"s3://hospital/scans/{night}-{group}-{number}.dcm", outcome, run_id, began, threshold)
-        | {"model_id": model_id}
-        | outcome.columns
+        _score(f"s3://hospital/scans/{night}-{group}-{number}.dcm", outcome, run_id, began, threshold) | outcome.columns
         for group, outcome in enumerate(outcomes)
         for number in range(outcome.scans)
     ]
     if rows:
         key = f"scores/model={model_id}/date={began:%Y-%m-%d}/{run_id}-00000.parquet"
-        put_table(store, key, rows, contracts.SCORES)
+        put_table(store, key, rows, contracts.PART)
     unfinished = record.pop("state", None) == "unfinished"
     plan = {
         "run_id": run_id,
@@ -158,7 +156,7 @@ def write_run(
     }
     store.put(f"runs/{run_id}/plan.json", json.dumps(plan).encode())
     if not unfinished:
-        counts = {status.value: sum(row["status"] == status for row in rows) for status in contracts.Status}
+        counts = {status.value: sum(row["status"] == status for row in rows) for status in contracts.OUTCOMES}
         done = {"counts": counts, "seconds": 200.0, "scans_per_second": 140.3, "engine": "torch"}
         store.put(f"runs/{run_id}/run.json", json.dumps(plan | done).encode())
     return run_id
@@ -266,7 +264,9 @@ def _score(uri: str, outcome: Outcome, run_id: str, began: datetime, threshold: 
         "class_probabilities": None if p is None else [1 - p, p],
         "prediction": None if p is None else contracts.LABELS[p >= threshold],
         "operating_point": None if p is None else "balanced",
-        "model_id": MODEL_ID,
+        "decoder_version": "1",
+        "plan_version": 0,
+        "supersedes": False,
         "run_id": run_id,
         "shard": 0,
         "scored_at": began,

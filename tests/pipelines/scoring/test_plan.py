@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import PLAN, SCORES
+from pipelines.contracts import PART, PLAN
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.listing import list_archive
 from pipelines.scoring import plan as planning
@@ -55,16 +55,17 @@ def write_rows(out: Store, plan: Plan, statuses: dict[str, str]) -> None:
         rows = read_shard(out, plan.run_id, number).to_pylist()
         scored = [
             {
-                **{name: row.get(name) for name in SCORES.names},
+                **{name: row.get(name) for name in PART.names},
                 "status": statuses.get(row["uri"].rpartition("/")[2], "scored"),
-                "model_id": plan.model_id,
+                "decoder_version": "1",
+                "plan_version": plan.table_version,
                 "run_id": plan.run_id,
                 "shard": number,
                 "scored_at": datetime.now(UTC),
             }
             for row in rows
         ]
-        assert write_part(out, plan, number, pa.Table.from_pylist(scored, schema=SCORES))
+        assert write_part(out, plan, number, pa.Table.from_pylist(scored, schema=PART))
 
 
 @pytest.fixture

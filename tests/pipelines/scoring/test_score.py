@@ -21,7 +21,7 @@ from models.engines.choice import Engine, load_engine
 from models.engines.engine import Inference
 from models.spec import Preprocessing
 from models.statistics.calibration import Calibration
-from pipelines.contracts import PLAN, SCORES, STATUS_OF_REASON, Reason, Status
+from pipelines.contracts import PART, PLAN, STATUS_OF_REASON, Reason, Status
 from pipelines.decoding.decode import Scan, decode
 from pipelines.errors import BundleError, IncompleteError
 from pipelines.ingest.listing import list_archive
@@ -44,8 +44,8 @@ ISOLATED = {Reason.CRASHED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY, Reason.WORKE
 """Told by the isolation of a shard that lost its worker; see test_isolation.py."""
 SEEN = {Reason.INVERTED, Reason.ROTATED, Reason.CROPPED}
 """Told by pixels, of films larger than this model's."""
-AFTERWARDS = {Reason.OUT_OF_DISTRIBUTION}
-"""Told once the model has run."""
+AFTERWARDS = {Reason.LEFT_ARCHIVE, Reason.OUT_OF_DISTRIBUTION}
+"""Told once the model has run, or by the plan."""
 FILM = encode(np.random.default_rng(9).integers(0, 255, (40, 48), dtype=np.uint8), "png")
 PIXELS = np.random.default_rng(6).integers(0, 255, (40, 48), dtype=np.uint8)
 
@@ -72,7 +72,12 @@ def reads(model: Bundle) -> Callable[[bytes], Scan]:
 def listed(store: Store) -> pa.Table:
     """The archive as rows of a plan, in the order of their names."""
     (table,) = list_archive(store)
-    return table.append_column("shard", pa.array([0] * table.num_rows, pa.int32())).select(PLAN.names).sort_by("uri")
+    return (
+        table.append_column("shard", pa.array([0] * table.num_rows, pa.int32()))
+        .append_column("supersedes", pa.array([False] * table.num_rows))
+        .select(PLAN.names)
+        .sort_by("uri")
+    )
 
 
 @pytest.fixture
@@ -250,10 +255,9 @@ def test_a_part_holds_the_plan_and_the_verdicts(plan: Plan, archive: Store, mode
 
     planned = read_shard(out, plan.run_id, 1)
     part = pq.read_table(pa.BufferReader(out.get(part_name(plan, 1))))
-    assert part.schema == SCORES
+    assert part.schema == PART
     assert part.select(["scan_id", "uri", "etag", "shard"]) == planned.select(["scan_id", "uri", "etag", "shard"])
     assert set(part["run_id"].to_pylist()) == {plan.run_id}
-    assert set(part["model_id"].to_pylist()) == {model.model_id}
     for row in part.to_pylist():
         scored = row["status"] == "scored"
         assert scored == (row["reason"] is None)
@@ -418,12 +422,12 @@ def test_with_more_classes_the_probability_is_that_of_any_disease(plan: Plan, ar
 
 def test_what_the_catalogue_knows_goes_into_the_row(plan: Plan) -> None:
     known = {"site": "north", "patient_key": "5e" * 32, "study_date": date(2026, 1, 1)}
-    row = {"scan_id": "s", "uri": "u", "etag": "e", "size": 1, "shard": 3, **known}
+    row = {"scan_id": "s", "uri": "u", "etag": "e", "size": 1, "supersedes": True, "shard": 3, **known}
     calibration = Calibration(temperature=1.0, operating_points={"balanced": 0.5})
     verdicts = [Verdict(Status.FAILED, Reason.VANISHED, None)]
     (score,) = to_scores(pa.Table.from_pylist([row], schema=PLAN), verdicts, plan, 3, calibration).to_pylist()
     assert known.items() <= score.items()
-    assert (score["shard"], score["status"], score["reason"]) == (3, "failed", "vanished")
+    assert (score["shard"], score["status"], score["reason"], score["supersedes"]) == (3, "failed", "vanished", True)
 
 
 def test_a_film_keeps_no_text_of_its_header(archive: Store, model: Bundle) -> None:

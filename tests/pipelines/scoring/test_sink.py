@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART
 from pipelines.scoring.plan import Plan
 from pipelines.scoring.sink import part_name, write_part, written_shards
 from pipelines.storage import Store, open_store
@@ -32,23 +32,25 @@ PLAN = Plan(
 
 def rows(writer: str) -> pa.Table:
     row = {
-        **dict.fromkeys(SCORES.names),
+        **dict.fromkeys(PART.names),
         "scan_id": "s",
         "uri": "u",
         "etag": writer,
         "status": "failed",
         "reason": "vanished",
-        "model_id": PLAN.model_id,
+        "decoder_version": "1",
+        "plan_version": 0,
+        "supersedes": False,
         "run_id": PLAN.run_id,
         "shard": 1,
         "scored_at": datetime.now(UTC),
     }
-    return pa.Table.from_pylist([row], schema=SCORES)
+    return pa.Table.from_pylist([row], schema=PART)
 
 
 def writer_of(store: Store) -> str:
     table = pq.read_table(pa.BufferReader(store.get(part_name(PLAN, 1))))
-    assert table.schema == SCORES
+    assert table.schema == PART
     return str(table["etag"][0])
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import SCORES
+from pipelines.contracts import PART
 from pipelines.errors import InputError
 from pipelines.storage import ObjectInfo, Store, open_store
 from pipelines.table import compact as compaction
@@ -54,14 +54,16 @@ def write_shard(store: Store, run: str, shard: int, *, model: str = MODEL, rows:
     uris = [f"s3://films/{row:03d}/{run[6:8]}-{shard:02d}.dcm" for row in range(rows)]
     full: list[dict[str, Any]] = [
         {
-            **dict.fromkeys(SCORES.names),
+            **dict.fromkeys(PART.names),
             "scan_id": f"{model}{run}{uri}",
             "uri": uri,
             "etag": "e",
             "status": "scored",
             "class_probabilities": [0.25, 0.75],
             "probability": 0.75,
-            "model_id": model,
+            "decoder_version": "1",
+            "plan_version": 0,
+            "supersedes": False,
             "run_id": run,
             "shard": shard,
             "scored_at": began,
@@ -69,7 +71,7 @@ def write_shard(store: Store, run: str, shard: int, *, model: str = MODEL, rows:
         for uri in uris
     ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(full, schema=SCORES), sink)
+    pq.write_table(pa.Table.from_pylist(full, schema=PART), sink)
     key = f"scores/model={model}/date={began:%Y-%m-%d}/{run}-{shard:05d}.parquet"
     store.put(key, sink.getvalue().to_pybytes())
 
@@ -165,7 +167,7 @@ def test_a_compacted_part_is_as_any_other_and_says_what_it_replaces(local: Store
     (key,) = keys_of(local)
     file = pq.ParquetFile(local.path / key)
     table = file.read()
-    assert table.schema.equals(SCORES)
+    assert table.schema.equals(PART)
     assert table["uri"].to_pylist() == sorted(table["uri"].to_pylist())
     assert table["class_probabilities"].to_pylist() == [[0.25, 0.75]] * 12
     assert set(json.loads(file.metadata.metadata[REPLACES])) == originals
@@ -325,8 +327,8 @@ def test_the_late_part_of_a_dead_compaction_hides_nothing(local: Store) -> None:
     write_night(local, 3, 1)
     fresh = next(key for key in keys_of(local) if not is_compacted(key))
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, SCORES) as writer:
-        writer.write_table(pq.read_table(pa.BufferReader(first)).cast(SCORES))
+    with pq.ParquetWriter(sink, PART) as writer:
+        writer.write_table(pq.read_table(pa.BufferReader(first)).cast(PART))
         writer.add_key_value_metadata({REPLACES.decode(): json.dumps([fresh, f"{run}-x"])})
     local.put(key, sink.getvalue().to_pybytes())
     rows = rows_of(local)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import LABELS, SCORES, STATUS_OF_REASON, Reason
+from pipelines.contracts import LABELS, PART, STATUS_OF_REASON, Reason
 from pipelines.errors import InputError
 from pipelines.storage import Store, open_store
 from pipelines.table import query
@@ -33,10 +33,12 @@ def write_run(store: Store, name: str, rows: list[dict[str, Any]], *, hours: int
     """A run of one part and its record."""
     full = [
         {
-            **dict.fromkeys(SCORES.names),
+            **dict.fromkeys(PART.names),
             "scan_id": f"{row['uri']}-{row.get('etag', 'v1')}",
             "etag": "v1",
-            "model_id": model,
+            "decoder_version": "1",
+            "plan_version": 0,
+            "supersedes": False,
             "run_id": name,
             "shard": 0,
             "scored_at": START + timedelta(hours=hours),
@@ -45,7 +47,7 @@ def write_run(store: Store, name: str, rows: list[dict[str, Any]], *, hours: int
         for row in rows
     ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(full, schema=SCORES), sink)
+    pq.write_table(pa.Table.from_pylist(full, schema=PART), sink)
     store.put(f"scores/model={model}/date=2026-01-01/{name}-00000.parquet", sink.getvalue().to_pybytes())
     store.put(f"runs/{name}/run.json", f'{{"run_id": "{name}", "planned": {len(rows)}, "counts": {{}}}}'.encode())
     store.put(f"runs/{name}/plan.json", b"{}")
