@@ -45,6 +45,9 @@ def add_verb(app: typer.Typer, function: Callable[..., None]) -> None:
         except KeyboardInterrupt as error:
             output.complain("interrupted; run the same command again to go on where it can be resumed")
             raise typer.Exit(INTERRUPTED) from error
+        except SystemExit as error:  # SIGTERM while Ray is up: see `cluster/session.py`
+            output.complain("stopped; run the same command again to go on where it can be resumed")
+            raise typer.Exit(error.code if isinstance(error.code, int) else 1) from error
         except RayscanError as error:
             _print_traceback(error, debug)
             output.complain(str(_cause(error)))

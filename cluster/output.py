@@ -9,7 +9,10 @@ from typing import Any, TextIO
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at that moment: a bar that is being drawn takes its place for a while."""
+    """Writes to what `sys.stderr` is at that moment: a bar that is being drawn takes its place for a while.
+
+    A traceback goes to the log file of the process, which the line names; with --debug it is printed, too.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -17,6 +20,18 @@ class _ToStderr(logging.StreamHandler[TextIO]):
     @property
     def stream(self) -> TextIO:  # type: ignore[override] # which only reads it
         return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback only with --debug."""
+        if not (record.exc_info and record.exc_info[1]):
+            return super().format(record)
+        from cluster import run_log
+
+        kept = f"; the traceback is in {run_log.write_traceback(record.exc_info[1])}"
+        line = logging.makeLogRecord({**record.__dict__, "msg": record.getMessage() + kept, "args": None})
+        if not logging.getLogger("rayscan").isEnabledFor(logging.DEBUG):
+            line.exc_info = line.exc_text = None
+        return super().format(line)
 
 
 def set_up_logging(verbose: bool = False) -> None:

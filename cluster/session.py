@@ -14,11 +14,11 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from cluster import run_log, source
 from pipelines.errors import InputError, RayscanError
@@ -33,6 +33,8 @@ _ENVIRONMENT = {
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _KNOCK_SECONDS = 5
 _ADMISSION = "copy the token of its head node to ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
+TERMINATED: Final = 128 + signal.SIGTERM
+"""Exit code of a process that SIGTERM ended in good order, as a shell gives it."""
 _NO_CLUSTER = "start one with `ray start --head`, or leave --address out to work on this machine"
 
 
@@ -62,8 +64,9 @@ def ray_session(
 
     What Ray's C++ code writes to stderr goes to the process's log file (`cluster/run_log.py`), which the log names.
 
-    The first Ctrl-C raises KeyboardInterrupt in the block; further ones are ignored until Ray is down, since one that
-    hits Ray's own shutdown crashes the process and leaves Ray's behind.
+    The first Ctrl-C raises KeyboardInterrupt in the block, a SIGTERM (`rayscan stop`, a scheduler, systemd) SystemExit;
+    further ones are ignored until Ray is down, since one that hits Ray's own shutdown crashes the process and leaves
+    Ray's behind.
 
     Raises `InputError` when the address is not that of a cluster, nothing answers there, the token is missing or
     refused, or another package shadows one of ours.
@@ -85,6 +88,7 @@ def ray_session(
             # A local start that is broken off halfway leaves processes behind; one that waits for a cluster does not.
             with interrupt.held() if address == "local" else nullcontext():
                 dashboard_at = _connect(address, folders, cpus, dashboard, working_on)
+            interrupt.take_over()
             session = _describe(dashboard_at)
             log.info(
                 "%sRay at %s: %g CPUs, %g GPUs; dashboard %s",
@@ -201,36 +205,49 @@ def _hush_token_notice() -> None:
 
 
 class _Interrupt:
-    """What SIGINT does while a session is open: the first raises KeyboardInterrupt, the others nothing."""
+    """What SIGINT and SIGTERM do while a session is open: the first raises, the others do nothing."""
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen: int | None = None
         self.holding = False
+        self.is_installed = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        first, self.seen = not self.seen, True
+        first, self.seen = self.seen is None, self.seen or signum
         if first and not self.holding:
-            raise KeyboardInterrupt
+            self._stop()
 
-    def installed(self) -> AbstractContextManager[None]:
-        """Handle SIGINT inside the block, where Python allows it: in the main thread."""
-        return self._installed() if threading.current_thread() is threading.main_thread() else nullcontext()
+    def _stop(self) -> None:
+        if self.seen == signal.SIGTERM:
+            raise SystemExit(TERMINATED)
+        raise KeyboardInterrupt
 
     @contextmanager
-    def _installed(self) -> Iterator[None]:
-        before = signal.signal(signal.SIGINT, self)
+    def installed(self) -> Iterator[None]:
+        """Handle both inside the block, where Python allows it: in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.is_installed = True
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def take_over(self) -> None:
+        """Handle SIGTERM again: Ray's start has put a handler of its own in place, which aborts the process."""
+        if self.is_installed:
+            signal.signal(signal.SIGTERM, self)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Delay a first SIGINT inside the block until the block ends."""
+        """Delay a first signal inside the block until the block ends."""
         seen_before, self.holding = self.seen, True
         try:
             yield
         finally:
             self.holding = False
         if self.seen and not seen_before:
-            raise KeyboardInterrupt
+            self._stop()

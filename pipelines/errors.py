@@ -8,6 +8,7 @@ RayscanError                  exit 1   one line for the user, no traceback
 │   └── AccessError           exit 2   the store refuses these credentials
 ├── StorageError              exit 1   the store failed after bounded retries; worth trying again later
 ├── IncompleteError           exit 3   work is left; the same command resumes it
+│   └── ClusterError          exit 3   Ray could not continue: workers or nodes were lost
 └── ScanError                 (never reaches the command line: it becomes a row)
     ├── UnreadableScanError            the bytes are not a readable scan
     └── RejectedScanError              readable, but not a film for this model
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessError",
     "BundleError",
+    "ClusterError",
     "IncompleteError",
     "InputError",
     "NoBucketError",
@@ -58,6 +60,10 @@ class IncompleteError(RayscanError):
     """Work is left; the message says how much. The same command resumes it."""
 
     exit_code = 3
+
+
+class ClusterError(IncompleteError):
+    """Ray could not continue: its workers do not start, or die faster than they are restarted."""
 
 
 class ScanError(RayscanError):

@@ -38,7 +38,7 @@ def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -
 
     The first stage gets the shards, each later one the rows of the stage before; the last returns JSON values.
     Close the generator (`contextlib.closing`) if the loop over it may be left early.
-    A `RayscanError` raised in an actor is raised again here, with its type. Raises `IncompleteError` when Ray cannot
+    A `RayscanError` raised in an actor is raised again here, with its type. Raises `ClusterError` when Ray cannot
     continue: its actors do not start, or die faster than they are restarted.
     """
     import ray.data.exceptions  # noqa: PLC0415 (modules that use this are also imported without Ray)
@@ -72,7 +72,7 @@ def run_shards(name: str, shards: Sequence[Mapping[str, Any]], *stages: Stage) -
     except ray.exceptions.UserCodeException:
         raise  # a bug of rayscan: keep the traceback
     except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-        raise errors.IncompleteError(_ray_failed(error)) from error
+        raise errors.ClusterError(_ray_failed(error)) from error
     finally:
         # Close now, while Ray is up: if left to the garbage collector, the running dataset asks a Ray that is gone,
         # starts another one and crashes the process.

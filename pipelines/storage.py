@@ -14,7 +14,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,11 +29,11 @@ from pipelines.errors import AccessError, InputError, NoBucketError, NotFoundErr
 
 RETRIES = 6
 RETRY_SECONDS = 60
-_RETRY: Any = {
-    "max_retries": RETRIES,
-    "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2},
-}
+IMPATIENT_SECONDS = 10
+"""Seconds after which an impatient store gives up."""
+_BACKOFF: Any = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2}
+_RETRY: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS), "backoff": _BACKOFF}
+_RETRY_ONCE: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=IMPATIENT_SECONDS / 2), "backoff": _BACKOFF}
 _DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
 _NO_BUCKET = "<Code>NoSuchBucket</Code>"
 _CUT_OFF = "response body"
@@ -64,6 +64,12 @@ class Store:
 
     root: str
     """Canonical URI without a trailing slash; build one with `open_store`."""
+    is_impatient: bool = False
+    """Whether it retries once instead of RETRIES times, and gives up after IMPATIENT_SECONDS."""
+
+    def impatient(self) -> "Store":
+        """The same place for a question to which "no answer" is an answer: does the store work at all?"""
+        return replace(self, is_impatient=True)
 
     def uri(self, key: str) -> str:
         """Full URI of a key. Keys are not percent-encoded: the URI contains the file name as it is."""
@@ -71,7 +77,7 @@ class Store:
 
     def child(self, key: str) -> "Store":
         """The store rooted at a folder of this one."""
-        return Store(self.uri(key.strip("/")))
+        return replace(self, root=self.uri(key.strip("/")))
 
     @property
     def is_local(self) -> bool:
@@ -87,13 +93,10 @@ class Store:
 
     @cached_property
     def _backend(self) -> ObjectStore:
-        return _connect(self.root)
+        return _connect(self.root, impatient=self.is_impatient)
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"root": self.root}
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        object.__setattr__(self, "root", state["root"])
+    def __reduce__(self) -> "tuple[type[Store], tuple[str, bool]]":
+        return Store, (self.root, self.is_impatient)  # without the connection
 
     def list(self, prefix: str = "") -> Iterator[list[ObjectInfo]]:
         """All objects below a folder, in the store's own chunks, in no particular order.
@@ -286,18 +289,21 @@ def _kept_store(root: str) -> Store:
     return Store(root)
 
 
-def _connect(root: str) -> ObjectStore:
+def _connect(root: str, *, impatient: bool) -> ObjectStore:
     scheme, _, rest = root.partition("://")
     if scheme == "file":
         return LocalStore(rest or "/")
     bucket, _, prefix = rest.partition("/")
+    patience: dict[str, Any] = {"retry_config": _RETRY_ONCE if impatient else _RETRY, "client_options": {}}
+    if impatient:
+        patience["client_options"] = {"timeout": timedelta(seconds=IMPATIENT_SECONDS / 2)}
     if scheme == "s3":
-        return _connect_s3(bucket, prefix)
+        return _connect_s3(bucket, prefix, patience)
     backend = GCSStore if scheme == "gs" else AzureStore
-    return backend(bucket, prefix=prefix or None, retry_config=_RETRY)
+    return backend(bucket, prefix=prefix or None, **patience)
 
 
-def _connect_s3(bucket: str, prefix: str) -> S3Store:
+def _connect_s3(bucket: str, prefix: str, patience: dict[str, Any]) -> S3Store:
     from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 (boto3 takes 0.2 s; local disk needs none)
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -310,8 +316,9 @@ def _connect_s3(bucket: str, prefix: str) -> S3Store:
         ) from error
     options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or credentials.config.get("region", "us-east-1")}
     if endpoint:
-        options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
-    return S3Store(bucket, prefix=prefix or None, credential_provider=credentials, retry_config=_RETRY, **options)
+        options["endpoint"] = endpoint
+        patience["client_options"]["allow_http"] = endpoint.startswith("http://")
+    return S3Store(bucket, prefix=prefix or None, credential_provider=credentials, **patience, **options)
 
 
 def _info(meta: Any) -> ObjectInfo:

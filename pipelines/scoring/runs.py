@@ -11,21 +11,22 @@ before planning anything new: a second plan beside late parts of the first would
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from models.bundle import Bundle
+from models.messages import first_line
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
-from pipelines.errors import AccessError, IncompleteError, NotFoundError, RayscanError, StorageError
+from pipelines.errors import AccessError, ClusterError, IncompleteError, NotFoundError, RayscanError, StorageError
 from pipelines.pages.page_file import put_page
 from pipelines.progress import progress
-from pipelines.scoring.attempts import forget_attempts, lost_workers
+from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
 from pipelines.scoring.layout import Layout, choose_layout
 from pipelines.scoring.plan import Plan, forget_plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
@@ -202,19 +203,30 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
         finished=datetime.now(UTC).isoformat(),
     )
     write_record(store, record)
-    forget_attempts(store, plan.run_id)
+    with _afterwards(f"run {plan.run_id} is recorded, but the notes of its attempts were not removed"):
+        forget_attempts(store, plan.run_id)
     if plan.planned and job.settings.report:
-        _write_report(store, plan.run_id, job.settings.thumbnails)
+        remedy = f"make it with: rayscan report {store.root} --out report.html"
+        with _afterwards(f"run {plan.run_id} is recorded, but its report was not written; {remedy}"):
+            _write_report(store, plan.run_id, job.settings.thumbnails)
     return record
+
+
+@contextmanager
+def _afterwards(what_failed: str) -> Iterator[None]:
+    """A step after the record: whatever it raises, the run is over, and the next one begins."""
+    try:
+        yield
+    except RayscanError as error:
+        log.warning("%s (%s)", what_failed, error)
+    except Exception as error:
+        log.warning("%s (%s: %s)", what_failed, type(error).__name__, first_line(error), exc_info=True)
 
 
 def _write_report(store: Store, run_id: str, thumbnails: int) -> None:
     from pipelines.pages.night.page import night_page  # noqa: PLC0415 (matplotlib takes a second)
 
-    try:
-        put_page(night_page(store.root, thumbnails), store.uri(f"runs/{run_id}/report.html"))
-    except RayscanError as error:  # the run is over and recorded; its report can be made at any time
-        log.warning("no report was written (%s); make it with: rayscan report %s --out report.html", error, store.root)
+    put_page(night_page(store.root, thumbnails), store.uri(f"runs/{run_id}/report.html"))
 
 
 _SHARED = {field.name for field in fields(Plan)} & {field.name for field in fields(RunRecord)}
@@ -240,16 +252,38 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
     # All shards of a plan are as large as the first, except the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     shards = [{"shard": shard} for shard in todo]
-    with progress("score", scans) as advance, counting(advance) as count:
+    under_way = set(todo)
+    with (
+        _stopped_in_order(job, plan, under_way),
+        progress("score", scans) as advance,
+        counting(advance) as count,
+    ):
         stages = _stages(job, plan, layout, count.reporter)
         with closing(run_shards(f"score-{plan.run_id}", shards, *stages)) as summaries:
             for summary in summaries:
                 job.lease.check()
+                under_way.discard(summary["shard"])
                 for name in totals:
                     totals[name] += summary[name]
                 engine = summary["engine"]
                 count.end(summary["shard"], summary["scans"])
     return layout, _Work(totals=totals, engine=engine, seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def _stopped_in_order(job: _Job, plan: Plan, under_way: Set[int]) -> Iterator[None]:
+    """If the block is stopped by an operator or by the store, shards under way did not die: take their markers back.
+
+    Where workers were lost (`ClusterError`) they may have died; where the lease was lost, their markers are another's.
+    """
+    try:
+        yield
+    except ClusterError:
+        raise
+    except (KeyboardInterrupt, SystemExit, RayscanError):
+        if not job.lease.is_lost:
+            take_back(job.store, plan.run_id, under_way)
+        raise
 
 
 def _stages(job: _Job, plan: Plan, layout: Layout, reporter: Reporter) -> list[Stage]:

@@ -26,7 +26,7 @@ from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, PART, STATUS_OF_REASON, Reason, Status
 from pipelines.decoding.version import DECODER_VERSION
 from pipelines.errors import BundleError
-from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt
+from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, no_death
 from pipelines.scoring.films import FilmReader, FilmResult
 from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
@@ -71,7 +71,8 @@ class ScoreShard:
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Takes one row `shard`, returns one summary row; the scores go straight into the part."""
         shard = int(batch["shard"][0])
-        return self.writing.finish(shard, *self.reading.begin(shard))
+        with no_death(self.reading.store, self.reading.plan.run_id, shard):
+            return self.writing.finish(shard, *self.reading.begin(shard))
 
 
 class ReadShard:
@@ -87,13 +88,14 @@ class ReadShard:
         """
         shard = int(batch["shard"][0])
         pixels, fields = [], None
-        _, films = self.reading.begin(shard)
-        if films is not None:
-            fields = []
-            for film in films:
-                if film.pixels is not None:
-                    pixels.append(film.pixels.tobytes())
-                fields.append({**asdict(replace(film, pixels=None)), "decoded": film.pixels is not None})
+        with no_death(self.reading.store, self.reading.plan.run_id, shard):
+            _, films = self.reading.begin(shard)
+            if films is not None:
+                fields = []
+                for film in films:
+                    if film.pixels is not None:
+                        pixels.append(film.pixels.tobytes())
+                    fields.append({**asdict(replace(film, pixels=None)), "decoded": film.pixels is not None})
         return {"shard": [shard], "pixels": [b"".join(pixels)], "films": [json.dumps(fields)]}
 
 
@@ -109,9 +111,10 @@ class InferShard:
         """Takes one row of `ReadShard`, returns one summary row."""
         shard = int(batch["shard"][0])
         fields = json.loads(batch["films"][0])
-        rows = read_shard(self.store, self.plan.run_id, shard)
-        films = None if fields is None else _handed_over(fields, batch["pixels"][0], self.writing.side)
-        return self.writing.finish(shard, rows, films)
+        with no_death(self.store, self.plan.run_id, shard):
+            rows = read_shard(self.store, self.plan.run_id, shard)
+            films = None if fields is None else _handed_over(fields, batch["pixels"][0], self.writing.side)
+            return self.writing.finish(shard, rows, films)
 
 
 class _Reading:

@@ -59,9 +59,14 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another driver may have taken the lease."""
+        return self._lost.is_set() or time.monotonic() - self._renewed > TTL_SECONDS
+
     def check(self) -> None:
         """Raise `IncompleteError` if the lease is lost: another driver continues the work."""
-        if self._lost.is_set() or time.monotonic() - self._renewed > TTL_SECONDS:
+        if self.is_lost:
             raise IncompleteError(
                 f"{self._store.root}: another run has taken over, because this one did not renew its lease for"
                 f" {TTL_SECONDS:.0f} s; that run continues with what is left"

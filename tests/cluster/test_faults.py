@@ -1,5 +1,6 @@
 """An unexpected error: one line for the person, the traceback in a file, exit 1. It is never hidden."""
 
+import logging
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -124,3 +125,22 @@ def test_old_logs_are_removed(tmp_path: Path) -> None:
     assert len(list(folder.glob("*.log"))) == run_log.KEPT + 1
     assert newest.exists()
     assert not (folder / "20200101T000000-0004.log").exists()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_that_is_only_logged_has_its_traceback_in_the_same_file(debug: bool) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    def work(films: int = 3) -> None:
+        try:
+            raise ZeroDivisionError("secret")
+        except ZeroDivisionError:
+            logging.getLogger("rayscan").warning("no page of %d films", films, exc_info=True)
+
+    add_verb(app, work)
+    result = CliRunner().invoke(app, ["--debug"] if debug else [])
+    assert result.exit_code == 0
+    line, *rest = result.stderr.splitlines()
+    file = Path(re.search(r"no page of 3 films; the traceback is in (\S+\.log)", line)[1])  # type: ignore[index]
+    assert "ZeroDivisionError: secret" in file.read_text()
+    assert bool(rest) == debug

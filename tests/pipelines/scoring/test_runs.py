@@ -12,7 +12,7 @@ from models.engines.choice import load_engine
 from pipelines import progress
 from pipelines.bundles import fetch_bundle
 from pipelines.decoding.decode import decode
-from pipelines.errors import IncompleteError, InputError, NotFoundError
+from pipelines.errors import AccessError, IncompleteError, InputError, NotFoundError
 from pipelines.scoring import runs
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.reconcile import reconcile
@@ -145,6 +145,31 @@ def test_a_broken_off_run_is_taken_up_under_its_own_plan(
     assert ask(out.root, "SELECT count(*) AS n, count(DISTINCT scan_id) AS ids FROM scores").to_pylist() == [
         {"n": TOTAL + 1, "ids": TOTAL + 1}
     ]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_fails_after_the_record_changes_nothing(
+    archive: Store, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = open_store(str(tmp_path / "scores"))
+
+    def without_fonts(scores: str, thumbnails: int) -> str:
+        raise ZeroDivisionError("no fonts here")
+
+    def without_rights(store: Store, run_id: str) -> None:
+        raise AccessError("may not delete")
+
+    monkeypatch.setattr("pipelines.pages.night.page.night_page", without_fonts)
+    monkeypatch.setattr(runs, "forget_attempts", without_rights)
+    with caplog.at_level(logging.WARNING, "rayscan"):
+        (record,) = score(archive.root, str(bundle), out.root, ONE_SHARD)
+    assert record.counts["scored"] == GOOD
+    assert out.exists(f"runs/{record.run_id}/run.json")
+    (attempts, report) = caplog.records
+    assert "is recorded, but the notes of its attempts were not removed (may not delete)" in attempts.message
+    assert "ZeroDivisionError: no fonts here" in report.message
+    assert "rayscan report" in report.message
+    assert report.exc_info, "for the log of the process"
 
 
 @pytest.mark.usefixtures("ray_session")

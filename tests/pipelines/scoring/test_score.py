@@ -28,7 +28,7 @@ from pipelines.ingest.listing import list_archive
 from pipelines.phantom import broken_files, dicom_bytes, encode
 from pipelines.phantom import film as draw_film
 from pipelines.scoring import films as films_module
-from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers
+from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers, take_back
 from pipelines.scoring.films import FAILURES_IN_A_ROW, FilmReader, FilmResult, read_film
 from pipelines.scoring.layout import choose_layout
 from pipelines.scoring.plan import Plan, make_plan, read_shard
@@ -82,13 +82,17 @@ def listed(store: Store) -> pa.Table:
 
 @pytest.fixture
 def plan(archive: Store, bundle: Path, model: Bundle, tmp_path: Path) -> Plan:
+    return _planned(open_store(str(tmp_path / "scores")), archive, bundle, model, shard_size=10)
+
+
+def _planned(out: Store, archive: Store, bundle: Path, model: Bundle, *, shard_size: int) -> Plan:
     return make_plan(
-        open_store(str(tmp_path / "scores")),
+        out,
         source=archive.root,
         bundle=str(bundle),
         model_id=model.model_id,
         operating_point="balanced",
-        shard_size=10,
+        shard_size=shard_size,
     )
 
 
@@ -348,6 +352,30 @@ class TestAttempts:
             begin_attempt(out, plan.run_id, 0)
         self._score(out, plan)
         assert self._rows(out, plan) == [("failed", "worker_lost")] * 10
+
+    def test_an_attempt_that_the_store_ended_is_no_death(
+        self, out: Store, bundle: Path, model: Bundle, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        remote, films = open_store(s3.bucket()), 2 * FAILURES_IN_A_ROW
+        for number in range(films):
+            remote.put(f"{number}.png", FILM)
+        plan = _planned(out, remote, bundle, model, shard_size=films)
+        for _ in range(MAX_ATTEMPTS + 1):
+            with pytest.MonkeyPatch.context() as outage:
+                outage.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+                _kept_store.cache_clear()
+                with pytest.raises(IncompleteError, match="in a row"):
+                    self._score(out, plan)
+        _kept_store.cache_clear()
+        self._score(out, plan)
+        assert Counter(self._rows(out, plan)) == {("scored", None): films}
+        assert lost_workers(out, plan.run_id) == 0
+
+    def test_of_shards_under_way_at_a_stop_the_newest_attempt_is_taken_back(self, out: Store, plan: Plan) -> None:
+        for shard in (0, 0, 1, 2):  # shard 0 has died once
+            begin_attempt(out, plan.run_id, shard)
+        take_back(out, plan.run_id, {0, 1, 3})
+        assert [begin_attempt(out, plan.run_id, shard) for shard in range(4)] == [1, 0, 1, 0]
 
 
 def test_a_store_that_fails_again_and_again_stops_the_run(
