@@ -7,6 +7,7 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from models.spec import Scalar
+from tuning.search.trial import OBJECTIVE, TIME, measures
 from tuning.spaces.domain import Suggest
 from tuning.study.records import TrialRecord
 
@@ -17,21 +18,22 @@ def frozen_trial(
     objectives: int = 1,
     *,
     parameters: Mapping[str, Scalar] | None = None,
-    keep_pruned: bool = False,
     **details: Any,
 ) -> FrozenTrial:
     """The trial with its values of the first `objectives` of (value, latency).
 
     `ask` is the space its parameters were suggested by, which is asked again to learn their distributions; None for a
     trial that no space suggested, whose parameters are left out. `parameters` take the place of the record's. A trial
-    that failed, or lacks a value, is FAIL. A pruned one is COMPLETE, as Ray Tune reports it to its sampler, or with
-    `keep_pruned` PRUNED. `details` are those of `optuna.trial.create_trial`.
+    that failed, or lacks a value, is FAIL; a pruned one of a single objective is PRUNED. The intermediate values of a
+    single objective are the best so far after each epoch, as the search reported them while the trial ran: the last one
+    is the trial's value, which is how Optuna values a pruned trial. `details` are those of
+    `optuna.trial.create_trial`.
     """
     values = [value for value in (record.value, record.latency_ms)[:objectives] if value is not None]
     if record.status == "failed" or len(values) < objectives:
         state = TrialState.FAIL
     else:
-        state = TrialState.PRUNED if keep_pruned and record.status == "pruned" else TrialState.COMPLETE
+        state = TrialState.PRUNED if objectives == 1 and record.status == "pruned" else TrialState.COMPLETE
     replay = FixedTrial(dict(record.parameters if parameters is None else parameters))
     if ask is not None:
         ask(replay)
@@ -40,5 +42,8 @@ def frozen_trial(
         values=None if state == TrialState.FAIL else values,
         params=replay.params if replay.distributions else {},
         distributions=replay.distributions,
+        intermediate_values={int(at[TIME]): at[OBJECTIVE] for at in measures(record.history)}
+        if objectives == 1
+        else {},
         **details,
     )

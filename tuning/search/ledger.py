@@ -7,10 +7,11 @@ and number; so a trial that was interrupted, once or often, is one row with one 
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ray import cloudpickle
 from ray.tune import Callback
@@ -33,6 +34,10 @@ from tuning.training.objectives import LATENCY
 
 log = logging.getLogger("rayscan")
 
+RETRIES: Final = 2
+"""How often a trial is tried again whose process died, or raised what may be the machine's fault; a node that is taken
+away with notice does not count."""
+
 
 class Ledger(Callback):
     """Writes `STUDY/trials.parquet` as each trial ends; its board tells people.
@@ -52,6 +57,7 @@ class Ledger(Callback):
         first_number: int | None = None,
         metric: str = METRIC,
         mirror: Mirror | None = None,
+        failures: Counter[str] | None = None,
     ) -> None:
         self.study = study
         self.probes = [record for record in earlier if record.kind == "probe"]
@@ -64,6 +70,12 @@ class Ledger(Callback):
         self.running: dict[str, Any] = {}
         self.begun: dict[str, float] = {}
         self.epochs_seen: dict[str, int] = {}
+        self.failures: Counter[str] = Counter() if failures is None else failures
+        """By the study's name of a trial, in all passes of a round: how often its process died, or it raised."""
+        self.aside: dict[str, Any] = {}
+        """Trials that Ray Tune gave up before their time; the round's next pass takes them up."""
+        self.failed_at: dict[str, int] = {}
+        """Ray Tune's step at which a trial failed last."""
         self.board = Board(self.records, planned=planned, deadline=deadline, metric=metric)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -76,17 +88,7 @@ class Ledger(Callback):
         self._number(trials)
         self.running[trial.trial_id] = trial
         self.begun[trial.trial_id] = time.monotonic()
-        if TAKEN_UP not in trial.config:
-            begin_trial(
-                self.study,
-                StartedTrial(
-                    trial_id=trial.trial_id,
-                    number=self.numbers[trial.trial_id],
-                    seed=self.seed,
-                    parameters=parameters_of(trial.config),
-                    kind=kind_of(trial.config),
-                ),
-            )
+        self._begin(trial)
         self._show()
 
     def on_trial_result(
@@ -104,12 +106,22 @@ class Ledger(Callback):
         self._enter(trial, "failed" if error else status, error=error)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial's process died or raised; it continues in another."""
-        log.warning("trial %d: %s; it goes on from its last epoch", self.numbers[trial.trial_id], _why(trial))
+        """The trial's process died, perhaps as it started, or it raised; it continues in another."""
+        failures = self._count_failure(iteration, trials, trial)
+        trial.max_failures = trial.num_failures + RETRIES - failures  # Ray Tune knows nothing of an earlier pass
+        log.warning("trial %d: %s; %s", self.numbers[trial.trial_id], brief(_error(trial)), _how_it_goes_on(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial raised, or its process died, once too often."""
-        self._enter(trial, "failed", error=_why(trial))
+        """The trial raised, or its process died, once too often; or Ray Tune thinks so.
+
+        Where a process dies as it takes its next trial, Ray Tune tries that trial again and gives it up in the same
+        step, since it hears of the one death twice: from the process and from its task. Such a trial is put aside.
+        """
+        if self._count_failure(iteration, trials, trial) > RETRIES:
+            self._enter(trial, "failed", error=brief(_error(trial)))
+            return
+        self._begin(trial)
+        self.aside[trial.trial_id] = self.running.pop(trial.trial_id, trial)
 
     def close(self) -> None:
         """Enter the trials that were under way when time was up or Ctrl-C came, with what they reached.
@@ -133,6 +145,29 @@ class Ledger(Callback):
             else:
                 self.numbers[trial.trial_id] = self.next_number
                 self.next_number += 1
+
+    def _count_failure(self, iteration: int, trials: Sequence[Any], trial: Any) -> int:
+        """How often the trial failed by now, in all passes; one that died as it started has no number yet."""
+        self._number(trials)
+        name = own_id(trial.config, trial.trial_id)
+        with_notice = getattr(_error(trial), "preempted", False)
+        if self.failed_at.get(trial.trial_id) != iteration and not with_notice:
+            self.failures[name] += 1
+        self.failed_at[trial.trial_id] = iteration
+        return self.failures[name]
+
+    def _begin(self, trial: Any) -> None:
+        if TAKEN_UP not in trial.config:
+            begin_trial(
+                self.study,
+                StartedTrial(
+                    trial_id=trial.trial_id,
+                    number=self.numbers[trial.trial_id],
+                    seed=self.seed,
+                    parameters=parameters_of(trial.config),
+                    kind=kind_of(trial.config),
+                ),
+            )
 
     def _enter(self, trial: Any, status: TrialStatus, *, error: str | None = None) -> None:
         self.running.pop(trial.trial_id, None)
@@ -180,8 +215,13 @@ class Ledger(Callback):
         )
 
 
-def _why(trial: Any) -> str:
+def _how_it_goes_on(trial: Any) -> str:
+    return "it goes on from its last epoch" if trial.last_result.get(TIME) else "it starts again"
+
+
+def _error(trial: Any) -> BaseException | None:
     # `trial.get_pickled_error` looks where this file is copied only later
     path = trial.pickled_error_file
     # Written by this session's own Ray into its private temporary folder; nothing of a study is ever unpickled.
-    return brief(cloudpickle.loads(Path(path).read_bytes()) if path else None)
+    error: BaseException | None = cloudpickle.loads(Path(path).read_bytes()) if path else None
+    return error

@@ -27,7 +27,6 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from models.errors import InputError
 from tuning.search.frozen_trial import frozen_trial
 from tuning.search.mirror_place import FORMS, check_storage, is_journal, no_database, no_url
-from tuning.search.trial import OBJECTIVE, TIME, measures
 from tuning.spaces.space import SearchSpace
 from tuning.study.records import TrialRecord
 from tuning.training.objectives import Objective, parse_objectives
@@ -122,15 +121,13 @@ class Mirror:
 def to_optuna(record: TrialRecord, space: SearchSpace, objectives: Sequence[Objective]) -> FrozenTrial:
     """A finished trial as Optuna keeps one.
 
-    Its intermediate values are the best so far after each epoch, as the search reported them to its scheduler: the last
-    one is the trial's value, which is how Optuna values a pruned trial. With several objectives Optuna knows neither
-    intermediate values nor pruning, so a trial that was stopped early is COMPLETE there; and one that lacks a value,
-    such as a probe, whose latency is not measured, can only be FAIL. The user attribute `status` says what it was.
+    With several objectives Optuna knows neither intermediate values nor pruning, so a trial that was stopped early is
+    COMPLETE there; and one that lacks a value, such as a probe, whose latency is not measured, can only be FAIL. The
+    user attribute `status` says what it was.
 
     Parameters of baselines, probes and finals are in the user attribute `parameters`, as they need not lie in the
     space. The trial's start is its end less the seconds it took.
     """
-    single = len(objectives) == 1
     attributes = {
         name: getattr(record, name) for name in ("trial_id", "number", "kind", "status", "model", "epochs", "seconds")
     }
@@ -141,9 +138,7 @@ def to_optuna(record: TrialRecord, space: SearchSpace, objectives: Sequence[Obje
         record,
         space if suggested else None,
         len(objectives),
-        keep_pruned=single,
         user_attrs=attributes,
-        intermediate_values={int(at[TIME]): at[OBJECTIVE] for at in measures(record.history)} if single else {},
     )
     trial.datetime_complete = _local(record.finished_at)
     trial.datetime_start = _local(record.started_at)

@@ -9,8 +9,10 @@ import os
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -23,7 +25,7 @@ from models.spec import Scalar
 from pipelines.progress import live
 from pipelines.storage import Store
 from tuning.search.board import picture
-from tuning.search.ledger import Ledger
+from tuning.search.ledger import RETRIES, Ledger
 from tuning.search.scheduler import FamilyScheduler, Past
 from tuning.search.settings import SearchSettings
 from tuning.search.setup import SearchSetup
@@ -40,9 +42,6 @@ _QUIET: Final = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT"
 GAIN: Final = 0.0005
 """Least gain in AUC that counts as one: a quarter of the standard error of an AUC of 0.996 on 785 films, 575 of them
 diseased (Hanley & McNeil 1982)."""
-RETRIES: Final = 2
-"""How often a trial is tried again whose process died, or raised what may be the machine's fault; a node that is taken
-away with notice does not count."""
 
 
 def run_round(
@@ -59,17 +58,43 @@ def run_round(
     `trainable` is what Ray Tune runs for each, `deadline` a time of `time.monotonic`. Returns what the study has then,
     probes included, and whether somebody interrupted it.
     """
-    settings = setup.settings
-    kind: TrialKind = "search" if finals is None else "final"
-    patience = settings.patience if kind == "search" else 0
+    a_pass = _Pass(points=points, finals=finals, deadline=deadline, failures=Counter())
+    records, interrupted, left = _run_pass(setup, trainable, earlier, a_pass)
+    while left and not interrupted:
+        log.info("%d trials were given up before their time; they are taken up again", left)
+        records, interrupted, left = _run_pass(setup, trainable, records, a_pass)
+    return records, interrupted
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """What the passes of one round share. Most rounds have one: a pass is one run of Ray Tune."""
+
+    points: Sequence[Mapping[str, Scalar]]
+    finals: Sequence[Mapping[str, Scalar]] | None
+    deadline: float
+    failures: Counter[str]
+    """How often a trial failed in any pass: after `RETRIES` it is recorded as failed, so the passes end."""
+
+    @property
+    def kind(self) -> TrialKind:
+        return "search" if self.finals is None else "final"
+
+
+def _run_pass(
+    setup: SearchSetup, trainable: Any, earlier: Sequence[TrialRecord], a_pass: _Pass
+) -> tuple[list[TrialRecord], bool, int]:
+    """The study's trials then, whether somebody interrupted it, and how many trials another pass is to take up."""
+    settings, finals, deadline = setup.settings, a_pass.finals, a_pass.deadline
+    patience = settings.patience if a_pass.kind == "search" else 0
     unfinished = unfinished_trials(setup.store, earlier)
-    due = [trial for trial in unfinished if (trial.kind == "final") == (kind == "final")]
-    searcher, wanted = suggestions(setup.space, earlier, settings, unfinished=due, points=points, finals=finals)
+    due = [trial for trial in unfinished if (trial.kind == "final") == (a_pass.kind == "final")]
+    searcher, wanted = suggestions(setup.space, earlier, settings, unfinished=due, points=a_pass.points, finals=finals)
     if has_converged(without_probes(earlier), patience):
         log.info("the study has converged: its last %d trials brought no gain", settings.patience)
         wanted = 0
     if not wanted or time.monotonic() >= deadline:
-        return list(earlier), False
+        return list(earlier), False, 0
     resumed = [trial for place, trial in enumerate(due) if place < wanted]
     log.info(
         "%s to run%s, %d at a time, each on %s",
@@ -86,15 +111,15 @@ def run_round(
         first_number=next_number(earlier, unfinished),
         metric=parse_objectives(settings.objectives)[0].name,
         mirror=setup.mirror,
+        failures=a_pass.failures,
     )
-    scheduler = FamilyScheduler(partial(_league, settings), _past(setup.store, earlier, resumed, kind))
+    scheduler = FamilyScheduler(partial(_league, settings), _past(setup.store, earlier, resumed, a_pass.kind))
     config = _tune_config(setup, searcher, scheduler, wanted, deadline)
     with live(lambda: picture(ledger.board.standing)):
         _run(trainable, config, ledger, Converged(ledger, patience))
-    ended = len(ledger.records) - len(without_probes(earlier))
-    converged = has_converged(ledger.records, patience)
-    interrupted = ended < wanted and not converged and time.monotonic() < deadline
-    return [*ledger.probes, *ledger.records], interrupted
+    ended = len(ledger.records) - len(without_probes(earlier)) + len(ledger.aside)
+    over = has_converged(ledger.records, patience) or time.monotonic() >= deadline
+    return [*ledger.probes, *ledger.records], ended < wanted and not over, 0 if over else len(ledger.aside)
 
 
 def _tune_config(

@@ -13,10 +13,10 @@ from typing import Any, Final
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from ray.tune.search.optuna import OptunaSearch
 
 from models.spec import Scalar
 from tuning.search.frozen_trial import frozen_trial
+from tuning.search.searcher import Searcher
 from tuning.search.settings import SearchSettings
 from tuning.search.trial import OBJECTIVE, TAKEN_UP
 from tuning.spaces.domain import Suggest
@@ -35,7 +35,7 @@ def suggestions(
     unfinished: Sequence[StartedTrial] = (),
     points: Sequence[Mapping[str, Scalar]] = (),
     finals: Sequence[Mapping[str, Scalar]] | None = None,
-) -> tuple[OptunaSearch, float]:
+) -> tuple[Searcher, float]:
     """What suggests the trials, knowing the earlier ones; and how many are still to run, which may be infinite.
 
     First come the unfinished ones, then the baselines and the `points`, which may leave parameters to the sampler.
@@ -67,7 +67,7 @@ def suggestions(
         wanted = len(unfinished) + _enqueue_finals(study, begun, finals)
     metrics = [OBJECTIVE, LATENCY][: len(objectives)]
     modes: list[str] = [objective.mode for objective in objectives]
-    search_alg = OptunaSearch(
+    searcher = Searcher(
         space=_ResumableSpace(space),
         metric=metrics if len(metrics) > 1 else metrics[0],
         mode=modes if len(modes) > 1 else modes[0],
@@ -75,7 +75,7 @@ def suggestions(
         storage=storage,
         study_name=_STUDY_NAME,
     )
-    return search_alg, wanted
+    return searcher, wanted
 
 
 @dataclass(frozen=True)

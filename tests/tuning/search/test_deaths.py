@@ -1,0 +1,108 @@
+"""Searches in which a trial's process dies as it starts, before there is anything of the trial."""
+
+import copy
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from models.spec import Scalar
+from pipelines.storage import open_store
+from tests.tuning.films import SIZE, write_dataset
+from tuning.search.driver import search
+from tuning.search.ledger import RETRIES
+from tuning.search.settings import SearchSettings
+from tuning.search.trial import TAKEN_UP
+from tuning.spaces.space import SearchSpace, Suggest
+from tuning.spaces.space_file import space_for
+from tuning.study.records import TrialRecord
+from tuning.study.store import read_trials, unfinished_trials
+
+SETTINGS = SearchSettings(trials=3, epochs=1, grace_epochs=1, max_concurrent=1)
+
+
+class Deadly(str):
+    """A value that ends the Ray worker that reads it, `deaths` times, counted in a file; elsewhere it is a text."""
+
+    tally: Path
+    deaths: int
+
+    @classmethod
+    def of(cls, text: str, tally: Path, deaths: int) -> "Deadly":
+        value = cls(text)
+        value.tally, value.deaths = tally, deaths
+        return value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Deadly":
+        return copy.copy(self)
+
+    def __copy__(self) -> "Deadly":
+        return Deadly.of(str(self), self.tally, self.deaths)
+
+    def __reduce__(self) -> tuple[Callable[..., str], tuple[str, Path, int]]:
+        return _read, (str(self), self.tally, self.deaths)
+
+
+def _read(text: str, tally: Path, deaths: int) -> str:
+    if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+        with tally.open("a") as file:
+            file.write("x")
+        if tally.stat().st_size <= deaths:
+            os._exit(1)
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlySpace(SearchSpace):
+    """A space of which one suggestion ends the process that gets it."""
+
+    number: int
+    deadly: Deadly
+
+    def __call__(self, trial: Suggest) -> dict[str, Scalar]:
+        constants = super().__call__(trial)
+        number = trial.user_attrs.get(TAKEN_UP, {}).get("number", getattr(trial, "number", None))
+        return {**constants, "optimiser": self.deadly} if number == self.number else constants
+
+
+def search_with_deaths(folder: Path, number: int, deaths: int) -> list[TrialRecord]:
+    """The trials of a small search, of which one's process dies so many times as it starts."""
+    dataset, out = str(folder / "dataset"), str(folder / "study")
+    write_dataset(dataset)
+    deadly = Deadly.of("adamw", folder / "deaths", deaths)
+    space = DeadlySpace(number=number, deadly=deadly, **vars(space_for(SIZE, families=("mlp",))))
+    search(dataset, out, SETTINGS, space=space)
+    store = open_store(out)
+    records = read_trials(store)
+    assert [record.number for record in records] == [0, 1, 2]
+    assert unfinished_trials(store, records) == []
+    return records
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_whose_process_always_dies_as_it_starts_fails_and_the_search_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It dies in the process of the trial before it, where Ray Tune gives up at once, and then in two of its own."""
+    with caplog.at_level(logging.INFO, logger="rayscan"):
+        records = search_with_deaths(tmp_path, number=2, deaths=99)
+    assert (tmp_path / "deaths").stat().st_size == 1 + RETRIES
+    assert [record.status for record in records] == ["complete", "complete", "failed"]
+    assert (records[2].epochs, records[2].auc) == (0, None)
+    assert str(records[2].error).startswith("ActorDiedError: ")
+    told = [line.getMessage() for line in caplog.records if line.getMessage().startswith("trial 2")]
+    assert [line.rpartition("; ")[2] for line in told[:-1]] == ["it starts again"] * RETRIES
+    assert told[-1].startswith("trial 2 mlp failed: ActorDiedError: ")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_whose_process_died_once_as_it_started_is_tried_again(tmp_path: Path) -> None:
+    """The first trial, whose process is its own."""
+    records = search_with_deaths(tmp_path, number=0, deaths=1)
+    assert (tmp_path / "deaths").stat().st_size > 1
+    assert [record.status for record in records] == ["complete"] * 3
