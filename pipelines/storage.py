@@ -36,6 +36,10 @@ _RETRY: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_
 _RETRY_ONCE: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=IMPATIENT_SECONDS / 2), "backoff": _BACKOFF}
 _DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
 _NO_BUCKET = "<Code>NoSuchBucket</Code>"
+_REFUSES_CONDITIONS = ("status code: 501", "<Code>InvalidArgument</Code>", "<Code>InvalidRequest</Code>")
+"""In the answer to a put with If-None-Match: this store does not know it, unless it refuses the plain put as well."""
+_UNCONDITIONAL: set[str] = set()
+"""The buckets that answered so to this process. One refusal costs RETRIES requests, because it may be a 5xx."""
 _CUT_OFF = "response body"
 _SCHEMES = ("s3", "gs", "az", "file")
 
@@ -90,6 +94,10 @@ class Store:
         if not self.is_local:
             raise InputError(f"{self.root}: not a local folder")
         return Path(self.root.removeprefix("file://") or "/")
+
+    @property
+    def _bucket(self) -> str:
+        return "/".join(self.root.split("/")[:3])
 
     @cached_property
     def _backend(self) -> ObjectStore:
@@ -148,14 +156,23 @@ class Store:
     def create(self, key: str, data: bytes) -> bool:
         """Write one object only if the key is free; returns whether it was.
 
-        On a store without conditional put (see `has_conditional_put`) this replaces the object and returns True.
+        On a store without conditional put (see `has_conditional_put`) this replaces the object and returns True. Such a
+        store ignores the condition or refuses the request; this process asks a bucket that refused it only once.
         """
         self._make_root()
-        with _translated(self.uri(key)):
-            try:
-                obstore.put(self._backend, key, data, mode="create")
-            except (exceptions.AlreadyExistsError, FileExistsError):
-                return False
+        if self._bucket not in _UNCONDITIONAL:
+            with _translated(self.uri(key)):
+                try:
+                    obstore.put(self._backend, key, data, mode="create")
+                except (exceptions.AlreadyExistsError, FileExistsError):
+                    return False
+                except exceptions.BaseError as error:
+                    if not any(sign in str(error) for sign in _REFUSES_CONDITIONS):
+                        raise
+                else:
+                    return True
+        self.put(key, data)
+        _UNCONDITIONAL.add(self._bucket)
         return True
 
     def has_conditional_put(self) -> bool:

@@ -34,6 +34,10 @@ class Faults:
     """Bucket that is no longer there."""
     denied: bool = False
     """Credentials have expired."""
+    conditional: tuple[int, str] | None = None
+    """Status and code that answer a put with If-None-Match: the store knows no conditional put."""
+    every: tuple[int, str] | None = None
+    """Status and code that answer every request."""
     injected: Counter[str] = field(default_factory=Counter)
     """How often each fault was injected."""
     _chance: random.Random = field(default_factory=lambda: random.Random(0))
@@ -42,6 +46,8 @@ class Faults:
     def refusal(self, bucket: str) -> tuple[str, int, str] | None:
         """Fault, status and S3 error code of the next request to a bucket; None to answer it."""
         with self._lock:
+            if self.every:
+                return "every", *self.every
             if self.denied:
                 return "denied", 403, "ExpiredToken"
             if self.gone == bucket:
@@ -93,6 +99,8 @@ class _Front(http.server.BaseHTTPRequestHandler):
         if faults.latency:
             threading.Event().wait(faults.latency)
         refusal = faults.refusal(urllib.parse.urlsplit(self.path).path.split("/")[1])
+        if faults.conditional and "If-None-Match" in self.headers:
+            refusal = ("conditional", *faults.conditional)
         if refusal is None:
             self._pass_on(body)
             return

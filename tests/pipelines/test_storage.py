@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import AccessError, InputError, NotFoundError, StorageError
-from pipelines.storage import Store, open_store, split_uri
+from pipelines.storage import RETRIES, Store, open_store, split_uri
+from pipelines.table.lease import held_lease
 from tests.chaos.fault_proxy import Faults, faulty
 from tests.servers import S3Server
 from tuning.recipes.recipe import Recipe
@@ -138,6 +139,37 @@ def test_create_has_one_winner(kind: str, request: pytest.FixtureRequest, tmp_pa
 
 def test_a_store_without_conditional_put_is_found_out(s3: S3Server) -> None:
     assert not open_store(s3.bucket()).has_conditional_put()
+
+
+@pytest.mark.parametrize("answer", [(501, "NotImplemented"), (400, "InvalidArgument"), (400, "InvalidRequest")])
+def test_a_store_that_refuses_conditions_is_one_without_and_is_asked_once(
+    s3_conditional: S3Server, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
+) -> None:
+    bucket, faults = s3_conditional.bucket(), Faults(conditional=answer)
+    with faulty(s3_conditional, faults) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        store = open_store(f"{bucket}/scores")
+        assert not store.has_conditional_put()
+        refused = faults.injected["conditional"]
+        for content in (b"first", b"second"):
+            assert open_store(f"{bucket}/elsewhere").create("part", content)
+            assert open_store(f"{bucket}/elsewhere").get("part") == content
+        with held_lease(store, "model") as lease:
+            lease.confirm()
+        assert faults.injected["conditional"] == refused <= 1 + RETRIES
+        assert keys(store, "leases")[-1].endswith("3.json"), "taken, renewed and given up"
+
+
+def test_a_refusal_that_is_not_about_the_condition_is_told(
+    s3_conditional: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, faults = s3_conditional.bucket(), Faults(every=(400, "InvalidArgument"))
+    with faulty(s3_conditional, faults) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        with pytest.raises(StorageError, match="InvalidArgument"):
+            open_store(bucket).create("part", b"")
+        faults.every = None
+        assert open_store(bucket).has_conditional_put()
 
 
 def test_wrong_keys_are_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
