@@ -8,15 +8,17 @@
     graph.xml, graph.bin the whole model as an OpenVINO graph in float32; absent where OpenVINO cannot take it
 
 model_id is a hash of bundle.json, which holds the hashes of the rest: change a byte anywhere and either the identity or
-a hash no longer fits, and loading refuses. Other files may lie beside (a ledger of later evaluations); they are not the
-model. This module knows local folders only.
+a hash no longer fits, and loading refuses. Other files may lie beside; they are not the model: a ledger of later
+evaluations, and in agreements/ how engines of other machines were found to agree with it later. Those lie outside the
+identity, because a model that is compared on one more machine is the same model. Whoever may write there can allow an
+engine, but not change the model. This module knows local folders only.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -41,6 +43,8 @@ CARD: Final = "card.html"
 FILES: Final = (WEIGHTS, CALIBRATION, EVALUATION, CARD)
 """Everything every bundle has but the manifest, which is written last: a folder without it is no bundle."""
 GRAPH: Final = ("graph.xml", "graph.bin")
+AGREEMENTS: Final = "agreements"
+"""Folder beside the files: `<time>-<random>.json`, as `pipelines.bundles.record_agreements` writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,14 @@ class Bundle:
     lineage: Mapping[str, Any]
     hashes: Mapping[str, str]
     """SHA-256 of each of its files but the manifest."""
+    later: Sequence[Mapping[str, Any]] = field(default=())
+    """What lies in AGREEMENTS, oldest first: `engines` (name -> agreement), `gpu`, `dataset`, `when`."""
+
+    @property
+    def agreements(self) -> list[Mapping[str, Mapping[str, Any]]]:
+        """How engines were found to agree with it, by their names: at promotion, then later, oldest first."""
+        promotion = self.evaluation.get("val", {}).get("engines", {})
+        return [promotion, *(entry["engines"] for entry in self.later)]
 
     def graph(self) -> tuple[bytes, bytes] | None:
         """XML and weights of the OpenVINO graph; None without one. Raises `BundleError`."""
@@ -204,7 +216,15 @@ def load_bundle(folder: Path) -> Bundle:
         evaluation=_parse(folder / EVALUATION, contents[EVALUATION]),
         lineage=manifest.get("lineage", {}),
         hashes=hashes,
+        later=_later(folder, model_id),
     )
+
+
+def _later(folder: Path, model_id: str) -> tuple[dict[str, Any], ...]:
+    """The later agreements of this model, oldest first; those of another model that lay here before it do not count."""
+    paths = sorted((folder / AGREEMENTS).glob("*.json"))
+    entries = [_parse(path, path.read_bytes()) for path in paths]
+    return tuple(entry for entry in entries if entry.get("model_id") == model_id and "engines" in entry)
 
 
 def files_of(manifest: bytes) -> list[str]:

@@ -1,7 +1,10 @@
-"""How closely every engine of a machine agrees with eager torch in float32, measured once, when a model is promoted.
+"""How closely every engine of a machine agrees with eager torch in float32, measured when a model is promoted.
 
 AUC does not show it: quantised to eight bits, 4 % of the films of one model changed sides with its AUC unchanged. What
 counts are the films that change sides, at each operating point, and how far from it the reference had put them.
+
+A model that was promoted on a machine without a GPU has no agreement of a GPU's engines, which then may not run it;
+`rayscan agree` measures it later, on the same validation films, on a machine that has one.
 """
 
 import logging
@@ -12,8 +15,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.engines.choice import EngineBuilder
+from models.bundle import Bundle
+from models.engines.choice import CPU_BATCH, GPU_BATCH, EngineBuilder
 from models.engines.engine import Engine, EngineError, Inference, join_inferences
+from models.engines.machine import Machine
+from models.films import Films, choose_films
 from models.statistics.calibration import Calibration, called_positive
 from models.statistics.metrics import Labels, auc
 
@@ -116,6 +122,20 @@ def measure(
             agreements[kind.name] = compare(reference, tested, labels, points, version=version)
         log.info("%s: %s", kind.name, _summary(agreements[kind.name]))
     return reference, agreements
+
+
+def agree(bundle: Bundle, val: Films, machine: Machine) -> dict[str, Agreement]:
+    """The agreement of every engine of a machine that runs a bundle, by name, on its validation films."""
+    chosen = choose_films(val.labels, COMPARED_FILMS)
+    builder = EngineBuilder(
+        bundle.classifier,
+        bundle.graph(),
+        machine,
+        size=bundle.spec.preprocessing.size,
+        classes=len(bundle.spec.classes),
+        batch=GPU_BATCH if machine.has_gpu else CPU_BATCH,
+    )
+    return measure(builder, val.pixels[chosen], val.labels[chosen], bundle.calibration)[1]
 
 
 def _infer(engine: Engine, pixels: npt.NDArray[np.uint8], batch: int = 64) -> Inference:

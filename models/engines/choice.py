@@ -1,8 +1,9 @@
 """Chooses the engine that runs a bundle on this machine: the fastest one that agrees with eager torch in float32.
 
 A faster engine may round differently, and bfloat16 does: probabilities move, films near an operating point change
-sides. So an engine may run a bundle only if promotion compared it with eager torch in float32 on the validation films
-and found it close enough (`models/engines/agreement.py`); in bfloat16 only in the very version that was compared.
+sides. So an engine may run a bundle only if promotion, or later `rayscan agree`, compared it with eager torch in
+float32 on the validation films and found it close enough (`models/engines/agreement.py`); in bfloat16 and float16 only
+in the very version that was compared.
 Those that may are timed for a moment when the bundle is loaded. The fastest runs, unless one that is preferred to it
 (`Machine.kinds`) is about as fast.
 """
@@ -139,10 +140,10 @@ def load_engine(
     """The fastest engine that may run this bundle on this machine, found by timing those allowed for a moment.
 
     `device` is `cpu`, `cuda` or `cuda:N`; None takes a GPU when there is one. `threads` sets torch's for the whole
-    process, and OpenVINO's; None leaves torch's and gives OpenVINO all cores. `precision` "fp32" takes engines in
-    float32 only, "bf16" those in bfloat16 only, None whatever is allowed. `batch` is the number of films an engine of
-    fixed batch runs at once (8 on a CPU, 64 on a GPU). `machine` replaces what was found out about this one.
-    Raises `InputError` when no engine of that precision may run the bundle here.
+    process, and OpenVINO's; None leaves torch's and gives OpenVINO all cores. `precision` takes engines of that
+    precision only, None whatever is allowed. `batch` is the number of films an engine of fixed batch runs at once (8 on
+    a CPU, 64 on a GPU). `machine` replaces what was found out about this one. Raises `InputError` when no engine of
+    that precision may run the bundle here.
     """
     if precision is not None and precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
@@ -150,7 +151,7 @@ def load_engine(
     if not machine.has_gpu:
         keep_memory()
     batch = batch or (GPU_BATCH if machine.has_gpu else CPU_BATCH)
-    offers, refused = offered(bundle.evaluation, machine, precision)
+    offers, refused = offered(bundle.agreements, machine, precision)
     builder = EngineBuilder(
         lambda: _on_threads(bundle, threads),
         bundle.graph(),
@@ -166,6 +167,7 @@ def load_engine(
             engines[kind] = builder.build(kind)
         except EngineError as error:
             refused[kind.name] = str(error)
+            log.warning("%s is left out: %s", kind.name, error)
     if not engines:
         raise InputError(
             f"model {bundle.model_id} has no engine{f' in {precision}' if precision else ''} for this machine:"
@@ -195,16 +197,18 @@ def _on_threads(bundle: Bundle, threads: int | None) -> "ScanClassifier":
 
 
 def offered(
-    evaluation: Mapping[str, Any], machine: Machine, precision: str | None
+    agreements: Sequence[Mapping[str, Mapping[str, Any]]], machine: Machine, precision: str | None
 ) -> tuple[list[EngineKind], dict[str, str]]:
-    """The engines a bundle's evaluation allows on a machine, preferred first; and why the others are not, by name."""
-    agreements = evaluation.get("val", {}).get("engines", {})
+    """The engines a bundle's agreements allow on a machine, preferred first; and why the others are not, by name.
+
+    `agreements` are `Bundle.agreements`.
+    """
     offers: list[EngineKind] = []
     refused: dict[str, str] = {}
     for kind in machine.kinds():
         if precision not in {None, kind.precision}:
             continue
-        why = _refusal(kind, agreements.get(kind.name), machine)
+        why = _refusal(kind, agreement_of(kind, agreements, machine), machine)
         if why:
             refused[kind.name] = why
         elif kind.engine == "openvino" or machine.has_gpu or not offers:  # torch on a CPU: see Machine.kinds
@@ -228,6 +232,15 @@ def probe_films(count: int, size: int) -> npt.NDArray[np.uint8]:
     blots = rng.integers(0, 200, (count, 8, 8))
     at = np.arange(size) * 8 // size
     return (blots[:, at][:, :, at] + rng.integers(0, 56, (count, size, size))).astype(np.uint8)
+
+
+def agreement_of(
+    kind: EngineKind, agreements: Sequence[Mapping[str, Mapping[str, Any]]], machine: Machine
+) -> Mapping[str, Any] | None:
+    """What was found of an engine: last in this machine's version of it, else last in any; None if nothing was."""
+    found = [measured[kind.name] for measured in agreements if kind.name in measured]
+    here = [agreement for agreement in found if agreement.get("version") == machine.version(kind)]
+    return next(reversed(here or found), None)
 
 
 def _refusal(kind: EngineKind, agreement: Mapping[str, Any] | None, machine: Machine) -> str | None:

@@ -1,4 +1,4 @@
-"""What a machine can run a model with: its device, whether bfloat16 is native there, and which engines that leaves."""
+"""What a machine can run a model with: its device, which precisions are native there, and which engines that leaves."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,12 +11,18 @@ if TYPE_CHECKING:
     import torch  # takes two seconds, and scoring on a CPU needs none of it
 
 Library = Literal["torch-eager", "torch-compile", "openvino"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: Final = get_args(Precision)
 
 NATIVE_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16"})
 """Flags of /proc/cpuinfo that make bfloat16 faster than float32. Emulated, it is slower: forced on a CPU without,
 OpenVINO took four times as long as in float32."""
+Capability = tuple[int, int]
+"""CUDA compute capability of a GPU, as in `(8, 0)`."""
+NATIVE_BF16: Final = (8, 0)
+"""The first with bfloat16 in its tensor cores. `torch.cuda.is_bf16_supported()` counts emulation, too (T4, V100)."""
+NATIVE_FP16: Final = (7, 0)
+"""The first with tensor cores, which compute in float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,8 @@ class Machine:
     device: str
     """As torch names it: `cpu` or, for example, `cuda:0`."""
     native_bf16: bool
+    native_fp16: bool = False
+    """On GPUs only: on CPUs float16 has not been measured."""
     openvino: str | None
     """Version of OpenVINO; None where it is not installed."""
     torch: str
@@ -53,12 +61,15 @@ class Machine:
     def kinds(self) -> tuple[EngineKind, ...]:
         """Every engine that can run here, in the order they are preferred when equally fast.
 
+        On a GPU float16 comes before bfloat16, which is as fast but rounds to 8 bits of mantissa and not 11.
+
         On a CPU torch is there for what OpenVINO cannot run: OpenVINO was two to ten times as fast on every CPU and
         network measured, and torch.compile, slower than it all the same, took 5 to 90 CPU seconds to compile.
         """
         native = self.native_bf16
         if self.has_gpu:
-            kinds = [("torch-compile", "bf16", native), ("torch-eager", "bf16", native)]
+            kinds = [("torch-compile", "fp16", self.native_fp16), ("torch-compile", "bf16", native)]
+            kinds += [("torch-eager", "fp16", self.native_fp16), ("torch-eager", "bf16", native)]
             kinds += [("torch-compile", "fp32", True), ("torch-eager", "fp32", True)]
         else:
             has_openvino = self.openvino is not None
@@ -76,20 +87,34 @@ class Machine:
         return f"openvino {self.openvino}" if kind.engine == "openvino" else f"torch {self.torch}"
 
 
-def this_machine(device: str) -> Machine:
-    """The facts of this machine, for the name of a device that is there."""
+def this_machine(device: str, capability: Capability | None = None) -> Machine:
+    """The facts of this machine, for the name of a device that is there.
+
+    `capability` is that of the GPU; None asks torch for it.
+    """
+    is_gpu = device.startswith("cuda")
+    if is_gpu and capability is None:
+        capability = capability_of(device)
     return Machine(
         device=device,
-        native_bf16=_gpu_has_bf16() if device.startswith("cuda") else bool(cpu_flags() & NATIVE_FLAGS),
+        native_bf16=has_native_bf16(capability) if is_gpu else bool(cpu_flags() & NATIVE_FLAGS),
+        native_fp16=is_gpu and capability is not None and capability >= NATIVE_FP16,
         openvino=_installed("openvino"),
         torch=version("torch").partition("+")[0],
     )
 
 
-def _gpu_has_bf16() -> bool:
+def has_native_bf16(capability: Capability | None) -> bool:
+    """Whether a GPU of this compute capability multiplies in bfloat16; None, which is no GPU, does not."""
+    return capability is not None and capability >= NATIVE_BF16
+
+
+def capability_of(device: "str | torch.device") -> Capability | None:
+    """The compute capability of a GPU that is there; None for the CPU."""
     import torch  # noqa: PLC0415 (see above)
 
-    return bool(torch.cuda.is_bf16_supported())
+    device = torch.device(device)
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

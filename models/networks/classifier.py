@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.familiarity import Familiarity
+from models.networks.float32 import exact_float32
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build, classify, features
 from models.spec import ModelSpec
@@ -37,10 +38,10 @@ class ScanClassifier(nn.Module):
         self.precision = torch.float32
         self.calibrate = Calibrate(calibration)
 
-    def to_bfloat16(self) -> "ScanClassifier":
-        """Run the network in bfloat16 from now on; what is before and after it stays in float32."""
-        self.network.to(torch.bfloat16)
-        self.precision = torch.bfloat16
+    def to_precision(self, precision: torch.dtype) -> "ScanClassifier":
+        """Run the network in bfloat16 or float16 from now on; what is before and after it stays in float32."""
+        self.network.to(precision)
+        self.precision = precision
         return self
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -136,7 +137,9 @@ def in_batches(
 ) -> Tensor:
     """`compute` of films uint8 [N, H, W], `BATCH` of them at a time: its results [N, ...], on the CPU.
 
-    `compute` is a `ScanClassifier` on `device` or one of its methods.
+    `compute` is a `ScanClassifier` on `device` or one of its methods. Without TensorFloat-32, because what is computed
+    here calibrates a model, locks its thresholds, or is compared with them.
     """
     starts = range(0, len(pixels), BATCH)
-    return torch.cat([compute(torch.tensor(pixels[start : start + BATCH]).to(device)).cpu() for start in starts])
+    with exact_float32():
+        return torch.cat([compute(torch.tensor(pixels[start : start + BATCH]).to(device)).cpu() for start in starts])

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,9 @@ from pipelines.phantom.anatomy import Subtype, draw_patient
 from pipelines.phantom.exposure import HOME_SCANNER, Scanner
 from pipelines.phantom.files import Bits, Format, Photometric, broken_files, dicom_bytes, encode
 from pipelines.phantom.render import render
-from pipelines.storage import Store
+
+if TYPE_CHECKING:  # films are drawn on machines without obstore, too
+    from pipelines.storage import Store
 
 ArchiveLayout = Literal["kaggle", "flat"]
 
@@ -65,7 +67,7 @@ class _Film:
 
 
 def write_archive(
-    store: Store,
+    store: "Store",
     *,
     patients: int = 200,
     seed: int = 0,

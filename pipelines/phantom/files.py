@@ -4,15 +4,16 @@ import hashlib
 import struct
 import zlib
 from io import BytesIO
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from pipelines.phantom.render import film
+
+if TYPE_CHECKING:  # films are drawn on machines without pydicom, too
+    from pydicom.dataset import FileDataset
 
 Format = Literal["jpeg", "png", "dicom"]
 Bits = Literal[8, 12]
@@ -47,6 +48,9 @@ def dicom_bytes(
     header is explicit VR little endian, uncompressed. Name, birth date and accession number are there, and fake, so a
     test can show that a reader does not repeat them. `study_date` is YYYYMMDD.
     """
+    from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: PLC0415 (see above)
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian  # noqa: PLC0415
+
     top = 2**bits - 1
     stored = np.round(pixels.astype(np.float64) * (top / 255))
     if photometric == "MONOCHROME1":
@@ -66,11 +70,13 @@ def dicom_bytes(
     return out.getvalue()
 
 
-def _set_identity(file: FileDataset, pixels: npt.NDArray[np.uint8], patient_id: str, study_date: str) -> None:
+def _set_identity(file: "FileDataset", pixels: npt.NDArray[np.uint8], patient_id: str, study_date: str) -> None:
     """Patient, study and unique identifiers.
 
     The same film gets the same identifiers, so that an archive of one seed has the same bytes wherever it is made.
     """
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, generate_uid  # noqa: PLC0415 (see above)
+
     words = [patient_id, study_date, hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()]
     file.StudyInstanceUID = generate_uid(entropy_srcs=["study", *words])
     file.SeriesInstanceUID = generate_uid(entropy_srcs=["series", *words])
@@ -85,7 +91,7 @@ def _set_identity(file: FileDataset, pixels: npt.NDArray[np.uint8], patient_id: 
     file.StudyTime = file.ContentTime = "120000"
 
 
-def _set_pixels(file: FileDataset, stored: npt.NDArray[np.float64], bits: Bits, photometric: Photometric) -> None:
+def _set_pixels(file: "FileDataset", stored: npt.NDArray[np.float64], bits: Bits, photometric: Photometric) -> None:
     """Stored values [H, W], and the rescale and window that lead from them to the display."""
     top = 2**bits - 1
     intercept = _INTERCEPT if bits == 12 else 0

@@ -99,7 +99,7 @@ def test_an_output_that_does_not_depend_on_the_film_has_an_empty_map(method: Sal
 def test_bfloat16_points_at_the_same_place() -> None:
     pixels = np.full((SIDE, SIDE), 20, np.uint8)
     pixels[16:24, 4:12] = 250
-    heat = saliency(counts_bright().to_bfloat16(), pixels, method="cam")
+    heat = saliency(counts_bright().to_precision(torch.bfloat16), pixels, method="cam")
     assert pixels[np.unravel_index(heat.argmax(), heat.shape)] == 250
 
 

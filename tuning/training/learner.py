@@ -1,7 +1,7 @@
 """A network while it learns: its steps, their gradients, its frozen stem, its averaged weights, and its evaluation.
 
-The validation films go through the very module that scores later, in float32, so that the temperature and thresholds
-fitted on their logits hold for the engine.
+The validation films go through the very module that scores later, in float32 (without TensorFloat-32), so that the
+temperature and thresholds fitted on their logits hold for the engine.
 
 Films larger than the model's input are shrunk once, before the first epoch; `models.networks.preprocess.resize` gives
 whole grey levels, so this equals, bit for bit, the shrinking inside the graph that scoring does.
@@ -20,9 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.engines.machine import Capability, capability_of, has_native_bf16
 from models.errors import RayscanError
 from models.films import Films
 from models.networks.classifier import ScanClassifier
+from models.networks.float32 import exact_float32
 from models.networks.preprocess import Preprocess, resize_films
 from models.networks.zoo import Majority, build, layer_groups
 from models.spec import ModelSpec
@@ -58,6 +60,7 @@ class Learner:
     ) -> None:
         """`weights` is a state to start from, as `tuning.training.loop.fit` takes it; None starts at random."""
         self.spec, self.settings, self.device, self.workers = spec, settings, device, workers
+        self.capability = capability_of(device)
         self.train, self.train_labels = resize_films(train.pixels, spec.preprocessing.size), train.labels
         self.val = resize_films(val.pixels, spec.preprocessing.size)
         self.network = workers.prepare(build(spec), device).to(device).to(memory_format=torch.channels_last)
@@ -99,7 +102,7 @@ class Learner:
             self.train,
             self.val,
             device=self.device,
-            precision=partial(_precision, self.device),
+            precision=partial(precision, self.device, self.capability),
         )
 
     def train_epoch(self, epoch: int) -> float:
@@ -114,6 +117,7 @@ class Learner:
         return float(np.mean([self._step(epoch, step, index) for step, index in enumerate(steps)]))
 
     @torch.inference_mode()
+    @exact_float32()
     def evaluate(self) -> npt.NDArray[np.float32]:
         """Logits [N, C] of the validation films, as the engine computes them. Raises `RayscanError` on divergence."""
         classifier = self.evaluated
@@ -210,7 +214,7 @@ class Learner:
         whole = self.workers.total(importance(labels, self.class_weights).sum())
         total = torch.zeros((), dtype=torch.float64)
         for batch, targets in zip(films.tensor_split(batches), labels.tensor_split(batches), strict=True):
-            with torch.set_grad_enabled(self.learns), _precision(self.device):
+            with torch.set_grad_enabled(self.learns), precision(self.device, self.capability):
                 logits = self._logits(self.classifier, batch)
                 loss = LOSSES[self.settings.loss](
                     logits, targets, weights=self.class_weights, smoothing=self.settings.label_smoothing
@@ -241,6 +245,9 @@ class Learner:
         )
 
 
-def _precision(device: torch.device) -> torch.autocast:
-    """bfloat16 on GPUs. On CPUs float32: measured, it is faster once the allocator keeps its memory."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def precision(device: torch.device, capability: Capability | None) -> torch.autocast:
+    """What steps compute in: bfloat16 on GPUs that have it, by their compute capability; else float32.
+
+    Older GPUs emulate it, which is slower than float32. On CPUs float32 is faster, once the allocator keeps its memory.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_native_bf16(capability))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from models.networks.float32 import exact_float32
 from tuning.training.augment.batch import Augmentation
 from tuning.training.settings import TrainSettings
 
@@ -65,8 +66,9 @@ def make_stem(
 ) -> Stem | None:
     """Run the frozen layers of a network once over films uint8 [N, H, W].
 
-    `precision` is the autocast of training steps; validation films run in float32. None if these layers cannot be
-    separated from the others, if their output varies from run to run, or if it is too large to be kept.
+    `precision` is the autocast of training steps; validation films run in float32, without TensorFloat-32. None if
+    these layers cannot be separated from the others, if their output varies from run to run, or if it is too large to
+    be kept.
     """
 
     def batches(films: Pixels) -> Iterator[Tensor]:
@@ -85,7 +87,8 @@ def make_stem(
             if each * (len(train) + len(val)) > MOST_BYTES:
                 log.info("the output of the frozen layers takes %.1f MB a film: they run at every step", each / 2**20)
                 return None
-            of_val = torch.cat([_until(network, layers[-1], films).cpu() for films in batches(val)])
+            with exact_float32():
+                of_val = torch.cat([_until(network, layers[-1], films).cpu() for films in batches(val)])
             with precision():
                 of_train = torch.cat([_until(network, layers[-1], films).cpu() for films in batches(train)])
     finally:

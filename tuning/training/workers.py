@@ -60,7 +60,10 @@ class Workers:
         """The network as several workers train it; the names of its weights do not change."""
         if self.count == 1 or device.type != "cuda":
             return network
-        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        # torch's own converter makes plain normalisation of timm's, which has an activation and a dropout of its own
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415 - two CPU seconds that only a group on GPUs needs
+
+        synchronised: nn.Module = convert_sync_batchnorm(network)
         return synchronised
 
 

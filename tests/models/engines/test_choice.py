@@ -85,6 +85,11 @@ def agreements(**engines: dict[str, Any]) -> dict[str, Any]:
     return {"val": {"engines": {name.replace("_", "-"): value for name, value in engines.items()}}}
 
 
+def measured(**engines: dict[str, Any]) -> list[dict[str, Any]]:
+    """As `Bundle.agreements`, of promotion alone."""
+    return [agreements(**engines)["val"]["engines"]]
+
+
 @pytest.fixture(scope="module", params=["cnn", "mlp", "majority", "shrinking"])
 def engines(request: pytest.FixtureRequest) -> dict[str, Engine]:
     """Of one model, all engines there are on a CPU with native bfloat16."""
@@ -151,39 +156,39 @@ def test_models_without_features_have_no_distance(tmp_path: Path) -> None:
 def test_an_engine_needs_a_measured_agreement_and_bfloat16_a_native_cpu_and_the_same_version() -> None:
     names = lambda offers: [kind.name for kind in offers[0]]  # noqa: E731
     eager, both = ["torch-eager-fp32-cpu"], ["openvino-bf16-cpu", "openvino-fp32-cpu"]
-    assert names(offered({}, NATIVE, None)) == eager
-    allowed = agreements(openvino_bf16_cpu=entry(), openvino_fp32_cpu=entry(version="openvino 1.0"))
+    assert names(offered([], NATIVE, None)) == eager
+    allowed = measured(openvino_bf16_cpu=entry(), openvino_fp32_cpu=entry(version="openvino 1.0"))
     assert names(offered(allowed, NATIVE, None)) == both
     assert names(offered(allowed, NATIVE, "fp32")) == both[1:]
     assert names(offered(allowed, NATIVE, "bf16")) == both[:1]
     assert names(offered(allowed, replace(NATIVE, native_bf16=False), None)) == both[1:]
     assert names(offered(allowed, replace(NATIVE, openvino=None), None)) == eager
-    offers, refused = offered(agreements(openvino_bf16_cpu=entry(version="openvino 1.0")), NATIVE, None)
+    offers, refused = offered(measured(openvino_bf16_cpu=entry(version="openvino 1.0")), NATIVE, None)
     assert [kind.name for kind in offers] == eager
     assert "openvino 1.0" in refused["openvino-bf16-cpu"]
 
 
 def test_float32_that_is_not_exact_is_not_offered() -> None:
-    offers, refused = offered(agreements(openvino_fp32_cpu=entry(max_dp=2 * ROUNDING)), NATIVE, "fp32")
+    offers, refused = offered(measured(openvino_fp32_cpu=entry(max_dp=2 * ROUNDING)), NATIVE, "fp32")
     assert [kind.name for kind in offers] == ["torch-eager-fp32-cpu"]
     assert refused["openvino-fp32-cpu"] == "moves probabilities by 0.0002"
 
 
 def test_a_measured_disagreement_refuses_any_engine_but_the_reference() -> None:
     every = {kind.name.replace("-", "_"): entry(allowed=False) for kind in NATIVE.kinds()}
-    offers, refused = offered(agreements(**every), NATIVE, None)
+    offers, refused = offered(measured(**every), NATIVE, None)
     assert [kind.name for kind in offers] == ["torch-eager-fp32-cpu"]
     assert set(refused.values()) == {"7 of 100 films change sides"}
 
 
 def test_gpu_engines_are_offered_as_they_were_measured() -> None:
     gpu = replace(NATIVE, device="cuda:1")
-    assert [kind.name for kind in offered({}, gpu, None)[0]] == ["torch-eager-fp32-cuda"]
+    assert [kind.name for kind in offered([], gpu, None)[0]] == ["torch-eager-fp32-cuda"]
     version = f"torch {HERE.torch}"
-    measured = agreements(
+    found = measured(
         torch_compile_bf16_cuda=entry(version=version), torch_eager_bf16_cuda=entry(version=version, allowed=False)
     )
-    assert [kind.name for kind in offered(measured, gpu, None)[0]] == [
+    assert [kind.name for kind in offered(found, gpu, None)[0]] == [
         "torch-compile-bf16-cuda",
         "torch-eager-fp32-cuda",
     ]
@@ -240,8 +245,23 @@ def test_the_choice_says_what_was_taken_and_why(tmp_path: Path) -> None:
 
 
 def test_a_precision_there_is_not_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown precision 'fp16'; choose fp32 or bf16"):
-        load_engine(bundle(tmp_path), precision="fp16")
+    with pytest.raises(InputError, match="unknown precision 'int8'; choose fp32 or fp16 or bf16"):
+        load_engine(bundle(tmp_path), precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="has no engine in fp16 for this machine: none exists; leave the precision"):
+        load_engine(bundle(tmp_path / "b"), precision="fp16", device="cpu")
+
+
+def test_what_was_found_later_in_this_very_version_counts_most() -> None:
+    """A GPU machine with a newer torch does not take from an older one what it was allowed there."""
+    gpu = replace(NATIVE, device="cuda", native_fp16=True)
+    old, here = {"version": "torch 1.0"}, {"version": f"torch {HERE.torch}"}
+    fp16 = "torch_eager_fp16_cuda"
+    names = lambda *found: [kind.name for kind in offered(found, gpu, "fp16")[0]]  # noqa: E731
+    (refused,) = measured(**{fp16: entry(allowed=False, **here)})
+    (allowed,) = measured(**{fp16: entry(**here)})
+    (elsewhere,) = measured(**{fp16: entry(**old)})
+    assert names(refused, allowed) == names(allowed, elsewhere) == ["torch-eager-fp16-cuda"]
+    assert names(allowed, refused) == names(elsewhere) == names(refused, elsewhere) == []
 
 
 def test_threads_are_set_for_the_process(tmp_path: Path) -> None:

@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from models.engines.machine import NATIVE_FLAGS, Machine, choose_device, cpu_flags, this_machine
+from models.engines.machine import (
+    NATIVE_FLAGS,
+    Machine,
+    capability_of,
+    choose_device,
+    cpu_flags,
+    has_native_bf16,
+    this_machine,
+)
 from models.errors import InputError
 
 
@@ -12,6 +20,34 @@ def test_bfloat16_is_native_where_the_cpu_says_so(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni\n")
     assert not cpu_flags(tmp_path / "cpuinfo") & NATIVE_FLAGS
     assert cpu_flags(tmp_path / "none") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("capability", "precisions"),
+    [
+        ((6, 1), ["fp32"]),
+        ((7, 0), ["fp16", "fp32"]),  # V100
+        ((7, 5), ["fp16", "fp32"]),  # T4: torch emulates bfloat16 there, and says that it is supported
+        ((8, 0), ["fp16", "bf16", "fp32"]),
+        ((9, 0), ["fp16", "bf16", "fp32"]),
+    ],
+)
+def test_what_a_gpu_computes_in_is_a_matter_of_its_compute_capability(
+    capability: tuple[int, int], precisions: list[str]
+) -> None:
+    kinds = this_machine("cuda:0", capability).kinds()
+    assert [kind.name for kind in kinds] == [
+        f"torch-{how}-{precision}-cuda"
+        for parts in (precisions[:-1], precisions[-1:])
+        for how in ("compile", "eager")
+        for precision in parts
+    ]
+
+
+def test_a_cpu_has_no_compute_capability() -> None:
+    assert capability_of("cpu") is None
+    assert not has_native_bf16(None)
+    assert not this_machine("cpu").native_fp16
 
 
 def test_openvino_sees_the_same_as_cpuinfo() -> None:

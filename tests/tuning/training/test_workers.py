@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from torch.nn.modules.batchnorm import _NormBase
 
 from models.errors import InputError, RayscanError
+from models.networks.zoo import build
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
 from tuning.training.checkpoint import Checkpoint
@@ -97,3 +99,28 @@ def test_films_are_shared_out_once_each() -> None:
 def test_too_few_films_for_all_workers(spec: ModelSpec) -> None:
     with pytest.raises(InputError, match="each of 4 workers needs 2 films"):
         fit(spec, TRAIN, VAL, replace(PLAIN, batch_size=6, accumulate=1), workers=Workers(rank=0, count=4))
+
+
+@pytest.mark.parametrize("name", ["cnn", "mobilenetv2_035", "efficientnet_b0", "resnet18"])
+def test_synchronised_normalisation_computes_what_it_did_before(name: str) -> None:
+    """That of timm has an activation of its own, which torch's converter drops. What is tested needs no GPU."""
+    torch.manual_seed(0)
+    network = build(small_spec(name)).eval()
+    for module in network.modules():
+        if isinstance(module, _NormBase):
+            module.running_mean.normal_()  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    films = torch.randn(4, 1, 32, 32)
+    with torch.inference_mode():
+        expected = network(films)
+        names = list(network.state_dict())
+        prepared = Workers(rank=1, count=2).prepare(network, torch.device("cuda")).eval()
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in prepared.modules())
+        torch.testing.assert_close(prepared(films), expected)
+    assert list(prepared.state_dict()) == names
+
+
+def test_a_single_process_and_processes_on_cpus_keep_their_normalisation() -> None:
+    network = build(CNN)
+    assert Workers().prepare(network, torch.device("cuda")) is network
+    assert Workers(rank=0, count=2).prepare(network, torch.device("cpu")) is network
