@@ -61,9 +61,9 @@ class Workers:
         if self.count == 1 or device.type != "cuda":
             return network
         # torch's own converter makes plain normalisation of timm's, which has an activation and a dropout of its own
-        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415 - two CPU seconds that only a group on GPUs needs
+        import timm.layers  # noqa: PLC0415 - two CPU seconds that only a group on GPUs needs
 
-        synchronised: nn.Module = convert_sync_batchnorm(network)
+        synchronised: nn.Module = timm.layers.convert_sync_batchnorm(network)  # type: ignore[attr-defined, no-untyped-call]
         return synchronised
 
 
