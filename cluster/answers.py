@@ -1,14 +1,14 @@
 """The answer to a query, printed for people (table, CSV) or for machines (JSON, Parquet)."""
 
+import io
 import json
 import sys
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from cluster import output
 from pipelines.errors import InputError
+from pipelines.table.export import write_answer
 
 TABLE_ROWS = 200
 """A terminal is no place for more; the other formats print every row."""
@@ -21,14 +21,11 @@ def print_answer(answer: pa.Table, form: str) -> None:
     elif form == "table":
         _print_table(answer)
     elif sys.stdout.isatty() and form == "parquet":
-        raise InputError("Parquet is bytes, not text; redirect stdout to a file: rayscan query … > answer.parquet")
+        raise InputError("Parquet is bytes, not text; write it to a file with --out answer.parquet")
     else:
-        sink = pa.BufferOutputStream()
-        if form == "csv":
-            pyarrow.csv.write_csv(_flat(answer), sink)
-        else:
-            pq.write_table(answer, sink)
-        sys.stdout.buffer.write(sink.getvalue().to_pybytes())
+        sink = io.BytesIO()
+        write_answer(answer.schema, answer.to_batches(), sink, "csv" if form == "csv" else "parquet")
+        sys.stdout.buffer.write(sink.getbuffer())
         sys.stdout.buffer.flush()
 
 
@@ -56,16 +53,3 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _flat(answer: pa.Table) -> pa.Table:
-    """CSV has no lists: they become JSON text."""
-    columns = [
-        pa.array([None if v is None else json.dumps(v) for v in column.to_pylist()]) if _nested(column) else column
-        for column in answer.columns
-    ]
-    return pa.table(columns, names=answer.column_names)
-
-
-def _nested(column: pa.ChunkedArray) -> bool:
-    return bool(pa.types.is_nested(column.type))

@@ -153,6 +153,12 @@ class Store:
         with _translated(self.uri(key)):
             obstore.put(self._backend, key, data)
 
+    def put_file(self, key: str, file: Path) -> None:
+        """`put` of what a local file holds, in several requests where it is large; the object appears with the last."""
+        self._make_root()
+        with _translated(self.uri(key)):
+            obstore.put(self._backend, key, file)
+
     def create(self, key: str, data: bytes) -> bool:
         """Write one object only if the key is free; returns whether it was.
 
@@ -295,6 +301,18 @@ def require_file(uri: str, what: str) -> None:
         store.head(key)
     except NotFoundError as error:
         raise absent from error
+
+
+def file_place(uri: str, what: str, example: str) -> tuple[Store, str]:
+    """The store and the key of one file that is to be written; `what` and `example` name it in the message.
+
+    Raises `InputError` when the URI is that of a folder or a bucket.
+    """
+    target = open_store(uri)
+    folder, _, name = target.root.rpartition("/")
+    if uri.endswith("/") or folder.endswith(":/") or (target.is_local and target.path.is_dir()):
+        raise InputError(f"{uri}: {what} is one file; name it, as in {uri.rstrip('/')}/{example}")
+    return Store(folder), name
 
 
 def _no_folder(path: Path, reason: str) -> InputError:

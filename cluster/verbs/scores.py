@@ -10,6 +10,7 @@ from cluster.locations import location, study_or_models
 from cluster.options import Address, Config, Json, given
 from cluster.settings import seconds
 from models.engines.machine import Precision
+from models.errors import InputError
 
 if TYPE_CHECKING:
     from pipelines.scoring.settings import ScoreSettings
@@ -122,16 +123,34 @@ def query(
     sql: Annotated[
         str | None, typer.Argument(help="SQL over the views scores, latest, rejects, runs. Default: a summary.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="parquet writes bytes: redirect stdout to a file.")] = "table",  # noqa: A002
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the answer to this file: .csv, .json or .parquet.", parser=location),
+    ] = None,
+    format: Annotated[Format | None, typer.Option(help="table by default, or what the name of FILE says.")] = None,  # noqa: A002
+    memory: Annotated[
+        str | None, typer.Option(help="Memory the question may take, e.g. 4GB (half of the machine's).")
+    ] = None,
     config: Config = None,
-    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json; with --out, a summary.")] = False,
 ) -> None:
-    """Query the scores in SQL."""
+    """Ask the scores in SQL. A question is one SELECT: it changes nothing, and reads nothing but the scores."""
     preflight.check_runs(scores)
-    from cluster.answers import print_answer
-    from pipelines.table.query import ask
+    from pipelines.table.guarded import Bounds, memory_size
 
-    print_answer(ask(scores, sql), "json" if json else format)
+    bounds = Bounds(memory=memory_size(memory) if memory else 0)
+    if out is None:
+        from cluster.answers import print_answer
+        from pipelines.table.query import ask
+
+        print_answer(ask(scores, sql, bounds=bounds), "json" if json else format or "table")
+        return
+    from pipelines.table.export import export_answer
+
+    if format == "table":
+        raise InputError("a table is for a terminal; --out takes --format csv, json or parquet")
+    preflight.check_page(out)
+    output.show(export_answer(scores, sql, out, format, bounds=bounds), as_json=json)
 
 
 def report(

@@ -7,7 +7,7 @@ before Ray, torch or matplotlib is loaded.
 from typing import Final
 
 from pipelines.errors import InputError
-from pipelines.storage import Store, open_store
+from pipelines.storage import Store, file_place
 
 MOST_THUMBNAILS: Final = 100
 
@@ -24,11 +24,7 @@ def put_page(html: str, out: str) -> str:
 
 def page_place(out: str) -> tuple[Store, str]:
     """The store and the key of a page. Raises `InputError` when `out` is a folder or a bucket."""
-    target = open_store(out)
-    folder, _, name = target.root.rpartition("/")
-    if out.endswith("/") or folder.endswith(":/") or (target.is_local and target.path.is_dir()):
-        raise InputError(f"{out}: a report is one file; name it, as in {out.rstrip('/')}/report.html")
-    return Store(folder), name
+    return file_place(out, "a report", "report.html")
 
 
 def check_thumbnails(number: int) -> None:

@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART, SCORES
-from pipelines.errors import InputError
 from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.table.guarded import Bounds, guarded_connection
 from pipelines.table.parts import (
     PartVanishedError,
     fetch_parts,
@@ -40,6 +40,7 @@ from pipelines.table.parts import (
     refuse_damaged,
 )
 from pipelines.table.presence import is_scores, no_run
+from pipelines.table.question import require_select, told_in_a_line, whole_answer
 from pipelines.table.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
 
 __all__ = [
@@ -63,7 +64,7 @@ T = TypeVar("T")
 
 
 def open_scores(uri: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views above. Raises `InputError` if nothing was ever scored there.
+    """A guarded connection with the views above. Raises `InputError` if nothing was ever scored there.
 
     A compaction that ends while the connection is in use may delete its parts; `read_scores` handles that.
     """
@@ -75,14 +76,14 @@ def open_scores(uri: str) -> duckdb.DuckDBPyConnection:
     return _open(open_store(uri))[0]
 
 
-def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T], *, bounds: Bounds | None = None) -> T:
     """The result of `question`, called with the views at a URI; called again if a compaction deleted the parts.
 
     Raises `InputError` if nothing was ever scored there or a part is unreadable, and what the question raises.
     """
     for _ in range(ATTEMPTS):
         try:
-            connection, parts = _open(open_store(uri))
+            connection, parts = _open(open_store(uri), bounds)
         except PartVanishedError:
             continue
         with connection:
@@ -109,12 +110,12 @@ SUMMARY = """
 """The query that `ask` runs if it is given none."""
 
 
-def ask(uri: str, sql: str | None = None) -> pa.Table:
-    """The result of one SQL query on the scores at a URI. Raises `InputError` for a query DuckDB refuses."""
-    try:
-        return read_scores(uri, lambda connection: connection.sql(sql or SUMMARY).to_arrow_table())
-    except duckdb.Error as error:
-        raise InputError(f"the question cannot be answered: {error}") from error
+def ask(uri: str, sql: str | None = None, *, bounds: Bounds | None = None) -> pa.Table:
+    """The result of one SELECT on the scores at a URI. Raises `InputError` for what is refused or exceeds `bounds`."""
+    bounds, question = bounds or Bounds(), sql or SUMMARY
+    require_select(question)
+    with told_in_a_line(bounds):
+        return read_scores(uri, lambda connection: whole_answer(connection, question, bounds), bounds=bounds)
 
 
 def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path]) -> None:
@@ -128,7 +129,7 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path])
         nowhere = "0::UBIGINT AS file_index, 0::BIGINT AS file_row_number"
         connection.execute(f"CREATE VIEW scores_parts AS SELECT *, {nowhere} FROM no_scores")  # noqa: S608
     else:
-        files = ", ".join("'" + _unglobbed(part).replace("'", "''") + "'" for part in parts)
+        files = ", ".join("'" + str(part).replace("'", "''") + "'" for part in parts)
         # Not DuckDB's own hive partitioning: it would read a folder above the scores, such as site=north, as a column.
         model = "regexp_extract(filename, 'model=([^/]*)/date=[^/]*/[^/]*$', 1)"
         partition = "try_cast(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE)"
@@ -144,15 +145,14 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path])
     connection.execute(f"CREATE VIEW scores AS SELECT {', '.join(SCORES.names)} FROM scores_parts")  # noqa: S608 (constants)
 
 
-def _open(store: Store) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
+def _open(store: Store, bounds: Bounds | None = None) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
     objects = list_scores(store)
     records = run_records(store, (info.key for info in objects))
     if not records:
         raise no_run(store)
     live = live_parts(store, objects)
     parts = fetch_parts(store, live)
-    connection = duckdb.connect()
-    connection.execute("SET enable_progress_bar = false")  # it goes to stdout, where results go
+    connection = guarded_connection(parts, bounds)
     create_scores_view(connection, parts)
     try:
         _create_latest(connection, _index_file(store, live))
@@ -228,8 +228,3 @@ def _refuse_damaged(parts: Iterable[Path], error: duckdb.Error) -> None:
         error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
     ):
         refuse_damaged(parts, PART.names, error)
-
-
-def _unglobbed(path: Path) -> str:
-    """DuckDB reads *, ? and [ in a file name as a pattern; a character class of one character is literal."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))

@@ -1,0 +1,57 @@
+"""The verbs over scores, as they are typed."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from cluster.cli import app
+from pipelines.storage import open_store
+from tests.pipelines.table.test_query import fill
+from tests.servers import S3Server
+
+
+def rayscan(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> str:
+    return fill(open_store(str(tmp_path / "scores"))).root
+
+
+def test_a_question_changes_nothing_and_says_how_to_save_its_answer(scores: str, tmp_path: Path) -> None:
+    part = next(tmp_path.rglob("*.parquet"))
+    before = part.read_bytes()
+    refused = rayscan("query", scores, f"COPY (SELECT 1) TO '{part}' (FORMAT parquet, USE_TMP_FILE false)")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == "rayscan: a question is one SELECT, and this is COPY; to save an answer, use --out FILE\n"
+    refused = rayscan("query", scores, "SELECT * FROM read_text('/etc/passwd')")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("rayscan: a question reads the views of the scores")
+    assert refused.stderr.count("\n") == 1
+    assert part.read_bytes() == before
+
+
+def test_an_answer_goes_where_out_says(scores: str, tmp_path: Path) -> None:
+    done = rayscan("query", scores, "FROM latest", "--out", str(tmp_path / "a.parquet"), "--memory", "500MB")
+    assert done.stdout.split() == ["answer", f"file://{tmp_path}/a.parquet", "rows", "3"], done.stderr
+    done = rayscan("query", scores, "FROM latest", "--out", str(tmp_path / "a.parquet"), "--json")
+    assert json.loads(done.stdout) == {"answer": f"file://{tmp_path}/a.parquet", "rows": 3}
+    assert pq.read_table(tmp_path / "a.parquet").num_rows == 3
+    done = rayscan("query", scores, "FROM latest", "--out", str(tmp_path / "a"), "--format", "csv")
+    assert (tmp_path / "a").read_text().count("\n") == 4, done.stderr
+    refused = rayscan("query", scores, "FROM latest", "--out", str(tmp_path / "b.csv"), "--format", "table")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "rayscan: a table is for a terminal; --out takes --format csv, json or parquet\n",
+    )
+
+
+def test_an_answer_goes_to_a_bucket(scores: str, s3: S3Server) -> None:
+    out = open_store(f"{s3.bucket()}/answers")
+    done = rayscan("query", scores, "SELECT uri FROM latest ORDER BY uri", "--out", out.uri("a.json"))
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(out.get("a.json")) == [{"uri": "a"}, {"uri": "b"}, {"uri": "c"}]
