@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from cluster.locations import weights_location
-from cluster.settings import job_defaults
+from cluster.settings import job_defaults, size
 from models.errors import RayscanError
+from pipelines.pools import ActorLimits
 
 
 def _read_job_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -42,6 +43,13 @@ Address = Annotated[
 JobsAddress = Annotated[
     str | None, typer.Option(help="Dashboard of the cluster. Default: RAY_ADDRESS, else http://127.0.0.1:8265.")
 ]
+MinActors = Annotated[int | None, typer.Option(help="Actors to keep even when they are idle (1).")]
+MaxActors = Annotated[
+    int | None, typer.Option(help="Most actors of one core (one for each core the cluster can grow to).")
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="2GiB", help="Memory each actor asks Ray for (none: Ray counts cores only).")
+]
 NoFilms = Annotated[
     bool, typer.Option("--no-films", help="Put no validation films into the bundle; they are patients' images.")
 ]
@@ -58,3 +66,11 @@ Weights = Annotated[
 def given(**values: Any) -> dict[str, Any]:
     """The options somebody set; the others take the defaults of the package's own settings."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def actor_limits(
+    min_actors: int | None, max_actors: int | None, memory: str | None, gpus: int | None = None
+) -> ActorLimits:
+    """The limits that the flags ask for. Raises `InputError` for a memory that is no size, or a value out of range."""
+    asked = None if memory is None else size(memory)
+    return ActorLimits(min_actors=min_actors, max_actors=max_actors, memory=asked, gpus=gpus)

@@ -20,6 +20,7 @@ from typing import Any
 from models.errors import InputError
 from models.messages import did_you_mean
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
 
@@ -54,3 +55,12 @@ def seconds(text: str) -> float:
         raise InputError(f"{text!r} is not a duration; write 90s, 30m or 1h30m")
     hours, minutes, rest = (int(group or 0) for group in match.groups())
     return float(3600 * hours + 60 * minutes + rest)
+
+
+def size(text: str) -> int:
+    """A size such as `2GiB`, `512M` or `1.5GB`, in bytes; without the i, in thousands. Raises `InputError`."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if not match:
+        raise InputError(f"{text!r} is not a size; write 2GiB or 512MiB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))

@@ -6,7 +6,7 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import labels_location, location
-from cluster.options import Address, Config, Json, given
+from cluster.options import Address, Config, Json, MaxActors, Memory, MinActors, actor_limits, given
 from models.spec import Decode, Preprocessing
 
 
@@ -90,6 +90,9 @@ def prepare(
     decode: Annotated[
         Decode | None, typer.Option(help="exact: whole JPEG; dct: at the smallest scale that covers the size (dct).")
     ] = None,
+    min_actors: MinActors = None,
+    max_actors: MaxActors = None,
+    memory: Memory = None,
     address: Address = None,
     config: Config = None,
     json: Json = False,
@@ -97,13 +100,14 @@ def prepare(
     """Decode every labelled film once, to grey levels in Parquet."""
     chosen = given(size=size, decode=decode)
     Preprocessing(**chosen)  # refuses values out of range
+    actors = actor_limits(min_actors, max_actors, memory)
     preflight.check_ray(address)
     preflight.check_labelled(catalog)
     preflight.check_place(out)
     import pipelines.ingest.prepare
     from cluster.session import ray_session
 
-    settings = pipelines.ingest.prepare.PrepareSettings(**chosen)
-    with ray_session(address):
+    settings = pipelines.ingest.prepare.PrepareSettings(**chosen, actors=actors)
+    with ray_session(address, working_on="prepare"):
         summary = pipelines.ingest.prepare.prepare(catalog, out, settings)
     output.show(summary, as_json=json)

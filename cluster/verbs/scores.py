@@ -7,7 +7,7 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import location, study_or_models
-from cluster.options import Address, Config, Json, given
+from cluster.options import Address, Config, Json, MaxActors, Memory, MinActors, actor_limits, given
 from cluster.settings import seconds
 from models.engines.machine import Precision
 from models.errors import InputError
@@ -31,7 +31,12 @@ class ScoreOptions:
         Precision | None, typer.Option(help="fp32 is exact (default: the fastest engine the bundle allows).")
     ] = None
     max_nights: Annotated[int | None, typer.Option(help="Give up on a scan that failed in this many runs (5).")] = None
-    most_actors: Annotated[int | None, typer.Option(help="Let the cluster grow to this many scoring actors.")] = None
+    min_actors: MinActors = None
+    max_actors: MaxActors = None
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs to ask for; 0: none (those there are, more where the model gains by them).")
+    ] = None
+    memory: Memory = None
     wait: Annotated[str | None, typer.Option(help="Wait for another run with this model, e.g. 10m (0s).")] = None
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html beside the run.")] = False
     thumbnails: Annotated[
@@ -78,7 +83,7 @@ def score(
         output.show(plan, as_json=json)
         return
     records = pipelines.scoring.runs.score(
-        archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard)
+        archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard, working_on="score")
     )
     output.show(records if json else [record.in_short() for record in records], as_json=json)
 
@@ -94,7 +99,7 @@ def score_settings(options: ScoreOptions) -> "ScoreSettings":
             operating_point=options.operating_point,
             precision=options.precision,
             max_nights=options.max_nights,
-            most_actors=options.most_actors,
+            actors=actor_limits(options.min_actors, options.max_actors, options.memory, options.gpus),
             wait=seconds(options.wait) if options.wait else None,
             thumbnails=options.thumbnails,
         ),

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.spec import Decode, Preprocessing
+from pipelines.capacity import cluster_capacity
 from pipelines.contracts import LABELS, Reason, dataset_schema
 from pipelines.decoding.decode import Scan, decode
 from pipelines.decoding.fetch import fetch
@@ -31,8 +32,9 @@ from pipelines.errors import InputError, ScanError, StorageError
 from pipelines.ingest.catalog import read_catalog
 from pipelines.ingest.catalog_info import no_labels
 from pipelines.ingest.dataset import MANIFEST, read_dataset_info
+from pipelines.pools import ActorLimits, check_memory, size_pool
 from pipelines.progress import progress
-from pipelines.shards import Stage, cluster_size, run_shards
+from pipelines.shards import Stage, run_shards
 from pipelines.splits import SPLITS
 from pipelines.storage import Store, open_store
 from pipelines.tally import SILENT, Reporter, counting
@@ -53,6 +55,8 @@ class PrepareSettings:
     """Side of the square films in pixels."""
     decode: Decode = "dct"
     """See models.spec.Preprocessing."""
+    actors: ActorLimits = field(default=ActorLimits())
+    """How many actors and how much memory to ask the cluster for; GPUs are never used."""
 
     def __post_init__(self) -> None:
         _ = self.preprocessing  # refuses values out of range before the work begins
@@ -133,7 +137,7 @@ def prepare(catalog: str, out: str, settings: PrepareSettings) -> DatasetSummary
     started = time.perf_counter()
     films = _labelled(catalog)
     store = open_store(out)
-    parts = sorted(_decode_all(films, store, settings.preprocessing), key=lambda part: part.name)
+    parts = sorted(_decode_all(films, store, settings), key=lambda part: part.name)
     written = sorted(row for part in parts for row in part.rows)
     unreadable = [entry for part in parts for entry in part.unreadable]
     _refuse_transient(unreadable)
@@ -199,13 +203,20 @@ def _shards(films: pa.Table, preprocessing: Preprocessing) -> list[dict[str, Any
     return [{"shard": number, "rows": json.dumps(shard)} for number, shard in enumerate(rows)]
 
 
-def _decode_all(films: pa.Table, store: Store, preprocessing: Preprocessing) -> Iterator[_Part]:
-    shards = _shards(films, preprocessing)
-    settings = {"dataset": store.root, "token": token_hex(4), "preprocessing": preprocessing}
-    cpus, _ = cluster_size()
-    actors = min(cpus, len(shards))
+def _decode_all(films: pa.Table, store: Store, settings: PrepareSettings) -> Iterator[_Part]:
+    shards = _shards(films, settings.preprocessing)
+    making = {"dataset": store.root, "token": token_hex(4), "preprocessing": settings.preprocessing}
+    limits, capacity = settings.actors, cluster_capacity()
+    check_memory(limits.memory, capacity.largest_memory())
+    pool = size_pool(capacity.room(limits.memory), capacity.most_room(limits.memory), len(shards), limits)
     with progress("prepare", films.num_rows, "films") as advance, counting(advance) as count:
-        stage = Stage(actor=PrepareFilms, settings={**settings, "reporter": count.reporter}, actors=actors)
+        stage = Stage(
+            actor=PrepareFilms,
+            settings={**making, "reporter": count.reporter},
+            actors=pool.most,
+            least=pool.least,
+            memory=limits.memory,
+        )
         with closing(run_shards("prepare", shards, stage)) as summaries:
             for row in summaries:
                 part = _Part(**json.loads(row["part"]))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -23,23 +23,26 @@ from models.bundle import Bundle
 from models.messages import first_line
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
+from pipelines.capacity import cluster_capacity
 from pipelines.errors import AccessError, ClusterError, IncompleteError, NotFoundError, RayscanError, StorageError
 from pipelines.pages.page_file import put_page
+from pipelines.pools import check_memory
 from pipelines.progress import progress
 from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
-from pipelines.scoring.layout import Layout, choose_layout
+from pipelines.scoring.layout import Layout, choose_layout, gpus_wanted
 from pipelines.scoring.plan import Plan, forget_plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
 from pipelines.scoring.settings import ScoreSettings, operating_point
 from pipelines.scoring.sink import written_shards
-from pipelines.shards import Stage, cluster_size, run_shards
+from pipelines.shards import Stage, Used, run_shards
 from pipelines.storage import Store, open_store
 from pipelines.table.drift import DriftTally, worst_level
 from pipelines.table.lease import Lease, held_lease
 from pipelines.table.record import RunRecord, earlier_records, write_record
 from pipelines.tally import Reporter, counting
+from pipelines.usage import Usage
 
 __all__ = ["OpenSession", "ScoreSettings", "preview", "score"]
 
@@ -73,6 +76,7 @@ class _Work:
     totals: Mapping[str, float]
     engine: Mapping[str, Any] | None
     seconds: float
+    used: Usage = field(default=Usage())
 
 
 def score(
@@ -195,7 +199,7 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
         stage_seconds={name.removesuffix("_seconds"): round(work.totals[name], 3) for name in _STAGES},
         engine=work.engine,
         layout=layout.reason if layout else "nothing to do",
-        cpus=layout.cpus if layout else 0,
+        **asdict(work.used),
         conditional_put=job.conditional,
         drift=[finding.to_json() for finding in findings],
         drift_level=worst_level(findings),
@@ -242,13 +246,9 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
     job.connect()
     log.info("run %s: %d scans, %d of %d shards to do", plan.run_id, plan.planned, len(todo), plan.shards)
     shard_size = read_shard(job.store, plan.run_id, 0).num_rows
-    layout = choose_layout(
-        *cluster_size(),
-        shards=len(todo),
-        shard_bytes=shard_size * job.bundle.spec.preprocessing.film_size**2,
-        most_actors=job.settings.most_actors,
-    )
+    layout = _layout(job, len(todo), shard_size)
     log.info("layout: %s", layout.reason)
+    used = Used()
     # All shards of a plan are as large as the first, except the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     shards = [{"shard": shard} for shard in todo]
@@ -259,7 +259,7 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
         counting(advance) as count,
     ):
         stages = _stages(job, plan, layout, count.reporter)
-        with closing(run_shards(f"score-{plan.run_id}", shards, *stages)) as summaries:
+        with closing(run_shards(f"score-{plan.run_id}", shards, *stages, used=used)) as summaries:
             for summary in summaries:
                 job.lease.check()
                 under_way.discard(summary["shard"])
@@ -267,7 +267,24 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
                     totals[name] += summary[name]
                 engine = summary["engine"]
                 count.end(summary["shard"], summary["scans"])
-    return layout, _Work(totals=totals, engine=engine, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return layout, _Work(totals=totals, engine=engine, seconds=seconds, used=used.so_far)
+
+
+def _layout(job: _Job, shards: int, shard_size: int) -> Layout:
+    """Raises `InputError` if no node of the cluster has the memory that each actor is to get."""
+    limits, capacity = job.settings.actors, cluster_capacity()
+    check_memory(limits.memory, capacity.largest_memory())
+    gpus = gpus_wanted(capacity.gpus, capacity.most_gpus, limits, job.bundle.evaluation)
+    return choose_layout(
+        capacity.room(limits.memory),
+        capacity.gpus,
+        shards,
+        most_cpus=capacity.most_room(limits.memory, gpus=gpus),
+        most_gpus=gpus,
+        shard_bytes=shard_size * job.bundle.spec.preprocessing.film_size**2,
+        limits=limits,
+    )
 
 
 @contextmanager
@@ -290,20 +307,21 @@ def _stages(job: _Job, plan: Plan, layout: Layout, reporter: Reporter) -> list[S
     shared = {"scores": job.store.root, "plan": plan}
     reading = {**shared, "reporter": reporter}
     writing = {**shared, "layout": layout, "precision": job.settings.precision}
+    infer, read, gpus, memory = layout.actors, layout.decoders, layout.gpus_per_actor, layout.memory
     if layout.is_split:
         return [
-            Stage(actor=ReadShard, settings=reading, actors=layout.decoders, most_actors=layout.most_actors),
-            Stage(actor=InferShard, settings=writing, actors=layout.actors, cpus=0, gpus=layout.gpus_per_actor),
+            Stage(actor=ReadShard, settings=reading, actors=read.most, least=read.least, memory=memory),
+            Stage(actor=InferShard, settings=writing, actors=infer.most, least=infer.least, cpus=0, gpus=gpus),
         ]
-    gpus, cpus = layout.gpus_per_actor, 0 if layout.gpus_per_actor else 1
     return [
         Stage(
             actor=ScoreShard,
             settings={**reading, **writing},
-            actors=layout.actors,
-            most_actors=layout.most_actors,
-            cpus=cpus,
+            actors=infer.most,
+            least=infer.least,
+            cpus=0 if gpus else 1,
             gpus=gpus,
+            memory=memory,
         )
     ]
 

@@ -4,12 +4,13 @@ A module of its own because it imports nothing heavy: `cluster/preflight.py` ref
 DuckDB is loaded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.engines.machine import PRECISIONS, Precision
 from models.errors import InputError
 from models.statistics.calibration import Calibration
 from pipelines.pages.page_file import check_thumbnails
+from pipelines.pools import ActorLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class ScoreSettings:
     """`fp32` scores exactly as the model was evaluated; None: the fastest engine that the bundle allows."""
     max_nights: int = 5
     """A scan that failed in this many runs is not planned again."""
-    most_actors: int | None = None
-    """On an autoscaling cluster: the most scoring actors to ask for."""
+    actors: ActorLimits = field(default=ActorLimits())
+    """How many actors, GPUs and how much memory to ask the cluster for."""
     wait: float = 0.0
     """Seconds to wait for another run with this model on the same scores."""
     report: bool = True
@@ -39,9 +40,9 @@ class ScoreSettings:
         if self.precision is not None and self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}; choose {' or '.join(PRECISIONS)}")
         check_thumbnails(self.thumbnails)
-        for name, low in (("max_nights", 1), ("most_actors", 1), ("wait", 0)):
+        for name, low in (("max_nights", 1), ("wait", 0)):
             value = getattr(self, name)
-            if value is not None and value < low:
+            if value < low:
                 raise InputError(f"{name}={value} is out of range; choose {low} or more")
 
 

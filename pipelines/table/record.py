@@ -48,8 +48,14 @@ class RunRecord:
     engine: Mapping[str, Any] | None
     """The engine used: name, precision, device, version and why it was chosen; None if nothing was left to score."""
     layout: str
+    """What was asked of the cluster, and why."""
+    actors: int
+    """Most actors at work at a time; like the three below 0 if nothing was left to score."""
     cpus: int
-    """CPUs of the cluster; 0 if nothing was left to score."""
+    """Most CPUs that these actors held at a time."""
+    gpus: int
+    nodes: int
+    """Nodes on which anything was done."""
     conditional_put: bool
     plan_hash: str
     drift: Sequence[Mapping[str, Any]]

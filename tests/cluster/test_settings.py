@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.settings import seconds
+from cluster.settings import seconds, size
 from pipelines.errors import InputError
 
 
@@ -22,3 +22,17 @@ def test_parts_may_be_left_out(text: str, wanted: float) -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="duration"):
         seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("1.5GB", 1_500_000_000), ("2g", 2_000_000_000), ("4096", 4096)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-2GiB", "2 gigs", "2GiBs"])
+def test_other_sizes_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(InputError, match=f"^'{text}' is not a size; write 2GiB or 512MiB$"):
+        size(text)

@@ -1,13 +1,16 @@
 """Shards on a real Ray: every one is done, and what goes wrong in a worker reads as it does in the driver."""
 
 import os
+import re
+import time
 from typing import Any
 
 import pytest
 
-from pipelines import shards
+from pipelines import shards, waiting
 from pipelines.errors import BundleError, IncompleteError, StorageError
-from pipelines.shards import Stage, cluster_size, run_shards
+from pipelines.shards import Stage, Used, run_shards
+from pipelines.usage import Usage
 
 
 class Square:
@@ -35,6 +38,7 @@ SHARDS = [{"shard": number} for number in range(7)]
 
 @pytest.mark.usefixtures("ray_session")
 def test_every_shard_is_done_once() -> None:
+    assert Used().so_far == Usage()
     found = list(run_shards("squares", SHARDS, Stage(actor=Square, settings={"refused": -1}, actors=2)))
     assert sorted(row["shard"] for row in found) == list(range(7))
     assert all(row["square"] == row["shard"] ** 2 and row["name"] == f"shard {row['shard']}" for row in found)
@@ -71,11 +75,6 @@ def test_actors_that_die_as_they_start_are_given_up_in_one_line(
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_the_size_of_the_cluster_is_rays() -> None:
-    assert cluster_size() == (4, 0)
-
-
 class Halve:
     """Takes what Square made, with a buffer beside it; refuses the one it is told to."""
 
@@ -92,13 +91,16 @@ class Halve:
 def _stages(*, first: int, second: int) -> list[Stage]:
     return [
         Stage(actor=Square, settings={"refused": first}, actors=1),
-        Stage(actor=Halve, settings={"refused": second}, actors=1, most_actors=2),
+        Stage(actor=Halve, settings={"refused": second}, actors=2),
     ]
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_shards_pass_through_every_stage() -> None:
-    found = list(run_shards("halves", SHARDS, *_stages(first=-1, second=-1)))
+    used = Used()
+    found = list(run_shards("halves", SHARDS, *_stages(first=-1, second=-1), used=used))
+    assert used.so_far.nodes == 1
+    assert 1 <= used.so_far.actors == used.so_far.cpus <= 3
     assert sorted(row["half"] for row in found) == [number**2 / 2 for number in range(7)]
 
 
@@ -107,3 +109,25 @@ def test_shards_pass_through_every_stage() -> None:
 def test_an_error_of_any_stage_reaches_the_caller(first: int, second: int, error: type[Exception]) -> None:
     with pytest.raises(error, match="3"):
         list(run_shards("halves", SHARDS, *_stages(first=first, second=second)))
+
+
+class Slow(Square):
+    """Takes long enough for its fellows to be there."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        time.sleep(0.5)  # the work itself: nothing is waited for
+        return super().__call__(batch)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_was_used_is_counted_and_who_waits_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waiting, "SILENT_SECONDS", 0.2)
+    caplog.set_level("INFO", "rayscan")
+    used, work = Used(), [{"shard": number} for number in range(40)]
+    stage = Stage(actor=Slow, settings={"refused": -1}, actors=6)
+    assert len(list(run_shards("slow", work, stage, used=used))) == 40
+    assert used.so_far == Usage(actors=4, cpus=4, gpus=0, nodes=1), "there is room for four"
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(re.search(r"waiting for \d CPUs, which no other job's actors hold", line) for line in lines)

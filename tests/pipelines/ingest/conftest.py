@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.capacity import Capacity, NodeType
 from pipelines.ingest import prepare
 from pipelines.shards import Stage
 from tests.pipelines.decoding.films import encode, ramp, write
@@ -51,4 +52,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             yield {name: values[0] for name, values in answer.items()}
 
     monkeypatch.setattr(prepare, "run_shards", run)
-    monkeypatch.setattr(prepare, "cluster_size", lambda: (2, 0))
+    monkeypatch.setattr(prepare, "cluster_capacity", lambda: Capacity(nodes=(NodeType(cpus=2),)))
