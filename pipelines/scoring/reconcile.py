@@ -1,18 +1,18 @@
-"""Accounts for every row: a run's parts are read back and compared with its plan, scan by scan."""
+"""Accounts for every row: the parts of a run in the table are read and compared with its plan, scan by scan."""
 
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contracts import OUTCOMES
-from pipelines.errors import IncompleteError
+from pipelines.errors import IncompleteError, NotFoundError
 from pipelines.scoring.plan import Plan, read_shard
-from pipelines.scoring.sink import part_name, written_shards
-from pipelines.storage import Store
+from pipelines.table.delta import Part, ScoresTable
 from pipelines.table.drift import DriftTally
 
 READ_THREADS = 8
@@ -29,43 +29,56 @@ class Account:
     """By reason, of the rows without a probability."""
 
 
-def reconcile(store: Store, plan: Plan, drift: DriftTally) -> Account:
-    """Count a run's rows from its parts, and add the parts to `drift`.
+def reconcile(table: ScoresTable, plan: Plan, drift: DriftTally) -> Account:
+    """Count a run's rows from the parts in this version of the table, and add the parts to `drift`.
 
-    Raises `IncompleteError` unless every part holds exactly the scans of its shard, each once.
+    Raises `IncompleteError` unless every part holds exactly the scans of its shard, each once, in the plan's order.
     """
-    missing = set(range(plan.shards)) - written_shards(store, plan)
+    parts = table.run_parts(plan.run_id, plan.model_id)
+    missing = plan.shards - len(parts)
     if missing:
         raise IncompleteError(
-            f"run {plan.run_id}: {len(missing)} of {plan.shards} shards are not written; run the same command again"
+            f"run {plan.run_id}: {missing} of {plan.shards} shards are not in the table; run the same command again"
         )
     account = Account()
-    for part in _parts(store, plan):
-        account.counts.update(part["status"].to_pylist())
-        account.reasons.update(reason for reason in part["reason"].to_pylist() if reason)
-        drift.add(part)
+    for shard, (part, rows) in enumerate(_checked(table, plan, parts)):
+        account.counts.update(_counted(rows["status"]))
+        account.reasons.update(_counted(rows["reason"].drop_null()))
+        drift.add(rows)
+        if part != parts[shard]:  # without conditional put, a process that outlived its driver wrote the rows again
+            table.commit([part], plan.run_id)
     return account
 
 
-def _parts(store: Store, plan: Plan) -> Iterator[pa.Table]:
+def _counted(values: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(values).to_pylist()}
+
+
+def _checked(table: ScoresTable, plan: Plan, parts: dict[int, Part]) -> Iterator[tuple[Part, pa.Table]]:
     """The checked parts in order, READ_THREADS at a time, so that a large run is never in memory at once."""
     with ThreadPoolExecutor(READ_THREADS) as threads:
         for start in range(0, plan.shards, READ_THREADS):
             shards = range(start, min(plan.shards, start + READ_THREADS))
-            yield from threads.map(lambda shard: _checked_part(store, plan, shard), shards)
+            yield from threads.map(lambda shard: _checked_part(table, plan, shard, parts[shard]), shards)
 
 
-def _checked_part(store: Store, plan: Plan, shard: int) -> pa.Table:
-    name = part_name(plan, shard)
-    remedy = "move it away and run the same command again"
-    try:
-        part = pq.read_table(pa.BufferReader(store.get(name)), columns=_COLUMNS)
-    except pa.ArrowException as error:
-        raise IncompleteError(f"{store.uri(name)} is not a readable part; {remedy}") from error
+def _checked_part(table: ScoresTable, plan: Plan, shard: int, part: Part) -> tuple[Part, pa.Table]:
+    """The part as it is in the store, and its rows. A wrong one leaves the table, so that its shard is scored again."""
+    store = table.store
     planned = read_shard(store, plan.run_id, shard)
-    if sorted(part["scan_id"].to_pylist()) != sorted(planned["scan_id"].to_pylist()):
-        raise IncompleteError(
-            f"{store.uri(name)} holds {part.num_rows} rows that are not the {planned.num_rows} scans of its shard;"
-            f" {remedy}"
-        )
-    return part
+    try:
+        data = store.get(part.key)
+        rows = pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
+    except (NotFoundError, pa.ArrowException) as error:
+        raise _removed(table, part, "cannot be read") from error
+    if not rows["scan_id"].equals(planned["scan_id"]):
+        raise _removed(table, part, f"holds {rows.num_rows} rows, not the {planned.num_rows} scans of its shard")
+    return replace(part, size=len(data), rows=rows.num_rows), rows
+
+
+def _removed(table: ScoresTable, part: Part, fault: str) -> IncompleteError:
+    table.replace([part], [], {"operation": "remove damaged part"}, finished=())
+    table.store.delete(part.key)
+    return IncompleteError(
+        f"{table.store.uri(part.key)} {fault}; it was removed: run the same command again to score its scans once more"
+    )

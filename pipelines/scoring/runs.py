@@ -1,6 +1,6 @@
 """A night: finish what a killed run left, plan what is new, score it, and count every row in the Parquet files.
 
-    SCORES/scores/model=<model_id>/date=<day>/<run_id>-<shard>.parquet   the table
+    SCORES/scores/…                                                      the table (`table/delta.py`)
     SCORES/runs/<run_id>/plan.json, plan/…                               written before work starts
     SCORES/runs/<run_id>/run.json, report.html                           written when every scan is accounted for
     SCORES/leases/model=<model_id>/…                                     which driver is at work
@@ -29,17 +29,20 @@ from pipelines.pages.page_file import put_page
 from pipelines.pools import check_memory
 from pipelines.progress import progress
 from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
+from pipelines.scoring.commits import GroupCommits, take_in
 from pipelines.scoring.layout import Layout, choose_layout, gpus_wanted
 from pipelines.scoring.plan import Plan, forget_plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
 from pipelines.scoring.settings import ScoreSettings, operating_point
-from pipelines.scoring.sink import written_shards
+from pipelines.scoring.sink import part_of
 from pipelines.shards import Stage, Used, run_shards
 from pipelines.storage import Store, open_store
+from pipelines.table.compact import MANY_PARTS, compact_model, remove_unused
+from pipelines.table.delta import ScoresTable, create_table
 from pipelines.table.drift import DriftTally, worst_level
-from pipelines.table.lease import Lease, held_lease
+from pipelines.table.lease import Lease, lease_of_scores
 from pipelines.table.record import RunRecord, earlier_records, write_record
 from pipelines.tally import Reporter, counting
 from pipelines.usage import Usage
@@ -63,6 +66,7 @@ class _Job:
     store: Store
     bundle: Bundle
     settings: ScoreSettings
+    table: ScoresTable
     conditional: bool
     lease: Lease
     connect: Callable[[], None]
@@ -94,12 +98,16 @@ def score(
     store = open_store(out)
     conditional = store.has_conditional_put()
     if not conditional:
-        log.warning("%s has no conditional put: parts are written by plain puts of fixed names", store.root)
-    with held_lease(store, bundle.model_id, wait=settings.wait) as lease, ExitStack() as opened:
+        log.warning("%s has no conditional put: one run at a time can work there, of any model", store.root)
+    with (
+        lease_of_scores(store, bundle.model_id, conditional=conditional, wait=settings.wait) as lease,
+        ExitStack() as opened,
+    ):
         job = _Job(
             store=store,
             bundle=bundle,
             settings=settings,
+            table=create_table(store, conditional=conditional),
             conditional=conditional,
             lease=lease,
             connect=_once(lambda: opened.enter_context(open_session())),
@@ -179,11 +187,11 @@ def _run(job: _Job, plan: Plan) -> RunRecord:
 
 def _finished(job: _Job, plan: Plan) -> RunRecord:
     store = job.store
-    done = written_shards(store, plan)
+    done = take_in(job.table.latest(), plan) if plan.shards else set()
     todo = [shard for shard in range(plan.shards) if shard not in done]
     layout, work = _work(job, plan, todo)
     drift = DriftTally(job.bundle.evaluation.get("val", {}).get("fingerprint"))
-    account = reconcile(store, plan, drift)
+    account = reconcile(job.table.latest(), plan, drift)
     findings = drift.findings(earlier_records(store, plan.model_id)) if plan.planned else []
     telemetry.set_drift(findings, model=plan.model_id)
     record = RunRecord(
@@ -209,6 +217,10 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
     write_record(store, record)
     with _afterwards(f"run {plan.run_id} is recorded, but the notes of its attempts were not removed"):
         forget_attempts(store, plan.run_id)
+    if plan.planned:
+        remedy = f"do it with: rayscan compact {store.root}"
+        with _afterwards(f"run {plan.run_id} is recorded, but its parts were not compacted; {remedy}"):
+            _tidy(job)
     if plan.planned and job.settings.report:
         remedy = f"make it with: rayscan report {store.root} --out report.html"
         with _afterwards(f"run {plan.run_id} is recorded, but its report was not written; {remedy}"):
@@ -225,6 +237,14 @@ def _afterwards(what_failed: str) -> Iterator[None]:
         log.warning("%s (%s)", what_failed, error)
     except Exception as error:
         log.warning("%s (%s: %s)", what_failed, type(error).__name__, first_line(error), exc_info=True)
+
+
+def _tidy(job: _Job) -> None:
+    """Merge the parts of the night's day if they are many, and delete what nobody reads any more."""
+    job.lease.confirm()
+    for day in compact_model(job.table.latest(), job.bundle.model_id, fewest=MANY_PARTS):
+        log.info("compacted %s: %d parts became %d", day.date, day.parts_before, day.parts_after)
+    remove_unused(job.store)
 
 
 def _write_report(store: Store, run_id: str, thumbnails: int) -> None:
@@ -252,6 +272,7 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
     # All shards of a plan are as large as the first, except the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     shards = [{"shard": shard} for shard in todo]
+    commits = GroupCommits(job.table, plan.run_id)
     under_way = set(todo)
     with (
         _stopped_in_order(job, plan, under_way),
@@ -262,11 +283,15 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
         with closing(run_shards(f"score-{plan.run_id}", shards, *stages, used=used)) as summaries:
             for summary in summaries:
                 job.lease.check()
-                under_way.discard(summary["shard"])
+                shard = summary["shard"]
+                under_way.discard(shard)
+                commits.add(part_of(plan, shard, size=summary["part_bytes"], rows=summary["scans"]))
                 for name in totals:
                     totals[name] += summary[name]
                 engine = summary["engine"]
-                count.end(summary["shard"], summary["scans"])
+                count.end(shard, summary["scans"])
+    job.lease.confirm()
+    commits.flush()
     seconds = time.perf_counter() - started
     return layout, _Work(totals=totals, engine=engine, seconds=seconds, used=used.so_far)
 

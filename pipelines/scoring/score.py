@@ -30,7 +30,7 @@ from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, no_death
 from pipelines.scoring.films import FilmReader, FilmResult
 from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
-from pipelines.scoring.sink import is_written, write_part
+from pipelines.scoring.sink import write_part, written_part
 from pipelines.scoring.watch import watched
 from pipelines.storage import Store
 from pipelines.tally import SILENT, Reporter
@@ -136,7 +136,7 @@ class _Reading:
         attempt = begin_attempt(self.store, self.plan.run_id, shard)
         if attempt == 0:
             return rows, self.reporter.counted(shard, watched(self.reader.read(rows)))
-        if is_written(self.store, self.plan, shard):
+        if written_part(self.store, self.plan, shard, rows.num_rows):
             return rows, None
         if attempt <= MAX_ATTEMPTS:
             return rows, self.reporter.counted(shard, watched(self.reader.read_isolated(rows)))
@@ -162,10 +162,14 @@ class _Writing:
         """Infer, write the part, and return the summary; `films` is None if the part is already written."""
         summary: dict[str, Any] = {"shard": shard, "scans": rows.num_rows, "engine": self.engine.choice.to_json()}
         if films is None:
-            return {name: [value] for name, value in {**summary, **dict.fromkeys(_MEASURED, 0)}.items()}
+            there = written_part(self.store, self.plan, shard, rows.num_rows)
+            assert there
+            written = {**summary, "part_bytes": there.size, **dict.fromkeys(_MEASURED, 0)}
+            return {name: [value] for name, value in written.items()}
         read, verdicts, infer_seconds = infer(films, self.engine, self.batch, self.limit)
         started = time.perf_counter()
-        write_part(self.store, self.plan, shard, to_scores(rows, verdicts, self.plan, shard, self.calibration))
+        scored = to_scores(rows, verdicts, self.plan, shard, self.calibration)
+        summary["part_bytes"] = write_part(self.store, self.plan, shard, scored).size
         measured = {
             "bytes": sum(film.size for film in read),
             "fetch_seconds": sum(film.fetch_seconds for film in read),

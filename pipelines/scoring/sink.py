@@ -2,39 +2,58 @@
 
 The name of a part is fixed by its run and shard, and it is written whole by a create-only put. A retried task, a
 resumed run or a worker whose driver has died can only write the same part, or find it written. On a store without
-conditional put, a part is overwritten with the same rows.
+conditional put, a part is overwritten with the same rows. The driver commits parts to the table
+(`scoring/commits.py`); until then nobody sees them.
 """
+
+import re
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART
+from pipelines.errors import NotFoundError
 from pipelines.scoring.plan import Plan
 from pipelines.storage import Store
+from pipelines.table.delta import Part, part_folder
 
 
-def write_part(store: Store, plan: Plan, shard: int, rows: pa.Table) -> bool:
-    """Write the rows of one shard (contracts.PART); returns False if the part was already there."""
+def write_part(store: Store, plan: Plan, shard: int, rows: pa.Table) -> Part:
+    """Write the rows of one shard (contracts.PART, or SCORES) and return the part, this one or the one found there."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.cast(PART), sink, compression="zstd")
-    return store.create(part_name(plan, shard), sink.getvalue().to_pybytes())
+    pq.write_table(rows.select(PART.names).cast(PART), sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    key = part_key(plan, shard)
+    size = len(data) if store.create(key, data) else store.head(key).size
+    return part_of(plan, shard, size=size, rows=rows.num_rows)
 
 
-def part_name(plan: Plan, shard: int) -> str:
+def part_key(plan: Plan, shard: int) -> str:
     """Key of a shard's part below the root of the scores."""
-    return f"{_folder(plan)}/{plan.run_id}-{shard:05d}.parquet"
+    return f"{part_folder(plan.model_id, plan.date)}/{plan.run_id}-{shard:05d}.parquet"
 
 
-def is_written(store: Store, plan: Plan, shard: int) -> bool:
-    """Whether the part of this shard is written."""
-    return store.exists(part_name(plan, shard))
+def part_of(plan: Plan, shard: int, *, size: int, rows: int) -> Part:
+    """The part of a shard, of so many bytes and rows."""
+    day = date.fromisoformat(plan.date)
+    return Part(key=part_key(plan, shard), size=size, rows=rows, model_id=plan.model_id, date=day)
 
 
-def written_shards(store: Store, plan: Plan) -> set[int]:
-    """Shards of this plan whose part is written."""
-    there = {info.key for chunk in store.list(_folder(plan)) for info in chunk}
-    return {shard for shard in range(plan.shards) if part_name(plan, shard) in there}
+def written_part(store: Store, plan: Plan, shard: int, rows: int) -> Part | None:
+    """The part of this shard, if it is written."""
+    try:
+        return part_of(plan, shard, size=store.head(part_key(plan, shard)).size, rows=rows)
+    except NotFoundError:
+        return None
 
 
-def _folder(plan: Plan) -> str:
-    return f"scores/model={plan.model_id}/date={plan.date}"
+def written_sizes(store: Store, plan: Plan) -> dict[int, int]:
+    """The shards of this plan whose part is written, committed or not: shard -> bytes."""
+    names = re.compile(rf"{re.escape(plan.run_id)}-(\d+)\.parquet")
+    sizes = {}
+    for chunk in store.list(part_folder(plan.model_id, plan.date)):
+        for info in chunk:
+            if match := names.fullmatch(info.key.rpartition("/")[2]):
+                sizes[int(match[1])] = info.size
+    return sizes

@@ -18,14 +18,14 @@ from pipelines.ingest.catalog_info import no_scans
 from pipelines.ingest.listing import list_archive
 from pipelines.storage import Store, open_store
 from pipelines.table.bounded import bounded_connection
-from pipelines.table.parts import PartVanishedError, list_scores, local_parts, refuse_damaged
+from pipelines.table.delta import open_table
+from pipelines.table.parts import fetch_parts, refuse_damaged
 from pipelines.table.query import create_scores_view
 
 MEMORY = "768MiB"
 """Memory of DuckDB before it spills; the process needs at most as much again for the rows streaming through."""
 THREADS = 4
 BATCH_ROWS = 65_536
-ATTEMPTS = 4
 LISTED = [name for name in PLAN.names if name not in {"supersedes", "shard"}]
 
 _KEY = "md5_number(scan_id)"  # 16 bytes instead of 32 and their overhead; as many bits as a scan_id has
@@ -91,40 +91,32 @@ def with_stale(
 ) -> T:
     """The result of `use`, called with a connection in which the query `STALE` can be run once.
 
-    `use` is called again if a compaction deleted the parts. Raises `InputError` for an unreadable part or an empty
+    Raises `InputError` for an unreadable part or an empty
     listing, and what the listing raises.
     """
-    for _ in range(ATTEMPTS):
-        listing = ListedScans(source)
-        parts: list[Path] = []
-        try:
-            parts = _parts(store, model_id)
-            with bounded_connection("plan", memory=MEMORY, threads=THREADS) as connection:
-                connection.execute("SET preserve_insertion_order = false")
-                _load_done(connection, parts, max_nights)
-                connection.register("listing", listing.reader())
-                result = use(connection, listing)
-        except PartVanishedError:
-            continue
-        except duckdb.Error as error:
-            if listing.error:
-                raise listing.error from None
-            if not all(part.exists() for part in parts):
-                continue
-            refuse_damaged(parts, PART.names, error)
-            raise
-        if (
-            not listing.rows
-        ):  # an S3 prefix with a typo lists nothing either, and must not pass for a night without new scans
-            raise no_scans(open_store(source))
-        return result
-    raise PartVanishedError(f"{store.root}: the parts were replaced again and again while they were read; run again")
+    listing = ListedScans(source)
+    files: list[Path] = []
+    try:
+        files = _files(store, model_id)
+        with bounded_connection("plan", memory=MEMORY, threads=THREADS) as connection:
+            connection.execute("SET preserve_insertion_order = false")
+            _load_done(connection, files, max_nights)
+            connection.register("listing", listing.reader())
+            result = use(connection, listing)
+    except duckdb.Error as error:
+        if listing.error:
+            raise listing.error from None
+        refuse_damaged(files, PART.names, error)
+        raise
+    if not listing.rows:
+        # An S3 prefix with a typo lists nothing either, and must not pass for a night without new scans.
+        raise no_scans(open_store(source))
+    return result
 
 
-def _parts(store: Store, model_id: str) -> list[Path]:
-    if store.is_local and not store.path.is_dir():
-        return []
-    return local_parts(store, list_scores(store, f"scores/model={model_id}"))
+def _files(store: Store, model_id: str) -> list[Path]:
+    table = open_table(store)
+    return fetch_parts(store, table.parts(model_id)) if table else []
 
 
 def _load_done(connection: duckdb.DuckDBPyConnection, parts: list[Path], max_nights: int) -> None:

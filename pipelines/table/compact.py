@@ -1,283 +1,158 @@
-"""Merges the many small parts of a month into few large ones, safe while others read and if this process dies.
+"""Merges the many small parts of a model's day into few large ones, and deletes what nobody reads any more.
 
-One commit is one create-only put of `compact-<generation>.parquet` into the folder of its model's month. It holds the
-rows of whole parts of finished runs, ordered by uri, and names those parts in its footer, with all that they named.
-From that put on the named parts no longer belong to the table (`pipelines/table/parts.py`), so no row is ever there
-twice or missing: not before the put, not after it, not while the named parts are deleted or written again.
-
-The generation is one more than the highest present, so two compactions of the same state try the same name; one of them
-loses and starts over. A name can be free because its part was already replaced and deleted; a part written under such a
-name is dead, because a live one names it. So before anything is deleted, the new part is read back and looked up among
-the live ones. If the store has no conditional put, two compactions could overwrite each other's part: there the runs'
-lease keeps them apart, and reading back detects what it can.
-
-A part with more than half of ROWS rows is not merged again, so a row is rewritten a few times, not every night.
+Engines open each part of a table, so thousands of small ones cost more than their rows: 6,000 parts of 256 rows took
+DuckDB 8.5 s. A merge is one version of the table: the merged part comes in, ordered by uri, and the small ones go.
+Readers of an older version keep its parts for KEEP. Only parts of finished runs are merged, since an unfinished
+one still looks for its own; a part with more than half of ROWS rows is left as it is.
 """
 
-import json
-import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import date, timedelta
+from secrets import token_hex
+from typing import Final
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART
-from pipelines.errors import InputError, NotFoundError, StorageError
-from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.errors import InputError
+from pipelines.storage import Store, open_store
 from pipelines.table.bounded import bounded_connection
-from pipelines.table.lease import held_lease
-from pipelines.table.parts import (
-    FETCH_THREADS,
-    REPLACES,
-    CompactedPart,
-    PartVanishedError,
-    damaged_part,
-    fetch_parts,
-    is_compacted,
-    is_part,
-    list_scores,
-    read_footers,
-    replaced,
-)
+from pipelines.table.delta import MERGED, Part, ScoresTable, open_table, part_folder
+from pipelines.table.lease import lease_of_scores
+from pipelines.table.parts import fetch_parts, refuse_damaged
 from pipelines.table.presence import check_models, require_any
 from pipelines.table.query import create_scores_view
 
-ROWS = 1_000_000
-"""Most rows of a part merged from several."""
-ROWS_PER_GROUP = 122_880
-MEMORY = "1GiB"
-THREADS = 4
-ATTEMPTS = 10
-"""Lost races and vanished parts in a row before giving up."""
+ROWS: Final = 1_000_000
+"""Most rows of a merged part."""
+ROWS_PER_GROUP: Final = 122_880
+KEEP: Final = timedelta(days=7)
+"""Files that left the table are kept so long, for readers and for `query --as-of`."""
+MANY_PARTS: Final = 32
+"""Small parts of a day from which on a night compacts them itself."""
+MEMORY: Final = "1GiB"
+THREADS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompactedMonth:
-    """What a compaction did to the parts of one model and month."""
+class CompactedDay:
+    """What a compaction did to the parts of one model and day."""
 
     model_id: str
-    month: str
-    """YYYY-MM."""
+    date: date
     parts_before: int
-    """Files, including leftovers of an earlier compaction."""
     parts_after: int
     rows: int
     """Rows rewritten."""
 
 
-@dataclass(frozen=True)
-class _State:
-    """The parts of a store at one point in time."""
-
-    objects: dict[str, ObjectInfo]
-    finished: frozenset[str]
-    """Ids of runs with a record."""
-    footers: dict[str, CompactedPart]
-    gone: frozenset[str]
-    """Keys that no longer belong to the table, whether present or not."""
-
-    def months(self) -> list[str]:
-        """Folders for compacted parts, one per model and month."""
-        return sorted({folder for key in self.objects if (folder := _month_folder(key))})
-
-    def of_month(self, folder: str) -> list[ObjectInfo]:
-        """The parts of a month, by key."""
-        return [info for key, info in sorted(self.objects.items()) if _month_folder(key) == folder]
-
-
-def compact(uri: str, *, model: str | None = None, wait: float = 0.0) -> list[CompactedMonth]:
-    """Compact the scores at a URI, of all models or one; returns the months in which anything changed.
+def compact(uri: str, *, model: str | None = None, wait: float = 0.0, keep: timedelta = KEEP) -> list[CompactedDay]:
+    """Compact the scores at a URI, of all models or one; returns the days in which anything changed.
 
     Holds each model's lease meanwhile, so that no run adds parts; waits up to `wait` seconds for a run at work. Raises
-    `IncompleteError` if it is still at work then, `InputError` for an unreadable part or if nothing was ever scored,
-    `StorageError` if others keep changing the same parts.
+    `IncompleteError` if it is still at work then, `InputError` for an unreadable part or if nothing was ever scored.
     """
     store = open_store(uri)
-    names = {info.key.split("/")[1] for info in list_scores(store, "scores") if is_part(info.key)}
-    if not names:
+    table = open_table(store)
+    if table is None:
         require_any(store)
-    models = {name.removeprefix("model=") for name in names}
+    models = {part.model_id for part in table.parts()} if table else set()
     check_models(store, models, model)
-    months = []
+    conditional = store.has_conditional_put()
+    days: list[CompactedDay] = []
     for name in sorted(models) if model is None else [model]:
-        with held_lease(store, name, wait=wait):
-            months += compact_store(store, model=name)
-    return months
+        with lease_of_scores(store, name, conditional=conditional, wait=wait):
+            now = open_table(store, conditional=conditional)
+            assert now
+            days += compact_model(now, name)
+    remove_unused(store, keep)
+    return days
 
 
-def compact_store(store: Store, *, model: str | None = None) -> list[CompactedMonth]:
-    """`compact` for an open store, without taking the lease."""
-    counts: dict[str, int] = {}
-    before = _state(store)
-    wanted = [folder for folder in before.months() if model is None or f"/model={model}/" in folder]
-    written: Counter[str] = Counter()
-    for folder in wanted:
-        _sweep(store, before, folder)
-        written[folder] = _compact_month(store, folder, counts)
-    after = _state(store)
-    months = [
-        CompactedMonth(
-            model_id=folder.split("/")[1].removeprefix("model="),
-            month=folder[-10:-3],
-            parts_before=len(before.of_month(folder)),
-            parts_after=len(after.of_month(folder)),
-            rows=written[folder],
-        )
-        for folder in wanted
-    ]
-    return [month for month in months if month.rows or month.parts_before != month.parts_after]
+def compact_model(table: ScoresTable, model_id: str, *, fewest: int = 2) -> list[CompactedDay]:
+    """Merge the small parts of each day of a model that has at least `fewest` of them; its lease is held."""
+    finished = _finished_runs(table.store)
+    by_day = defaultdict(list)
+    for part in table.parts(model_id):
+        by_day[part.date].append(part)
+    days = []
+    for day, parts in sorted(by_day.items()):
+        small = [part for part in parts if part.rows <= ROWS // 2 and _is_complete(part, finished)]
+        if len(small) >= fewest:
+            merged = _merge(table, small)
+            days.append(
+                CompactedDay(
+                    model_id=model_id,
+                    date=day,
+                    parts_before=len(parts),
+                    parts_after=len(parts) - len(small) + len(merged),
+                    rows=sum(part.rows for part in merged),
+                )
+            )
+    return days
 
 
-def _compact_month(store: Store, folder: str, counts: dict[str, int]) -> int:
-    """Commit merges until nothing is left to merge; returns the number of rows written."""
-    written = lost = 0
-    while lost < ATTEMPTS:
-        try:
-            state = _state(store)
-            merge = _next_merge(store, state, folder, counts)
-            if merge is None:
-                return written
-            rows = _commit(store, state, folder, merge, sum(counts[_version(info)] for info in merge))
-        except PartVanishedError:
-            rows = None
-        written += rows or 0
-        lost = lost + 1 if rows is None else 0
-    raise StorageError(f"{store.uri(folder)}: others keep changing these parts; compact again when they are done")
+def remove_unused(store: Store, keep: timedelta = KEEP) -> int:
+    """Delete files that left the table, or never came into it, longer ago than this; returns how many."""
+    table = open_table(store)
+    keys = table.unused(keep) if table else []
+    store.delete_all(keys)
+    return len(keys)
 
 
-def _state(store: Store) -> _State:
-    for _ in range(ATTEMPTS):
-        listed = list_scores(store)
-        objects = {info.key: info for info in listed if is_part(info.key)}
-        finished = {key.split("/")[1] for key in (info.key for info in listed) if _is_record(key)}
-        try:
-            footers = read_footers(store, objects.values())
-        except PartVanishedError:
-            continue
-        by_key = {part.key: part for part in footers}
-        return _State(objects, frozenset(finished), by_key, frozenset(replaced(footers)))
-    raise StorageError(f"{store.root} is being compacted all the time; compact again when that has ended")
+def _finished_runs(store: Store) -> set[str]:
+    keys = (info.key for chunk in store.list("runs") for info in chunk)
+    return {key.split("/")[1] for key in keys if key.endswith("/run.json")}
 
 
-def _is_record(key: str) -> bool:
-    return key.startswith("runs/") and key.endswith("/run.json")
-
-
-def _month_folder(key: str) -> str | None:
-    """`scores/model=<id>/date=<day>/…` -> `scores/model=<id>/date=<YYYY-MM>-01`; None for other keys."""
-    match = re.match(r"(scores/model=[^/]+/date=\d{4}-\d\d)-\d\d/[^/]+$", key)
-    return f"{match[1]}-01" if match else None
-
-
-def _sweep(store: Store, state: _State, folder: str) -> None:
-    """Delete leftovers in a month of a compaction that died, or of a late process of a run."""
-    _delete(store, [info.key for info in state.of_month(folder) if info.key in state.gone])
-
-
-def _delete(store: Store, keys: list[str]) -> None:
-    with ThreadPoolExecutor(FETCH_THREADS) as threads:
-        list(threads.map(store.delete, keys))
-
-
-def _next_merge(store: Store, state: _State, folder: str, counts: dict[str, int]) -> list[ObjectInfo] | None:
-    """The parts to merge next: the first that fit together, of those that are small and complete."""
-    small = [info for info in state.of_month(folder) if info.key not in state.gone and _is_complete(info.key, state)]
-    small.sort(key=lambda info: (not is_compacted(info.key), info.key))
-    _count_rows(store, small, counts)
-    merge: list[ObjectInfo] = []
-    rows = 0
-    for info in small:
-        size = counts[_version(info)]
-        if size > ROWS // 2:
-            continue
-        if merge and rows + size > ROWS:
-            break
-        merge.append(info)
-        rows += size
-    return merge if len(merge) > 1 else None
-
-
-def _is_complete(key: str, state: _State) -> bool:
+def _is_complete(part: Part, finished: set[str]) -> bool:
     """Whether no unfinished run may still look for this part by name."""
-    return is_compacted(key) or key.rpartition("/")[2].rpartition("-")[0] in state.finished
+    return not part.run_id or part.run_id in finished
 
 
-def _count_rows(store: Store, parts: list[ObjectInfo], counts: dict[str, int]) -> None:
-    """Add the row counts of parts not counted yet to `counts`, by key and etag."""
-    new = [info for info in parts if _version(info) not in counts]
-    for info, file in zip(new, fetch_parts(store, new), strict=True):
-        try:
-            counts[_version(info)] = pq.read_metadata(file).num_rows
-        except FileNotFoundError as error:
-            raise PartVanishedError(f"{file} was replaced while it was read") from error
-        except pa.ArrowException as error:
-            raise InputError(f"{store.uri(info.key)} is not a readable part; restore it from a copy") from error
+def _merge(table: ScoresTable, parts: list[Part]) -> list[Part]:
+    """Put these parts, all of one model and day, into merged ones of at most ROWS rows, in one version of the table."""
+    merged = [_put(table.store, parts[0], rows) for rows in _sorted(table.store, parts)]
+    read, expected = sum(part.rows for part in merged), sum(part.rows for part in parts)
+    if read != expected:
+        raise InputError(
+            f"{table.store.uri(part_folder(parts[0].model_id, f'{parts[0].date}'))}: {read} of {expected} rows were"
+            " read; restore its parts from a copy"
+        )
+    runs = {part.run_id for part in parts} - {""}
+    table.replace(parts, merged, {"operation": "compact", "rows": read}, finished=runs)
+    return merged
 
 
-def _version(info: ObjectInfo) -> str:
-    return f"{info.key} {info.etag}"
-
-
-def _commit(store: Store, state: _State, folder: str, merge: list[ObjectInfo], expected: int) -> int | None:
-    """Put one compacted part in place of these parts; returns its number of rows, or None if another was first."""
-    names = {info.key for info in merge}
-    names |= {key for info in merge if info.key in state.footers for key in state.footers[info.key].replaces}
-    generation = 1 + max((part.generation for part in state.footers.values() if part.folder == folder), default=0)
-    key = f"{folder}/compact-{generation:05d}.parquet"
-    data, rows = _merged(fetch_parts(store, merge), names)
-    if rows != expected:
-        raise InputError(f"{store.uri(folder)}: {rows} of {expected} rows were read; restore its parts from a copy")
-    if not store.create(key, data):
-        return None
-    now = _state(store)
-    if key in now.gone:  # the name was free because its part was already replaced; the replacement names it
-        store.delete(key)
-        return None
-    if not _is_stored(store, key, data):
-        return None
-    _delete(store, [name for name in names if name in now.objects])
-    return rows
-
-
-def _is_stored(store: Store, key: str, data: bytes) -> bool:
-    """Whether exactly these bytes are there; without conditional puts it may be another's part."""
-    try:
-        return store.get(key) == data
-    except NotFoundError:
-        return False
-
-
-def _merged(files: list[Path], names: set[str]) -> tuple[bytes, int]:
-    """One Parquet file of the rows of these files, ordered by uri, naming what it replaces; and its number of rows."""
+def _put(store: Store, like: Part, rows: pa.Table) -> Part:
     sink = pa.BufferOutputStream()
-    rows = 0
-    with pq.ParquetWriter(sink, PART, compression="zstd") as writer:
-        for group in _sorted_groups(files):
-            writer.write_table(group, row_group_size=ROWS_PER_GROUP)
-            rows += group.num_rows
-        writer.add_key_value_metadata({REPLACES.decode(): json.dumps(sorted(names))})
-    return bytes(sink.getvalue().to_pybytes()), rows
+    pq.write_table(rows, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    data = sink.getvalue().to_pybytes()
+    key = f"{part_folder(like.model_id, f'{like.date}')}/{MERGED}{token_hex(8)}.parquet"
+    store.put(key, data)
+    return Part(key=key, size=len(data), rows=rows.num_rows, model_id=like.model_id, date=like.date)
 
 
-def _sorted_groups(files: list[Path]) -> Iterator[pa.Table]:
+def _sorted(store: Store, parts: list[Part]) -> Iterator[pa.Table]:
+    """The rows of these parts ordered by uri, ROWS at a time."""
+    files = fetch_parts(store, parts)
     with bounded_connection("compact", memory=MEMORY, threads=THREADS) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         try:
             create_scores_view(connection, files)
-            query = f"SELECT {', '.join(PART.names)} FROM scores ORDER BY uri, scored_at, scan_id"  # noqa: S608
-            reader = connection.sql(query).to_arrow_reader(ROWS_PER_GROUP)
-            for batch in reader:
-                yield pa.Table.from_batches([batch]).cast(PART)
+            query = f"SELECT {', '.join(PART.names)} FROM scores ORDER BY uri, plan_version, scan_id"  # noqa: S608
+            waiting: list[pa.RecordBatch] = []
+            for batch in connection.sql(query).to_arrow_reader(ROWS_PER_GROUP):
+                waiting.append(batch)
+                if sum(waited.num_rows for waited in waiting) + ROWS_PER_GROUP > ROWS:
+                    yield pa.Table.from_batches(waiting).cast(PART)
+                    waiting = []
+            if waiting:
+                yield pa.Table.from_batches(waiting).cast(PART)
         except duckdb.Error as error:
-            if not all(file.exists() for file in files):
-                raise PartVanishedError("a part was replaced while it was read") from error
-            damaged = damaged_part(files, PART.names)
-            if damaged:
-                part, fault = damaged
-                raise InputError(f"{part} is not a readable part: {fault}; restore it from a copy") from error
+            refuse_damaged(files, PART.names, error)
             raise

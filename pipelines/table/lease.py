@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -31,6 +31,7 @@ log = logging.getLogger("rayscan")
 TTL_SECONDS: Final = 60.0
 RENEW_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 1.0
+EVERY_MODEL: Final = "all"
 _STORE_FAILS: Final = (StorageError, AccessError, NotFoundError)
 
 
@@ -109,6 +110,17 @@ class Lease:
         self._renewed = asked
 
 
+def lease_of_scores(
+    store: Store, model_id: str, *, conditional: bool, wait: float = 0.0
+) -> AbstractContextManager[Lease]:
+    """The lease to hold while the scores of a model are changed: `held_lease`, of that model.
+
+    On a store without conditional put two processes that commit to the table at once lose commits of each other, so
+    there all models share one lease.
+    """
+    return held_lease(store, model_id if conditional else EVERY_MODEL, wait=wait)
+
+
 @contextmanager
 def held_lease(store: Store, model_id: str, *, wait: float = 0.0) -> Iterator[Lease]:
     """Hold the lease of a model's scores during the block.
@@ -139,9 +151,7 @@ def _acquire(store: Store, folder: str, wait: float) -> Lease:
             first = newest.number
             log.info("another run holds the lease on %s; checking whether it is alive", store.root)
         if newest.number != first and time.monotonic() - started >= wait:
-            raise IncompleteError(
-                f"{store.root}: another run with this model is at work here; wait until it ends, or use --wait"
-            )
+            raise IncompleteError(f"{store.root}: another run is at work here; wait until it ends, or use --wait")
         pause.wait(POLL_SECONDS)
 
 

@@ -36,10 +36,10 @@ def no_run(store: Store) -> InputError:
 def require_scores(uri: str, model: str | None = None) -> None:
     """Raise `InputError` unless there are scores at this URI; of this model, if one is given."""
     store = open_store(uri)
-    if model is not None and any(chunk for chunk in store.list(f"scores/model={model}")):
+    if model is not None and any(chunk for chunk in store.list(f"scores/model_id={model}")):
         return
     names = {info.key.split("/")[1] for chunk in store.list("scores") for info in chunk} if model else set()
-    check_models(store, {name.removeprefix("model=") for name in names if name.startswith("model=")}, model)
+    check_models(store, {name.removeprefix("model_id=") for name in names if name.startswith("model_id=")}, model)
     if model is None and not any(chunk for chunk in store.list("scores")):
         require_any(store)
 

@@ -13,8 +13,6 @@ Views:
 sorts 64-bit numbers ten times as fast as DuckDB groups them), then exactly, by uri, among the rows that share a hash.
 For a large table they are kept in the local cache under the names and etags of its parts. The plain window over all
 rows takes twice the time and three times the memory, each time; `tests/benchmarks/test_query_scale.py` has the figures.
-
-A compaction may delete parts while a question is being answered. `read_scores` then asks the new parts again.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,34 +25,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART, SCORES
-from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.errors import StorageError
+from pipelines.storage import Store, open_store
+from pipelines.table.delta import Part, open_table
 from pipelines.table.guarded import Bounds, guarded_connection
-from pipelines.table.parts import (
-    PartVanishedError,
-    fetch_parts,
-    is_part,
-    list_scores,
-    live_parts,
-    local_parts,
-    mirror_folder,
-    refuse_damaged,
-)
+from pipelines.table.parts import fetch_parts, mirror_folder, refuse_damaged
 from pipelines.table.presence import is_scores, no_run
 from pipelines.table.question import require_select, told_in_a_line, whole_answer
-from pipelines.table.views import DAY, NEWEST, VIEWS, drift_table, run_records, runs_table
+from pipelines.table.views import NEWEST, VIEWS, drift_table, run_records, runs_table
 
 __all__ = [
     "ask",
     "create_scores_view",
     "fetch_rows",
-    "is_part",
     "is_scores",
-    "local_parts",
     "open_scores",
     "read_scores",
 ]
 
-ATTEMPTS = 4
 KEPT_FROM_ROWS = 1_000_000
 """Rows of a table from which on its superseded rows are cached; in a smaller one they are found faster than read."""
 KEPT_INDEXES = 4
@@ -64,36 +52,23 @@ T = TypeVar("T")
 
 
 def open_scores(uri: str) -> duckdb.DuckDBPyConnection:
-    """A guarded connection with the views above. Raises `InputError` if nothing was ever scored there.
-
-    A compaction that ends while the connection is in use may delete its parts; `read_scores` handles that.
-    """
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return _open(open_store(uri))[0]
-        except PartVanishedError:
-            continue
+    """A guarded connection with the views above. Raises `InputError` if nothing was ever scored there."""
     return _open(open_store(uri))[0]
 
 
 def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T], *, bounds: Bounds | None = None) -> T:
-    """The result of `question`, called with the views at a URI; called again if a compaction deleted the parts.
+    """The result of `question`, called with the views at a URI.
 
-    Raises `InputError` if nothing was ever scored there or a part is unreadable, and what the question raises.
+    Raises `InputError` if nothing was ever scored there or a part is unreadable, `StorageError` if parts were removed
+    meanwhile, and what the question raises.
     """
-    for _ in range(ATTEMPTS):
+    connection, files = _open(open_store(uri), bounds)
+    with connection:
         try:
-            connection, parts = _open(open_store(uri), bounds)
-        except PartVanishedError:
-            continue
-        with connection:
-            try:
-                return question(connection)
-            except duckdb.Error as error:
-                if all(part.exists() for part in parts):
-                    _refuse_damaged(parts, error)
-                    raise
-    raise PartVanishedError(f"{uri}: the parts were replaced again and again while they were read; ask again later")
+            return question(connection)
+        except duckdb.Error as error:
+            _explain(files, error)
+            raise
 
 
 def fetch_rows(connection: duckdb.DuckDBPyConnection, sql: str, *params: Any) -> list[dict[str, Any]]:
@@ -118,53 +93,52 @@ def ask(uri: str, sql: str | None = None, *, bounds: Bounds | None = None) -> pa
         return read_scores(uri, lambda connection: whole_answer(connection, question, bounds), bounds=bounds)
 
 
-def create_scores_view(connection: duckdb.DuckDBPyConnection, parts: list[Path]) -> None:
+def create_scores_view(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
     """Create the view `scores` over these parts; empty without parts. Raises `InputError` for an unreadable part.
 
-    Also creates `scores_parts`, in which each row also has `file_index`, the position of its part in `parts`, and
+    Also creates `scores_parts`, in which each row also has `file_index`, the position of its part in `files`, and
     `file_row_number`.
     """
-    if not parts:
+    columns = ", ".join(SCORES.names)
+    if not files:
         connection.register("no_scores", SCORES.empty_table())
         nowhere = "0::UBIGINT AS file_index, 0::BIGINT AS file_row_number"
-        connection.execute(f"CREATE VIEW scores_parts AS SELECT *, {nowhere} FROM no_scores")  # noqa: S608
+        connection.execute(f"CREATE VIEW scores_parts AS SELECT {columns}, {nowhere} FROM no_scores")  # noqa: S608
     else:
-        files = ", ".join("'" + str(part).replace("'", "''") + "'" for part in parts)
+        names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
         # Not DuckDB's own hive partitioning: it would read a folder above the scores, such as site=north, as a column.
-        model = "regexp_extract(filename, 'model=([^/]*)/date=[^/]*/[^/]*$', 1)"
-        partition = "try_cast(regexp_extract(filename, 'date=([^/]*)/[^/]*$', 1) AS DATE)"
-        parquet = f"read_parquet([{files}], hive_partitioning = false, filename = true)"
-        columns = f"{', '.join(PART.names)}, {model} AS model_id, coalesce({DAY}, {partition}) AS date"
-        selected = f"{columns}, file_index, file_row_number"
+        folders = "model_id=([^/]*)/date=([^/]*)/[^/]*$"
+        model = f"regexp_extract(filename, '{folders}', 1) AS model_id"
+        day = f"regexp_extract(filename, '{folders}', 2)::DATE AS date"
+        selected = f"{', '.join(PART.names)}, {model}, {day}, file_index, file_row_number"
+        parquet = f"read_parquet([{names}], hive_partitioning = false, filename = true)"
         try:
             connection.execute(f"CREATE VIEW scores_parts AS SELECT {selected} FROM {parquet}")  # noqa: S608 (quoted)
         except duckdb.Error as error:
-            _refuse_vanished(parts)
-            _refuse_damaged(parts, error)
+            _explain(files, error)
             raise
-    connection.execute(f"CREATE VIEW scores AS SELECT {', '.join(SCORES.names)} FROM scores_parts")  # noqa: S608 (constants)
+    connection.execute(f"CREATE VIEW scores AS SELECT {columns} FROM scores_parts")  # noqa: S608 (constants)
 
 
 def _open(store: Store, bounds: Bounds | None = None) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
-    objects = list_scores(store)
-    records = run_records(store, (info.key for info in objects))
+    records = run_records(store, (info.key for chunk in store.list("runs") for info in chunk))
     if not records:
         raise no_run(store)
-    live = live_parts(store, objects)
-    parts = fetch_parts(store, live)
-    connection = guarded_connection(parts, bounds)
-    create_scores_view(connection, parts)
+    table = open_table(store)
+    parts = table.parts() if table else []
+    files = fetch_parts(store, parts)
+    connection = guarded_connection(files, bounds)
+    create_scores_view(connection, files)
     try:
-        _create_latest(connection, _index_file(store, live))
+        _create_latest(connection, _index_file(store, parts))
     except duckdb.Error as error:
-        _refuse_vanished(parts)
-        _refuse_damaged(parts, error)
+        _explain(files, error)
         raise
     connection.register("runs_table", runs_table(records))
     connection.register("drift_table", drift_table(records))
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
-    return connection, parts
+    return connection, files
 
 
 def _create_latest(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
@@ -199,11 +173,11 @@ def _find_superseded(connection: duckdb.DuckDBPyConnection) -> None:
     connection.unregister("shared")
 
 
-def _index_file(store: Store, live: list[ObjectInfo]) -> Path:
+def _index_file(store: Store, parts: list[Part]) -> Path:
     """The cache file for the superseded rows of exactly these parts, in this order."""
     digest = blake2b(digest_size=16)
-    for info in live:
-        digest.update(f"{info.key}\n{info.etag}\n{info.size}\n".encode())
+    for part in parts:
+        digest.update(f"{part.key}\n{part.size}\n".encode())
     return mirror_folder(store) / f"superseded-{digest.hexdigest()}.index"
 
 
@@ -216,15 +190,12 @@ def _keep(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _refuse_vanished(parts: Iterable[Path]) -> None:
-    for part in parts:
-        if not part.exists():
-            raise PartVanishedError(f"{part} was replaced while it was read; ask again")
-
-
-def _refuse_damaged(parts: Iterable[Path], error: duckdb.Error) -> None:
-    """Raise `InputError` naming the damaged part, if the error is one that such a part can cause."""
+def _explain(files: Iterable[Path], error: duckdb.Error) -> None:
+    """Raise `StorageError` if a part has vanished, `InputError` if one is damaged and can be the cause of the error."""
+    for file in files:
+        if not file.exists():
+            raise StorageError(f"{file} has left the scores while they were read; ask again") from error
     if isinstance(
         error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
     ):
-        refuse_damaged(parts, PART.names, error)
+        refuse_damaged(files, PART.names, error)

@@ -4,6 +4,7 @@ DuckDB makes them row by row from the row's number, so they are the same on ever
 """
 
 import json
+from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -11,9 +12,10 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import PART
 from pipelines.storage import open_store
-from pipelines.table.parts import REPLACES
+from pipelines.table.delta import Part, create_table, part_folder
 
 MODEL = "aaaa000011112222"
+DAY = date(2026, 1, 1)
 RUN = "20260101T020000Z-abc123"
 
 _FILES = """
@@ -56,17 +58,22 @@ def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 5
     store = open_store(str(folder))
     record = {"run_id": RUN, "model_id": MODEL, "planned": rows, "counts": {"scored": rows}}
     store.put(f"runs/{RUN}/run.json", json.dumps(record).encode())
-    parts = folder / f"scores/model={MODEL}/date=2026-01-01"
+    table = create_table(store, conditional=True)
+    parts = folder / part_folder(MODEL, f"{DAY}")
     parts.mkdir(parents=True)
+    added = []
     with _connection() as connection:
         for number, start in enumerate(range(0, rows, part_rows), start=1):
             stop = min(rows, start + part_rows)
             files = _FILES.format(again=again, versioned=versioned, start=start, stop=stop)
             reader = connection.sql(_SCORES.format(files=files, again=again, run=RUN)).to_arrow_reader(65_536)
-            with pq.ParquetWriter(parts / f"compact-{number:05d}.parquet", PART, compression="zstd") as writer:
+            file = parts / f"merged-{number:05d}.parquet"
+            with pq.ParquetWriter(file, PART, compression="zstd") as writer:
                 for batch in reader:
                     writer.write_batch(batch.select(PART.names).cast(PART), row_group_size=122_880)
-                writer.add_key_value_metadata({REPLACES.decode(): "[]"})
+            key = str(file.relative_to(folder))
+            added.append(Part(key=key, size=file.stat().st_size, rows=stop - start, model_id=MODEL, date=DAY))
+    table.commit(added, RUN)
 
 
 def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool = False) -> None:

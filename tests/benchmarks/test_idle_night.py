@@ -2,7 +2,7 @@
 
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipelines.contracts import PART
 from pipelines.ingest.listing import list_archive
 from pipelines.phantom import write_archive
 from pipelines.storage import open_store
+from pipelines.table.delta import Part, create_table, part_folder
 from tests.benchmarks.bundles import untrained
 from tests.benchmarks.films import link
 from tests.benchmarks.measured import machine, record
@@ -51,13 +52,16 @@ def write_scores(archive: Path, scores: Path, model_id: str) -> int:
         "scored_at": pa.array([datetime.now(UTC)] * rows),
     }
     table = pa.table({name: known.get(name, pa.nulls(rows)) for name in PART.names}).cast(PART)
-    for night in range(NIGHTS):
-        (scores / f"scores/model={model_id}/date=2026-01-{night + 1:02d}").mkdir(parents=True)
+    added = []
     for shard, start in enumerate(range(0, rows, SHARD)):
-        folder = scores / f"scores/model={model_id}/date=2026-01-{shard % NIGHTS + 1:02d}"
-        pq.write_table(
-            table.slice(start, SHARD), folder / f"20260101T000000Z-000000-{shard:05d}.parquet", compression="zstd"
-        )
+        day = date(2026, 1, shard % NIGHTS + 1)
+        file = scores / part_folder(model_id, f"{day}") / f"20260101T000000Z-000000-{shard:05d}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = table.slice(start, SHARD)
+        pq.write_table(part, file, compression="zstd")
+        key, size = str(file.relative_to(scores)), file.stat().st_size
+        added.append(Part(key=key, size=size, rows=part.num_rows, model_id=model_id, date=day))
+    create_table(open_store(str(scores)), conditional=True).commit(added, "20260101T000000Z-000000")
     return rows
 
 

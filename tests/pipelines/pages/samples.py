@@ -21,6 +21,7 @@ from models.statistics.evaluation import evaluation_entry
 from pipelines import contracts
 from pipelines.storage import Store
 from tests.pipelines.bundles import save_untrained
+from tests.pipelines.table.parts import commit_part
 
 HOSTILE = "<script>alert('$x')</script>"
 EVENING = datetime(2026, 11, 19, 22, 0, tzinfo=UTC)
@@ -141,8 +142,7 @@ def write_run(
         for number in range(outcome.scans)
     ]
     if rows:
-        key = f"scores/model={model_id}/date={began:%Y-%m-%d}/{run_id}-00000.parquet"
-        put_table(store, key, rows, contracts.PART)
+        commit_part(store, run_id, 0, rows, model_id=model_id, day=began.date())
     unfinished = record.pop("state", None) == "unfinished"
     plan = {
         "run_id": run_id,

@@ -19,13 +19,12 @@ from pipelines.contracts import PART, PLAN
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.listing import list_archive
 from pipelines.scoring import plan as planning
-from pipelines.scoring import stale
 from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.sink import write_part
-from pipelines.storage import ObjectInfo, Store, open_store
+from pipelines.storage import Store, open_store
 from pipelines.table.compact import compact
-from pipelines.table.parts import list_scores
+from pipelines.table.delta import create_table
 
 MODEL = "1234567890123456"  # reads as a number where nobody says it is text
 
@@ -65,7 +64,8 @@ def write_rows(out: Store, plan: Plan, statuses: dict[str, str]) -> None:
             }
             for row in rows
         ]
-        assert write_part(out, plan, number, pa.Table.from_pylist(scored, schema=PART))
+        part = write_part(out, plan, number, pa.Table.from_pylist(scored, schema=PART))
+        create_table(out, conditional=True).commit([part], plan.run_id)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_plans_of_before_are_read(stores: tuple[Store, Store]) -> None:
 def test_a_spoilt_part_is_one_line(stores: tuple[Store, Store], spoilt: int, how: Callable[[bytes], bytes]) -> None:
     out, source = stores
     write_rows(out, plan_of(out, source), {})
-    key = sorted(info.key for chunk in out.list("scores") for info in chunk)[spoilt]
+    key = create_table(out, conditional=True).parts()[spoilt].key
     out.put(key, how(out.get(key)))
     with pytest.raises(InputError, match=rf"-0000{spoilt}\.parquet is damaged") as caught:
         plan_of(out, source)
@@ -212,27 +212,8 @@ def test_a_plan_after_a_compaction_is_the_same(stores: tuple[Store, Store]) -> N
     write_rows(out, first, {"b": "failed"})
     out.put(f"runs/{first.run_id}/run.json", b"{}")
     compact(out.root)
-    assert len([info for chunk in out.list("scores") for info in chunk]) == 1
+    assert len(create_table(out, conditional=True).parts()) == 1
     assert planned(out, plan_of(out, source)) == [["b"]]
-
-
-def test_parts_that_are_compacted_away_while_it_plans_are_looked_for_again(
-    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, source = stores
-    first = plan_of(out, source)
-    write_rows(out, first, {"b": "failed"})
-    out.put(f"runs/{first.run_id}/run.json", b"{}")
-    listed = []
-
-    def then_compacted(store: Store, prefix: str = "") -> list[ObjectInfo]:
-        listed.append(list_scores(store, prefix))
-        compact(out.root)
-        return listed[-1]
-
-    monkeypatch.setattr(stale, "list_scores", then_compacted)
-    assert planned(out, plan_of(out, source)) == [["b"]]
-    assert len(listed) == 2
 
 
 def preview(out: Store, source: Store, **changes: Any) -> PlanPreview:

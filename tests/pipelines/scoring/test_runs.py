@@ -17,8 +17,9 @@ from pipelines.scoring import runs
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.runs import ScoreSettings, score
-from pipelines.scoring.sink import part_name, write_part, written_shards
+from pipelines.scoring.sink import part_key, write_part, written_sizes
 from pipelines.storage import Store, open_store
+from pipelines.table.delta import create_table
 from pipelines.table.drift import DriftTally
 from pipelines.table.query import ask
 from pipelines.table.record import RunRecord
@@ -129,19 +130,21 @@ def test_a_broken_off_run_is_taken_up_under_its_own_plan(
     (first,) = score(archive.root, str(bundle), out.root, six_a_shard)
     plan = plan_behind(out, first)
     out.delete(f"runs/{first.run_id}/run.json")
+    table = create_table(out, conditional=True)
     for shard in (1, 2):
-        out.delete(part_name(plan, shard))
-    kept = out.head(part_name(plan, 0)).etag
+        table.replace([table.run_parts(plan.run_id, plan.model_id)[shard]], [], {}, finished=())
+        out.delete(part_key(plan, shard))
+    kept = out.head(part_key(plan, 0)).etag
     archive.put("late.png", archive.get("films/1.png"))
     with pytest.raises(IncompleteError, match="2 of"):
-        reconcile(out, plan, DriftTally(None))
+        reconcile(create_table(out, conditional=True), plan, DriftTally(None))
 
     with caplog.at_level(logging.INFO, "rayscan"):
         again, new = score(archive.root, str(bundle), out.root, six_a_shard)
     assert "score: 10 of 10 scans" in caplog.text, "what this attempt has to do, not the whole run"
     assert (again.run_id, again.resumed_shards, again.planned) == (first.run_id, plan.shards - 2, TOTAL)
     assert (new.planned, new.counts["scored"]) == (1, 1)
-    assert out.head(part_name(plan, 0)).etag == kept, "a finished shard is not written again"
+    assert out.head(part_key(plan, 0)).etag == kept, "a finished shard is not written again"
     assert ask(out.root, "SELECT count(*) AS n, count(DISTINCT scan_id) AS ids FROM scores").to_pylist() == [
         {"n": TOTAL + 1, "ids": TOTAL + 1}
     ]
@@ -207,7 +210,7 @@ def test_a_store_without_conditional_put_is_told_first(
     out = s3.bucket()
     with caplog.at_level(logging.WARNING, "rayscan"), pytest.raises(NotFoundError, match="nowhere"):
         score("s3://nowhere", str(bundle), out, SETTINGS)
-    assert caplog.messages == [f"{out} has no conditional put: parts are written by plain puts of fixed names"]
+    assert caplog.messages == [f"{out} has no conditional put: one run at a time can work there, of any model"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -227,49 +230,39 @@ def test_files_that_vanish_or_change_under_a_run_fail_and_are_tried_again(
     assert (again.planned, again.counts["scored"]) == (1, 1), "the file as it is now; the vanished one is not listed"
 
 
-def test_a_part_with_other_rows_is_found_out(night: tuple[Store, Store, list[RunRecord]]) -> None:
-    _, out, (record,) = night
-    plan = plan_behind(out, record)
-    name = part_name(plan, 1)
-    whole = out.get(name)
-    try:
-        out.put(name, out.get(part_name(plan, 0)))
-        with pytest.raises(IncompleteError, match="not the 3 scans of its shard"):
-            reconcile(out, plan, DriftTally(None))
-    finally:
-        out.put(name, whole)
-    assert sum(reconcile(out, plan, DriftTally(None)).counts.values()) == TOTAL
-
-
-def test_a_part_that_is_no_parquet_is_named(night: tuple[Store, Store, list[RunRecord]]) -> None:
-    _, out, (record,) = night
-    plan = plan_behind(out, record)
-    name = part_name(plan, 1)
-    whole = out.get(name)
-    try:
-        out.put(name, whole[:-20])
-        with pytest.raises(IncompleteError, match=rf"{name} .*move it away and run the same command again"):
-            reconcile(out, plan, DriftTally(None))
-    finally:
-        out.put(name, whole)
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("fault", ["other rows", "no Parquet"])
+def test_a_spoilt_part_of_an_unfinished_run_is_scored_once_more(
+    archive: Store, bundle: Path, tmp_path: Path, fault: str
+) -> None:
+    out, six_a_shard = open_store(str(tmp_path / "scores")), ScoreSettings(shard_size=6, report=False)
+    (first,) = score(archive.root, str(bundle), out.root, six_a_shard)
+    plan = plan_behind(out, first)
+    name = part_key(plan, 1)
+    out.delete(f"runs/{first.run_id}/run.json")
+    out.put(name, out.get(part_key(plan, 0)) if fault == "other rows" else out.get(name)[:-20])
+    told = "not the 6 scans of its shard" if fault == "other rows" else "cannot be read"
+    with pytest.raises(IncompleteError, match=f"{name} .*{told}; it was removed: run the same command again"):
+        score(archive.root, str(bundle), out.root, six_a_shard)
+    assert 1 not in create_table(out, conditional=True).run_parts(plan.run_id, plan.model_id)
 
 
 def test_the_second_writer_of_a_shard_loses(night: tuple[Store, Store, list[RunRecord]]) -> None:
     _, out, (record,) = night
     plan = plan_behind(out, record)
-    before = out.get(part_name(plan, 0))
-    rows: pa.Table = ask(out.root, "SELECT * EXCLUDE (date) FROM scores WHERE shard = 0")
-    assert not write_part(out, plan, 0, rows)
-    assert out.get(part_name(plan, 0)) == before
+    before = out.get(part_key(plan, 0))
+    rows: pa.Table = ask(out.root, "SELECT * FROM scores WHERE shard = 0")
+    write_part(out, plan, 0, rows)
+    assert out.get(part_key(plan, 0)) == before
     assert read_shard(out, plan.run_id, 0).num_rows == 3
 
 
 def test_half_written_objects_are_not_parts(night: tuple[Store, Store, list[RunRecord]]) -> None:
     _, out, (record,) = night
     plan = plan_behind(out, record)
-    orphan = out.path / f"{part_name(plan, 0)}#1"  # what a killed local put leaves
+    orphan = out.path / f"{part_key(plan, 0)}#1"  # what a killed local put leaves
     orphan.write_bytes(b"half")
-    assert written_shards(out, plan) == set(range(plan.shards))
+    assert set(written_sizes(out, plan)) == set(range(plan.shards))
     assert ask(out.root, "SELECT count(*) AS n FROM scores").to_pylist() == [{"n": TOTAL}]
 
 

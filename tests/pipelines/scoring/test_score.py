@@ -33,7 +33,7 @@ from pipelines.scoring.films import FAILURES_IN_A_ROW, FilmReader, FilmResult, r
 from pipelines.scoring.layout import choose_layout
 from pipelines.scoring.plan import Plan, make_plan, read_shard
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard, Verdict, infer, to_scores
-from pipelines.scoring.sink import part_name
+from pipelines.scoring.sink import part_key
 from pipelines.shards import Stage, run_shards
 from pipelines.storage import Store, _kept_store, open_store
 from tests.pipelines.scoring.archive import BAD, GOOD
@@ -258,7 +258,7 @@ def test_a_part_holds_the_plan_and_the_verdicts(plan: Plan, archive: Store, mode
     assert summary["engine"]["name"] == "torch-eager-fp32-cpu"
 
     planned = read_shard(out, plan.run_id, 1)
-    part = pq.read_table(pa.BufferReader(out.get(part_name(plan, 1))))
+    part = pq.read_table(pa.BufferReader(out.get(part_key(plan, 1))))
     assert part.schema == PART
     assert part.select(["scan_id", "uri", "etag", "shard"]) == planned.select(["scan_id", "uri", "etag", "shard"])
     assert set(part["run_id"].to_pylist()) == {plan.run_id}
@@ -277,11 +277,11 @@ def test_two_stages_write_what_one_does(plan: Plan, bundle: Path, archive: Store
     for shard in range(plan.shards):
         handed = {name: np.array(values, dtype=object) for name, values in read({"shard": np.array([shard])}).items()}
         summary = {k: v[0] for k, v in written(handed).items()}
-        split = pq.read_table(pa.BufferReader(out.get(part_name(plan, shard)))).drop_columns("scored_at")
-        out.delete(part_name(plan, shard))
+        split = pq.read_table(pa.BufferReader(out.get(part_key(plan, shard)))).drop_columns("scored_at")
+        out.delete(part_key(plan, shard))
         forget_attempts(out, plan.run_id)
         alone = {k: v[0] for k, v in fused({"shard": np.array([shard])}).items()}
-        whole = pq.read_table(pa.BufferReader(out.get(part_name(plan, shard)))).drop_columns("scored_at")
+        whole = pq.read_table(pa.BufferReader(out.get(part_key(plan, shard)))).drop_columns("scored_at")
         assert split.drop_columns(["probability", "class_probabilities"]) == whole.drop_columns(
             ["probability", "class_probabilities"]
         )
@@ -305,7 +305,7 @@ def test_two_stages_on_a_real_ray(plan: Plan, archive: Store, tmp_path: Path) ->
     statuses = Counter(
         status
         for shard in range(plan.shards)
-        for status in pq.read_table(pa.BufferReader(out.get(part_name(plan, shard))))["status"].to_pylist()
+        for status in pq.read_table(pa.BufferReader(out.get(part_key(plan, shard))))["status"].to_pylist()
     )
     assert statuses["scored"] == GOOD
 
@@ -318,7 +318,7 @@ class TestAttempts:
         return open_store(str(tmp_path / "scores"))
 
     def _rows(self, out: Store, plan: Plan) -> list[tuple[str, str | None]]:
-        part = pq.read_table(pa.BufferReader(out.get(part_name(plan, 0))))
+        part = pq.read_table(pa.BufferReader(out.get(part_key(plan, 0))))
         return list(zip(part["status"].to_pylist(), part["reason"].to_pylist(), strict=True))
 
     def _score(self, out: Store, plan: Plan) -> dict[str, object]:
@@ -335,16 +335,16 @@ class TestAttempts:
     def test_isolation_changes_no_row(self, out: Store, plan: Plan) -> None:
         self._score(out, plan)
         first = self._rows(out, plan)
-        out.delete(part_name(plan, 0))
+        out.delete(part_key(plan, 0))
         self._score(out, plan)
         assert self._rows(out, plan) == first
         assert lost_workers(out, plan.run_id) == 1
 
     def test_a_part_that_is_there_is_not_made_again(self, out: Store, plan: Plan) -> None:
         self._score(out, plan)
-        etag = out.head(part_name(plan, 0)).etag
+        etag = out.head(part_key(plan, 0)).etag
         summary = self._score(out, plan)
-        assert out.head(part_name(plan, 0)).etag == etag
+        assert out.head(part_key(plan, 0)).etag == etag
         assert (summary["scans"], summary["bytes"]) == (10, 0)
 
     def test_after_too_many_the_shard_is_given_up_for_tonight(self, out: Store, plan: Plan) -> None:

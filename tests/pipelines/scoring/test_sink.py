@@ -10,8 +10,9 @@ import pytest
 
 from pipelines.contracts import PART
 from pipelines.scoring.plan import Plan
-from pipelines.scoring.sink import part_name, write_part, written_shards
+from pipelines.scoring.sink import part_key, write_part, written_sizes
 from pipelines.storage import Store, open_store
+from pipelines.table.delta import Part
 from tests.servers import S3Server
 
 PLAN = Plan(
@@ -49,7 +50,7 @@ def rows(writer: str) -> pa.Table:
 
 
 def writer_of(store: Store) -> str:
-    table = pq.read_table(pa.BufferReader(store.get(part_name(PLAN, 1))))
+    table = pq.read_table(pa.BufferReader(store.get(part_key(PLAN, 1))))
     assert table.schema == PART
     return str(table["etag"][0])
 
@@ -62,42 +63,43 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_the_first_part_stays(store: Store) -> None:
-    assert write_part(store, PLAN, 1, rows("first"))
-    assert not write_part(store, PLAN, 1, rows("second"))
+    first = write_part(store, PLAN, 1, rows("first"))
+    assert write_part(store, PLAN, 1, rows("second, which is longer")) == first
     assert writer_of(store) == "first"
-    assert written_shards(store, PLAN) == {1}
+    assert written_sizes(store, PLAN) == {1: first.size}
 
 
-def test_of_many_writers_at_once_one_wins_and_its_rows_stand(store: Store) -> None:
-    won: list[str] = []
+def test_of_many_writers_at_once_all_see_the_part_of_one(store: Store) -> None:
+    written: list[Part] = []
     start = threading.Barrier(8)
 
     def write(name: str) -> None:
         start.wait()
-        if write_part(store, PLAN, 1, rows(name)):
-            won.append(name)
+        written.append(write_part(store, PLAN, 1, rows(name * (1 + int(name[-1])))))
 
     threads = [threading.Thread(target=write, args=(f"writer-{n}",)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert won == [writer_of(store)]
-    assert [info.key for chunk in store.list() for info in chunk] == [part_name(PLAN, 1)]
+    assert writer_of(store).startswith("writer-")
+    assert {part.size for part in written} == {store.head(part_key(PLAN, 1)).size}
+    assert [info.key for chunk in store.list() for info in chunk] == [part_key(PLAN, 1)]
 
 
 def test_without_conditional_put_the_same_name_is_replaced(s3: S3Server) -> None:
     store = open_store(s3.bucket())
-    assert write_part(store, PLAN, 1, rows("first"))
-    assert write_part(store, PLAN, 1, rows("second"))
-    assert [info.key for chunk in store.list() for info in chunk] == [part_name(PLAN, 1)]
+    write_part(store, PLAN, 1, rows("first"))
+    write_part(store, PLAN, 1, rows("second"))
+    assert writer_of(store) == "second"
+    assert [info.key for chunk in store.list() for info in chunk] == [part_key(PLAN, 1)]
 
 
 def test_only_this_runs_whole_parts_count(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     write_part(store, PLAN, 0, rows("mine"))
-    whole = part_name(PLAN, 2)
+    whole = part_key(PLAN, 2)
     (tmp_path / f"{whole}#1").write_bytes(b"half")  # what a killed local put leaves
     for other in (f"{whole}.bad", whole.replace("abc123", "ffffff"), whole.replace(".parquet", "-old.parquet")):
         store.put(other, b"a part moved away, or of another run")
-    assert written_shards(store, PLAN) == {0}
+    assert set(written_sizes(store, PLAN)) == {0}

@@ -52,7 +52,7 @@ def test_free_leases_are_taken_at_once_and_leave_one_object(store: Store) -> Non
 def test_while_one_is_alive_another_is_sent_away(store: Store) -> None:
     with (
         held_lease(store, "m") as held,
-        pytest.raises(IncompleteError, match="another run with this model is at work"),
+        pytest.raises(IncompleteError, match="another run is at work"),
         held_lease(store, "m"),
     ):
         pass
