@@ -18,6 +18,7 @@ import typer
 
 from cluster import output
 from models.errors import RayscanError
+from pipelines import stop
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 _HOME: Final = Path(__file__).resolve().parents[1]
@@ -44,6 +45,9 @@ def add_verb(app: typer.Typer, function: Callable[..., None]) -> None:
             raise  # typer ends the process as each of them asks
         except KeyboardInterrupt as error:
             output.complain("interrupted; run the same command again to go on where it can be resumed")
+            if stop.was_abandoned():  # it waits for a store, and Python would wait for it
+                output.restore_terminal()
+                os._exit(INTERRUPTED)
             raise typer.Exit(INTERRUPTED) from error
         except SystemExit as error:  # SIGTERM while Ray is up: see `cluster/session.py`
             output.complain("stopped; run the same command again to go on where it can be resumed")

@@ -65,6 +65,14 @@ def complain(text: str) -> None:
     sys.stderr.write(f"rayscan: {text}\n")
 
 
+def restore_terminal() -> None:
+    """Show the cursor that a bar has hidden, and pass on what is buffered: for a process that leaves at once."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")
+    sys.stderr.flush()
+    sys.stdout.flush()
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "to_json"):
         return value.to_json()

@@ -58,8 +58,9 @@ def catalog(
     preflight.check_archive(archive)
     preflight.check_place(out)
     from pipelines.ingest.catalog import build_catalog
+    from pipelines.stop import stoppable
 
-    output.show(build_catalog(archive, out, settings), as_json=json)
+    output.show(stoppable(lambda stop: build_catalog(archive, out, settings, stop), "catalog"), as_json=json)
 
 
 def audit(

@@ -30,6 +30,7 @@ from pipelines.ingest.listing import Listing, Row
 from pipelines.ingest.patients import PatientKeys
 from pipelines.ingest.split import assign_splits
 from pipelines.progress import progress
+from pipelines.stop import Stop, never
 from pipelines.storage import Store, open_store
 
 __all__ = [
@@ -69,26 +70,28 @@ class CatalogSummary:
     """Files that cannot be read, by reason; None without --inspect."""
 
 
-def build_catalog(archive: str, out: str, settings: CatalogSettings) -> CatalogSummary:
-    """List an archive into a catalogue.
+def build_catalog(archive: str, out: str, settings: CatalogSettings, stop: Stop | None = None) -> CatalogSummary:
+    """List an archive into a catalogue; `stop` ends it early, and then no catalogue is left.
 
     Raises `InputError` if the archive or the labels are unusable: nothing to list, or a label without a file.
     """
-    listing = Listing(open_store(archive), settings.site)
+    stop = stop or never()
+    listing = Listing(open_store(archive), settings.site, stop)
     labelled = settings.labels is not None
     keys = PatientKeys.from_environment() if labelled or settings.inspect else None
     if labelled:
         rows = [row for chunk in listing for row in chunk]
         if not rows:
             raise _nothing_in(listing)
-        chunks: Iterable[list[Row]] = [_finish(rows, _labels(rows, archive, settings), keys, settings)]
+        chunks: Iterable[list[Row]] = [_finish(rows, _labels(rows, archive, settings), keys, settings, stop)]
     else:
-        chunks = (_finish(chunk, {}, keys, settings) for chunk in listing)
+        chunks = (_finish(chunk, {}, keys, settings, stop) for chunk in listing)
     counter = _Counter()
     store = open_store(out)
     parts = list(_write_parts(store, counter.counted(chunks)))
     if counter.scans == 0:
         raise _nothing_in(listing)
+    stop.check()
     summary = CatalogSummary(
         catalog=store.root, ignored=listing.ignored, **counter.totals(labelled=labelled, inspected=settings.inspect)
     )
@@ -133,7 +136,7 @@ def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[st
 
 
 def _finish(
-    rows: list[Row], labels: dict[str, Label], keys: PatientKeys | None, settings: CatalogSettings
+    rows: list[Row], labels: dict[str, Label], keys: PatientKeys | None, settings: CatalogSettings, stop: Stop
 ) -> list[Row]:
     """Fill in these rows from labels and, with --inspect, from headers."""
     patients = {uri: label.patient_id for uri, label in labels.items() if label.patient_id}
@@ -142,7 +145,7 @@ def _finish(
             row |= {"label": label.label, "subtype": label.subtype, "site": label.site or row["site"]}
     if settings.inspect:
         # For the patient a CSV is trusted more than a header, and a header more than a file name.
-        inspected = _inspect(rows)
+        inspected = _inspect(rows, stop)
         patients = patients | inspected if settings.labels == "path" else inspected | patients
     if settings.labels is not None:
         _assign_splits(rows, labels, patients, settings)
@@ -152,10 +155,11 @@ def _finish(
     return rows
 
 
-def _inspect(rows: list[Row]) -> dict[str, str]:
+def _inspect(rows: list[Row], stop: Stop) -> dict[str, str]:
     """Read every file and fill in its row; returns raw patient ids by URI."""
 
     def read_into(row: Row) -> str | None:
+        stop.check()  # each film: when one raises, the pool still goes through those that wait
         try:
             data = fetch(row["uri"], row["etag"])
             row["content_hash"] = blake2b(data, digest_size=16).hexdigest()

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipelines.contracts import CATALOG, scan_id
 from pipelines.errors import InputError
+from pipelines.stop import Stop, never
 from pipelines.storage import ObjectInfo, Store
 
 ROWS_PER_CHUNK = 20_000
@@ -22,9 +23,9 @@ _NEVER_NAMES = {"DICOMDIR", "README", "LICENSE"}
 Row = dict[str, Any]
 
 
-def list_archive(store: Store) -> Iterator[pa.Table]:
+def list_archive(store: Store, stop: Stop | None = None) -> Iterator[pa.Table]:
     """The candidate scans of an archive as tables of contracts.CATALOG, streamed."""
-    for rows in Listing(store):
+    for rows in Listing(store, stop=stop):
         yield pa.Table.from_pylist(rows, schema=CATALOG)
 
 
@@ -35,8 +36,9 @@ class Listing:
     exports often have no suffix, or end in a part of a UID that looks like one.
     """
 
-    def __init__(self, store: Store, site: str | None = None) -> None:
+    def __init__(self, store: Store, site: str | None = None, stop: Stop | None = None) -> None:
         self.store = store
+        self.stop = stop or never()
         self.site = site
         self.ignored = 0
 
@@ -53,7 +55,9 @@ class Listing:
 
     def _listed(self) -> Iterator[list[ObjectInfo]]:
         try:
-            yield from self.store.list()
+            for chunk in self.store.list():
+                self.stop.check()
+                yield chunk
         except InputError as error:
             # obstore can neither list nor fetch a key with an empty, "." or ".." segment, and abandons the listing.
             if "invalid path" not in str(error):

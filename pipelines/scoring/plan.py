@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from pipelines.contracts import PLAN
 from pipelines.errors import InputError
 from pipelines.scoring.stale import BATCH_ROWS, LISTED, STALE, ListedScans, with_stale
+from pipelines.stop import Stop
 from pipelines.storage import Store, open_store
 
 SHARDS_PER_FILE = 64
@@ -78,8 +79,9 @@ def make_plan(
     operating_point: str,
     shard_size: int,
     max_nights: int = 5,
+    stop: Stop | None = None,
 ) -> Plan:
-    """Plan a new run and write it; a scan that failed in `max_nights` runs is given up.
+    """Plan a new run and write it; a scan that failed in `max_nights` runs is given up. `stop` ends it without a plan.
 
     Raises `NotFoundError` if the source is absent, `InputError` if it is empty or a part of the table is unreadable.
     """
@@ -107,7 +109,7 @@ def make_plan(
             given_up=written.given_up,
         )
 
-    plan = with_stale(store, source=source, model_id=model_id, max_nights=max_nights, use=write)
+    plan = with_stale(store, source=source, model_id=model_id, max_nights=max_nights, use=write, stop=stop)
     store.put(f"runs/{plan.run_id}/plan.json", json.dumps(asdict(plan), indent=1).encode())
     return plan
 

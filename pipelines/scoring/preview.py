@@ -11,6 +11,7 @@ import duckdb
 
 from pipelines.scoring.plan import unfinished_plans
 from pipelines.scoring.stale import STALE, ListedScans, with_stale
+from pipelines.stop import Stop
 from pipelines.storage import Store
 from pipelines.table.views import run_records
 
@@ -57,6 +58,7 @@ def preview_plan(
     shard_size: int,
     max_nights: int = 5,
     price_per_core_hour: float | None = None,
+    stop: Stop | None = None,
 ) -> PlanPreview:
     """Preview the next run. Raises as `make_plan` does."""
 
@@ -73,7 +75,7 @@ def preview_plan(
         return listing.distinct(connection), planned, size, totals.get(True, (0, 0))[0]
 
     listed, planned, size, given_up = with_stale(
-        store, source=source, model_id=model_id, max_nights=max_nights, use=count
+        store, source=source, model_id=model_id, max_nights=max_nights, use=count, stop=stop
     )
     absent = store.is_local and not store.path.is_dir()
     rate = _rate([] if absent else _finished(store), model_id)

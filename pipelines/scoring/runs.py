@@ -12,7 +12,6 @@ before planning anything new: a second plan beside late parts of the first would
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -38,6 +37,7 @@ from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
 from pipelines.scoring.settings import ScoreSettings, operating_point
 from pipelines.scoring.sink import part_of
 from pipelines.shards import Stage, Used, run_shards
+from pipelines.stop import stoppable
 from pipelines.storage import Store, open_store
 from pipelines.table.compact import MANY_PARTS, compact_model, remove_unused
 from pipelines.table.delta import ScoresTable, create_table
@@ -51,8 +51,6 @@ __all__ = ["OpenSession", "ScoreSettings", "preview", "score"]
 
 log = logging.getLogger("rayscan")
 
-SHORT_PLAN = 0.3
-"""Seconds to wait for a plan before Ray is started without knowing whether there is anything to do."""
 _STAGES = ("fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
 _VERSIONED = ("rayscan", "ray", "torch", "openvino", "pillow", "pydicom")
 
@@ -130,22 +128,25 @@ def preview(
     """What `score` would do, how long it would take and cost; nothing is written. Raises as `score` does."""
     bundle = fetch_bundle(bundle_uri)
     operating_point(bundle.calibration, settings.operating_point)
-    return preview_plan(
-        open_store(out),
-        source=source,
-        model_id=bundle.model_id,
-        shard_size=settings.shard_size,
-        max_nights=settings.max_nights,
-        price_per_core_hour=price_per_core_hour,
+    return stoppable(
+        lambda stop: preview_plan(
+            open_store(out),
+            source=source,
+            model_id=bundle.model_id,
+            shard_size=settings.shard_size,
+            max_nights=settings.max_nights,
+            price_per_core_hour=price_per_core_hour,
+            stop=stop,
+        ),
+        "preview",
     )
 
 
 def _plan_new(job: _Job, source: str, bundle_uri: str, point: str) -> Plan:
     """The plan of a new run. Raises `IncompleteError` if the lease was lost while it was made."""
     log.info("listing %s", source)
-    plan = _planned_while_connecting(
-        job,
-        lambda: make_plan(
+    plan = stoppable(
+        lambda stop: make_plan(
             job.store,
             source=source,
             bundle=bundle_uri,
@@ -153,7 +154,9 @@ def _plan_new(job: _Job, source: str, bundle_uri: str, point: str) -> Plan:
             operating_point=point,
             shard_size=job.settings.shard_size,
             max_nights=job.settings.max_nights,
+            stop=stop,
         ),
+        "plan",
     )
     try:
         job.lease.confirm()
@@ -161,18 +164,6 @@ def _plan_new(job: _Job, source: str, bundle_uri: str, point: str) -> Plan:
         forget_plan(job.store, plan)
         raise
     return plan
-
-
-def _planned_while_connecting(job: _Job, plan: Callable[[], Plan]) -> Plan:
-    """Make the plan, and start Ray (which takes seconds) meanwhile if planning takes long.
-
-    A short plan is waited for: if nothing is new, Ray is not needed at all.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="plan") as planner:
-        planned = planner.submit(plan)
-        if wait([planned], timeout=SHORT_PLAN).not_done:
-            job.connect()
-        return planned.result()
 
 
 def _run(job: _Job, plan: Plan) -> RunRecord:

@@ -16,6 +16,7 @@ from pipelines.errors import RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
 from pipelines.ingest.catalog_info import no_scans
 from pipelines.ingest.listing import list_archive
+from pipelines.stop import Stop, never
 from pipelines.storage import Store, open_store
 from pipelines.table.bounded import bounded_connection
 from pipelines.table.delta import open_table
@@ -44,8 +45,9 @@ T = TypeVar("T")
 class ListedScans:
     """The scans of an archive or catalogue as a stream, columns LISTED; counts them, keeps the error that ends it."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, stop: Stop) -> None:
         self.source = source
+        self.stop = stop
         self.is_catalog = is_catalog(source)
         self.rows = 0
         self.error: RayscanError | None = None
@@ -59,6 +61,7 @@ class ListedScans:
     def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:
             for table in self._tables():
+                self.stop.check()
                 self.rows += table.num_rows
                 yield from table.cast(schema).to_batches()
         except RayscanError as error:  # DuckDB keeps only the text of an error
@@ -68,7 +71,7 @@ class ListedScans:
     def _tables(self) -> Iterable[pa.Table]:
         if self.is_catalog:
             return stream_catalog(self.source, columns=LISTED)
-        return (table.select(LISTED) for table in list_archive(open_store(self.source)))
+        return (table.select(LISTED) for table in list_archive(open_store(self.source), self.stop))
 
     def distinct(self, connection: duckdb.DuckDBPyConnection) -> int:
         """The number of distinct scans, after the stream has ended; a catalogue may name a scan twice."""
@@ -88,22 +91,28 @@ def with_stale(
     model_id: str,
     max_nights: int,
     use: Callable[[duckdb.DuckDBPyConnection, ListedScans], T],
+    stop: Stop | None = None,
 ) -> T:
     """The result of `use`, called with a connection in which the query `STALE` can be run once.
 
     Raises `InputError` for an unreadable part or an empty
     listing, and what the listing raises.
     """
-    listing = ListedScans(source)
+    stop = stop or never()
+    listing = ListedScans(source, stop)
     files: list[Path] = []
     try:
         files = _files(store, model_id)
-        with bounded_connection("plan", memory=MEMORY, threads=THREADS) as connection:
+        with (
+            bounded_connection("plan", memory=MEMORY, threads=THREADS) as connection,
+            stop.calling(connection.interrupt),
+        ):
             connection.execute("SET preserve_insertion_order = false")
             _load_done(connection, files, max_nights)
             connection.register("listing", listing.reader())
             result = use(connection, listing)
     except duckdb.Error as error:
+        stop.check()
         if listing.error:
             raise listing.error from None
         refuse_damaged(files, PART.names, error)

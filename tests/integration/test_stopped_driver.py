@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.nights import Night, make_night, wait_for
 
-FILMS = 80
+FILMS = 160
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -18,7 +18,12 @@ def attempts(night: Night) -> list[str]:
 
 def stopped_half_way(night: Night, how: signal.Signals) -> tuple[int, str]:
     with night.running() as driver:
-        wait_for(lambda: bool(attempts(night)), unless=lambda: driver.poll() is not None)
+
+        def ended() -> bool:
+            assert driver.poll() is None, driver.communicate()[1]
+            return False
+
+        wait_for(lambda: bool(attempts(night)), unless=ended)
         driver.send_signal(how)
         _, stderr = driver.communicate(timeout=120)
         return driver.returncode, stderr
