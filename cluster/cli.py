@@ -12,6 +12,7 @@ import typer
 from cluster.commands import add_verb
 from cluster.verbs.data import audit, catalog, demo, prepare
 from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
+from cluster.verbs.registry import models, promote, rollback
 from cluster.verbs.scores import compact, query, report, score
 from cluster.verbs.search import tune
 from cluster.verbs.training import crossvalidate, evaluate, recipes, train
@@ -26,6 +27,9 @@ VERBS: tuple[Callable[..., None], ...] = (
     recipes,
     tune,
     evaluate,
+    promote,
+    rollback,
+    models,
     score,
     compact,
     query,

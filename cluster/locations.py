@@ -32,6 +32,11 @@ def weights_location(text: str) -> str:
     return text if text == "imagenet" else location(text)
 
 
+def model_location(text: str) -> str:
+    """`location` for a bundle; `production`, `shadow` and `candidate` stand for the model that has this role."""
+    return text if text in {"production", "shadow", "candidate"} else location(text)
+
+
 def labels_location(text: str) -> str:
     """`location` for labels, where `path` stands for the names of the films' folders."""
     return text if text == "path" else location(text)

@@ -180,6 +180,27 @@ def check_runs(uri: str) -> None:
     require_runs(uri)
 
 
+def check_models(uri: str) -> None:
+    """A run was recorded there, or a model promoted."""
+    from pipelines.storage import open_store
+    from pipelines.table.presence import has_runs
+    from pipelines.table.registry import read_entries
+
+    store = open_store(uri)
+    if not has_runs(store) and not read_entries(store):
+        next(store.list(), None)  # raises where there is no such folder or bucket
+        raise InputError(f"{store.root}: no run was recorded here, and no model promoted; check the path")
+
+
+def find_model(model: str, scores: str) -> str:
+    """The bundle to score with: where a role is named, that of the model that has it at these scores."""
+    from typing import cast
+
+    from pipelines.table.registry import ROLES, Role, bundle_in_role
+
+    return bundle_in_role(scores, cast("Role", model)) if model in ROLES else model
+
+
 def check_scores(uri: str, model: str | None) -> None:
     """There are scores, of this model if one is named."""
     from pipelines.table.presence import require_scores

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cluster import output, preflight
-from cluster.locations import location, study_or_models
+from cluster.locations import location, model_location, study_or_models
 from cluster.options import Address, Config, Json, MaxActors, Memory, MinActors, actor_limits, given
 from cluster.settings import seconds
 from models.engines.machine import Precision
@@ -50,7 +50,14 @@ def score(
         str,
         typer.Argument(metavar="ARCHIVE|CATALOG", help="Scans to score, or a catalogue of them.", parser=location),
     ],
-    model: Annotated[str, typer.Option(help="The bundle to score with.", parser=location)],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="BUNDLE|ROLE",
+            help="The bundle to score with; production, shadow or candidate: the one that `promote` named.",
+            parser=model_location,
+        ),
+    ],
     out: Annotated[
         str, typer.Option(help="Where the scores go; one place for every night and model.", parser=location)
     ],
@@ -72,6 +79,7 @@ def score(
 
     preflight.check_ray(address)
     preflight.check_source(archive)
+    model = preflight.find_model(model, out)
     (bundle,) = preflight.check_bundles([model])
     operating_point(bundle.calibration, settings.operating_point)
     preflight.check_place(out)

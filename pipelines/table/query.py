@@ -8,6 +8,8 @@ Views:
     agreement   one row per scan and pair of models that both scored it
     runs        one row per run, from its run.json; a run without one is `unfinished`
     drift       one row per run, site and quantity, if the run measured drift
+    models      one row per promotion or rollback, with the time during which it held
+    production  the rows of `latest` of the model that is in production
 
 `latest` is the table without its superseded rows, which are few. They are found by sorting hashes of the uris (numpy
 sorts 64-bit numbers ten times as fast as DuckDB groups them), then exactly, by uri, among the rows that share a hash.
@@ -32,7 +34,8 @@ from pipelines.table.guarded import Bounds, guarded_connection
 from pipelines.table.parts import fetch_parts, mirror_folder, refuse_damaged
 from pipelines.table.presence import is_scores, no_run
 from pipelines.table.question import require_select, told_in_a_line, whole_answer
-from pipelines.table.views import NEWEST, VIEWS, drift_table, run_records, runs_table
+from pipelines.table.registry import read_entries
+from pipelines.table.views import IN_PRODUCTION, NEWEST, VIEWS, drift_table, models_table, run_records, runs_table
 
 __all__ = [
     "ask",
@@ -77,12 +80,13 @@ def fetch_rows(connection: duckdb.DuckDBPyConnection, sql: str, *params: Any) ->
     return rows
 
 
-SUMMARY = """
+SUMMARY = f"""
     SELECT model_id, status, coalesce(reason, '') AS reason, count(*) AS scans,
            count(*) FILTER (WHERE prediction = 'PNEUMONIA') AS positive
-    FROM latest GROUP BY ALL ORDER BY model_id, scans DESC, status, reason
-"""
-"""The query that `ask` runs if it is given none."""
+    FROM latest WHERE model_id = coalesce({IN_PRODUCTION}, model_id)
+    GROUP BY ALL ORDER BY model_id, scans DESC, status, reason
+"""  # noqa: S608 (constants)
+"""The query that `ask` runs if it is given none: of the model in production, or of all where none is."""
 
 
 def ask(uri: str, sql: str | None = None, *, bounds: Bounds | None = None) -> pa.Table:
@@ -136,6 +140,7 @@ def _open(store: Store, bounds: Bounds | None = None) -> tuple[duckdb.DuckDBPyCo
         raise
     connection.register("runs_table", runs_table(records))
     connection.register("drift_table", drift_table(records))
+    connection.register("models_table", models_table(read_entries(store)))
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
     return connection, files

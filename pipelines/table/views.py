@@ -1,13 +1,16 @@
 """The views over the scores, in SQL, and the two small tables built from the runs' records."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines.contracts import TIMESTAMP
 from pipelines.storage import Store
+from pipelines.table.registry import Entry, periods
 
 READ_THREADS = 16
 
@@ -41,6 +44,21 @@ DRIFT = pa.schema(
     ]
 )
 
+MODELS = pa.schema(
+    [
+        pa.field("number", pa.int64()),
+        pa.field("role", pa.string()),
+        pa.field("model_id", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("bundle", pa.string()),
+        pa.field("action", pa.string()),  # promote, rollback
+        pa.field("who", pa.string()),
+        pa.field("why", pa.string()),
+        pa.field("valid_from", TIMESTAMP),
+        pa.field("valid_to", TIMESTAMP),  # null: in force
+    ]
+)
+
 NEWEST = "status = 'failed', scored_at DESC, run_id DESC, scan_id DESC, model_id DESC"
 """Order of the rows of one file: the newest that is not `failed`, else the newest. The ids only break ties."""
 
@@ -60,7 +78,11 @@ AGREEMENT = f"""
     WHERE a.status = 'scored' AND b.status = 'scored'
 """  # noqa: S608 (constants of this module)
 
+IN_PRODUCTION = "(SELECT model_id FROM models WHERE role = 'production' AND valid_to IS NULL)"
+
 VIEWS = {
+    "models": "SELECT * FROM models_table ORDER BY number",
+    "production": f"SELECT * FROM latest WHERE model_id = {IN_PRODUCTION}",  # noqa: S608 (constants of this module)
     "rejects": "SELECT * FROM latest WHERE status <> 'scored'",
     "agreement": AGREEMENT,
     "runs": "SELECT * FROM runs_table ORDER BY run_id",
@@ -90,6 +112,14 @@ def drift_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
         for entry in record.get("drift") or []
     ]
     return pa.Table.from_pylist([{name: row.get(name) for name in DRIFT.names} for row in rows], schema=DRIFT)
+
+
+def models_table(entries: Sequence[Entry]) -> pa.Table:
+    """One row per decision on models, the schema MODELS."""
+    rows = [
+        {**asdict(period.entry), "valid_from": period.entry.at, "valid_to": period.until} for period in periods(entries)
+    ]
+    return pa.Table.from_pylist([{name: row[name] for name in MODELS.names} for row in rows], schema=MODELS)
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:

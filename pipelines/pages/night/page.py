@@ -27,6 +27,7 @@ from pipelines.pages.page_file import check_thumbnails
 from pipelines.storage import Store, open_store
 from pipelines.table.drift import KS_LEVELS, MIN_FILMS, PSI_LEVELS, SHARE_LEVELS
 from pipelines.table.query import read_scores
+from pipelines.table.registry import Entry, read_entries, role_of
 
 _MEANINGS: Final = {
     Status.SCORED.value: "has a probability",
@@ -60,7 +61,7 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
         **_of_drift(record),
         **_of_worklist(figures, record, thumbnails),
         **_of_table(figures),
-        facts=_facts(record, figures.run),
+        facts=_facts(record, figures.run, role_of(read_entries(store), figures.run["model_id"])),
     )
 
 
@@ -197,7 +198,7 @@ def _histogram_text(point: str, bounds: CallBounds) -> str:
     )
 
 
-def _facts(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+def _facts(record: Mapping[str, Any], run: Mapping[str, Any], named: Entry | None) -> dict[str, str]:
     names = {
         "bundle": "Bundle",
         "operating_point": "Operating point",
@@ -217,4 +218,5 @@ def _facts(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
         facts["Bytes read"] = f"{record['bytes'] / 1e9:,.2f} GB"
     if record.get("conditional_put") is False:
         facts["Store"] = "has no conditional put: parts were written by plain puts of fixed names"
-    return {"Run": run["run_id"], "State": run["state"], **facts}
+    role = {"Role of the model": f"{named.role}: {named.name}, since {named.at:%Y-%m-%d}"} if named else {}
+    return {"Run": run["run_id"], "State": run["state"], **role, **facts}
