@@ -194,11 +194,9 @@ def check_models(uri: str) -> None:
 
 def find_model(model: str, scores: str) -> str:
     """The bundle to score with: where a role is named, that of the model that has it at these scores."""
-    from typing import cast
+    from pipelines.table.registry import ROLES, bundle_in_role
 
-    from pipelines.table.registry import ROLES, Role, bundle_in_role
-
-    return bundle_in_role(scores, cast("Role", model)) if model in ROLES else model
+    return bundle_in_role(scores, model) if model in ROLES else model
 
 
 def check_scores(uri: str, model: str | None) -> None:

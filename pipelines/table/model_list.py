@@ -36,7 +36,7 @@ def list_models(uri: str) -> pa.Table:
     records = run_records(store, (info.key for chunk in store.list("runs") for info in chunk))
     entries = read_entries(store)
     order = [*reversed(ROLES), RETIRED, UNNAMED]
-    known = {entry.model_id for entry in entries} | {record["model_id"] for record in records}
+    known = {entry.model_id for entry in entries} | {record["model_id"] for record in records if record.get("model_id")}
     rows = [_row(model, entries, records) for model in known]
     rows.sort(key=lambda row: row["last_run"] or "", reverse=True)
     return pa.Table.from_pylist(sorted(rows, key=lambda row: order.index(row["role"])), schema=MODEL_LIST)
@@ -45,7 +45,7 @@ def list_models(uri: str) -> pa.Table:
 def _row(model: str, entries: list[Entry], records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     mine = [entry for entry in entries if entry.model_id == model]
     held = role_of(entries, model)
-    runs = [record for record in records if record["model_id"] == model]
+    runs = [record for record in records if record.get("model_id") == model]
     told = held or (mine[-1] if mine else None)
     return {
         "role": held.role if held else RETIRED if mine else UNNAMED,

@@ -9,7 +9,8 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from pipelines.storage import open_store
-from tests.pipelines.table.test_query import fill
+from tests.pipelines.bundles import save_untrained
+from tests.pipelines.table.test_query import MODEL, fill
 from tests.servers import S3Server
 
 
@@ -55,3 +56,45 @@ def test_an_answer_goes_to_a_bucket(scores: str, s3: S3Server) -> None:
     done = rayscan("query", scores, "SELECT uri FROM latest ORDER BY uri", "--out", out.uri("a.json"))
     assert done.exit_code == 0, done.stderr
     assert json.loads(out.get("a.json")) == [{"uri": "a"}, {"uri": "b"}, {"uri": "c"}]
+
+
+def test_a_model_is_promoted_listed_and_rolled_back(scores: str, tmp_path: Path) -> None:
+    first, second = (save_untrained(tmp_path / name, lineage={"of": name}) for name in ("first", "second"))
+    for bundle in (first, second):
+        by = ("--by", "anna", "--reason", "better", "--name", bundle.folder.name)
+        done = rayscan("promote", scores, str(bundle.folder), "--as", "production", *by)
+        assert done.exit_code == 0, done.stderr
+    for night in ("night1", "night2"):
+        open_store(scores).put(f"runs/{night}/run.json", json.dumps({"run_id": night, "model_id": MODEL}).encode())
+    listed = rayscan("models", scores)
+    assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [
+        ["production", "second", second.model_id],
+        ["retired", "first", first.model_id],
+        ["unnamed", "-", MODEL],
+    ]
+    done = rayscan("rollback", scores, "--reason", "alarms", "--by", "ben", "--json")
+    entry = json.loads(done.stdout)
+    assert (entry["action"], entry["name"], entry["who"], entry["why"]) == ("rollback", "first", "ben", "alarms")
+    rows = json.loads(rayscan("models", scores, "--json").stdout)
+    assert [(row["role"], row["name"], row["who"], row["runs"]) for row in rows] == [
+        ("production", "first", "ben", 0),
+        ("retired", "second", "anna", 0),
+        ("unnamed", None, None, 2),
+    ]
+    refused = rayscan("rollback", scores)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+
+
+def test_score_takes_the_model_in_production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, films = str(tmp_path / "scores"), tmp_path / "films"
+    films.mkdir()
+    (films / "a.jpg").write_bytes(b"a film")
+    promoted, folder = (save_untrained(tmp_path / name, lineage={"of": name}) for name in ("promoted", "production"))
+    assert rayscan("promote", out, str(promoted.folder), "--as", "production").exit_code == 0
+    asked: list[str] = []
+    monkeypatch.setattr("pipelines.scoring.runs.preview", lambda _, model, *__, **___: asked.append(model) or {})
+    for model in ("production", "./production"):
+        done = rayscan("score", str(films), "--model", model, "--out", out, "--dry-run")
+        assert done.exit_code == 0, done.stderr
+    assert asked == [f"file://{promoted.folder}", str(folder.folder)]

@@ -289,7 +289,7 @@ def test_the_ten_questions_of_the_readme(tmp_path: Path) -> None:
     questions = re.findall(r"```sql\n(.*?)```", text.partition("\n## ")[0], flags=re.DOTALL)
     store = write_hospital(open_store(str(tmp_path)))
     answers = [ask(store.root, sql).to_pylist() for sql in questions]
-    worklist, positives, rejects, failing, rates, flips, alarms, oldest, changed, patient, histogram = answers
+    worklist, positives, rejects, failing, rates, flips, alarms, oldest, changed, patient, histogram, in_force = answers
     assert [row["uri"] for row in worklist] == ["s3://h/b.dcm", "s3://h/a.dcm"]
     assert {(str(row["date"]), row["site"]): row["percent"] for row in positives} == {
         ("2026-01-03", "north"): 50, ("2026-01-02", "north"): 33.3, ("2026-01-01", "north"): 50,
@@ -304,6 +304,7 @@ def test_the_ten_questions_of_the_readme(tmp_path: Path) -> None:
     assert [(row["uri"], row["was"], row["prediction"]) for row in changed] == [("s3://h/b.dcm", "NORMAL", "PNEUMONIA")]
     assert [row["uri"] for row in patient] == ["s3://h/a.dcm", "s3://h/b.dcm"]
     assert [(row["percent_from"], row["films"]) for row in histogram] == [(20, 1), (70, 2)]
+    assert [(row["name"], row["who"], row["why"]) for row in in_force] == [("mobilenet", "anna", "fewer alarms")]
 
 
 def write_hospital(store: Store) -> Store:
@@ -334,6 +335,10 @@ def write_hospital(store: Store) -> Store:
     write_run(store, "20260101T020000Z-000001", first, hours=0, model="1111")
     write_run(store, "20260102T020000Z-000002", second, hours=24, model="2222")
     write_run(store, "20260103T020000Z-000003", third, hours=48, model="1111")
+    for number, (name, day) in enumerate((("cnn", 1), ("mobilenet", 2), ("another", 5)), 1):
+        entry = {"number": number, "action": "promote", "role": "production", "model_id": name, "bundle": "s3://m"}
+        entry |= {"name": name, "who": "anna", "why": "fewer alarms", "at": f"2026-03-0{day}T12:00:00+00:00"}
+        store.put(f"models/{number:08d}.json", json.dumps(entry).encode())
     for night in (1, 2, 3):
         run = f"2026010{night}T020000Z-00000{night}"
         drift = {"site": "north", "quantity": "probability", "n": 40, "psi": 0.31, "ks": 0.2, "level": "ok"}

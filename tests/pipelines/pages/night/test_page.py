@@ -42,6 +42,15 @@ class TestRun:
         write_run(store, 0, NIGHT, listed=1_813)
         assert "Planned 1,813 all that were listed" in written_report(store, tmp_path / "night.html").text
 
+    def test_the_role_of_the_model_is_said_if_it_has_one(self, store: Store, tmp_path: Path) -> None:
+        write_run(store, 0, NIGHT)
+        assert "Role of the model" not in written_report(store, tmp_path / "night.html").text
+        entry = {"number": 1, "action": "promote", "role": "shadow", "model_id": MODEL_ID, "bundle": "s3://m/best"}
+        entry |= {"name": "mobilenet", "who": "anna", "why": "", "at": "2026-03-01T00:00:00+00:00"}
+        store.put("models/00000001.json", json.dumps(entry).encode())
+        page = written_report(store, tmp_path / "night.html")
+        assert "Role of the model shadow: mobilenet, since 2026-03-01" in page.text
+
     def test_sites(self, store: Store, tmp_path: Path) -> None:
         write_run(store, 0, NIGHT)
         page = written_report(store, tmp_path / "night.html")
