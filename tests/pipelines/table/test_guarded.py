@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import stat
+from hashlib import sha256
 from pathlib import Path
 
 import duckdb
@@ -78,7 +79,7 @@ def scores(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def contents(store: Store, folder: Path) -> dict[str, str]:
     """Everything that a question could harm: the store, and the files beside it."""
     files = [file for file in folder.rglob("*") if file.is_file() and not file.is_relative_to(cache_folder("spill"))]
-    there = {str(file): str(file.stat().st_mtime_ns) for file in files}
+    there = {str(file): sha256(file.read_bytes()).hexdigest() for file in files}
     return there | {info.key: info.etag for chunk in store.list() for info in chunk}
 
 
