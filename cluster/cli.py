@@ -5,11 +5,13 @@ what and how to mend it), 3 incomplete (run again to resume). Each verb imports 
 answer at once, and torch alone takes two seconds to import.
 """
 
+import os
 from collections.abc import Callable
 
 import typer
 
 from cluster.commands import add_verb
+from cluster.source import THREADS
 from cluster.verbs.data import audit, catalog, demo, prepare
 from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
 from cluster.verbs.registry import models, promote, rollback
@@ -57,6 +59,8 @@ for function in VERBS:
 
 def main() -> None:
     """Entry point of the `rayscan` command."""
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
     app(prog_name="rayscan")
 
 

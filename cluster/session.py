@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a hospital's cluster is sent anywhere
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # without it the dashboard's Train page stays empty
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a task that asks for no GPU still sees them: `doctor` counts them
+    **source.THREADS,
 }
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _KNOCK_SECONDS = 5

@@ -122,7 +122,7 @@ def cluster_capacity() -> Capacity:
     config = _reported_types() or (_asked_on_head(heads[0]["NodeID"]) if heads else None)
     if config is None:
         if not sum(node.cpus for node in nodes) or "KUBERNETES_SERVICE_HOST" in os.environ:
-            log.info("what the autoscaler may start cannot be read here: --max-actors says how far this run may grow")
+            log.info("what the autoscaler may start cannot be read here: give --max-actors or --concurrent to let it")
         return Capacity(nodes=nodes)
     kinds, most_nodes = config
     head = _node_type(heads[0]["Resources"]) if heads else NodeType(cpus=0)

@@ -63,7 +63,9 @@ class SearchOptions:
         float | None,
         typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (1 where there is one)."),
     ] = None
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (as many as the cluster holds).")] = None
+    concurrent: Annotated[
+        int | None, typer.Option(help="Trials at a time (as many as there is room for when the cluster has grown).")
+    ] = None
     select: Annotated[
         Select | None, typer.Option(help="How the model is picked: robust scores the five best on perturbed films.")
     ] = None
@@ -99,7 +101,7 @@ def tune(
     from cluster.session import ray_session
     from tuning.search import driver
 
-    with ray_session(address):
+    with ray_session(address, working_on="tune"):
         summary = driver.search(dataset, out, settings, space=space, optuna_storage=optuna_storage)
     output.show(summary, as_json=json)
 

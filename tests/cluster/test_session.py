@@ -100,6 +100,7 @@ def test_local_workers_inherit_what_storage_and_patient_keys_need(drive: Drive) 
     assert drive.seen["env"]["AWS_ENDPOINT_URL"] == "http://here"
     assert drive.seen["env"]["RAYSCAN_PATIENT_SECRET"] == "known here"
     assert drive.seen["env"]["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert drive.seen["env"]["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_a_ray_that_already_runs_here_is_not_joined(drive: Drive, head: Head) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from models.errors import InputError
 from models.spec import Scalar
 from pipelines.bundles import cache_folder
+from pipelines.capacity import cluster_capacity
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store, open_store
 from tuning.search.confirm_on_ray import as_ray_tasks
@@ -24,6 +24,7 @@ from tuning.search.group_trial import DRIVER, Group, run_group_trial
 from tuning.search.known_trials import best_of, final_trials
 from tuning.search.mirror import Mirror
 from tuning.search.probes import best_probes, run_probes
+from tuning.search.room import room_for
 from tuning.search.rounds import run_round
 from tuning.search.settings import FINAL_SHARE, PROBE_SHARE, SearchSettings
 from tuning.search.setup import SearchSetup, read_films
@@ -70,7 +71,7 @@ def search(
     space = space_of(settings, films.info) if space is None else space
     check_space(space, settings, films.info)
     warm = [] if settings.warm_start is None else best_of(settings.warm_start, space, films.info.fingerprint)
-    resources, concurrent = _resources(settings)
+    room = room_for(settings, cluster_capacity())
     dealt = None
     if settings.confirm:
         dealt = deal_train(films.train, films.val, films.info, films.uri, seed=settings.seed + 1)
@@ -79,15 +80,7 @@ def search(
         dataset=films.uri, fingerprint=films.info.fingerprint, space=space.to_json(), settings=asdict(settings)
     )
     with _mirrored(optuna_storage, store, space, settings, films.info) as mirror:
-        setup = SearchSetup(
-            store=store,
-            films=films,
-            settings=settings,
-            space=space,
-            resources=resources,
-            concurrent=concurrent,
-            mirror=mirror,
-        )
+        setup = SearchSetup(store=store, films=films, settings=settings, space=space, room=room, mirror=mirror)
         earlier = begin_study(store, study, resume=settings.resume)
         records = _run_rounds(setup, earlier, warm, began)
     ran = len(without_probes(records)) - len(without_probes(earlier))
@@ -110,6 +103,7 @@ def _run_rounds(
             store=setup.store,
             seed=settings.seed,
             deadline=began + PROBE_SHARE * budget,
+            at_a_time=setup.room.cores,
         )
         points = [*best_probes(known, space), *points]
     if setup.mirror is not None:
@@ -145,7 +139,8 @@ def _conclude(
     assert record.auc is not None  # the leaderboard holds only trials with a result
     if dealt is not None:
         best = [trial for trial in leaderboard(records) if trial.kind != "baseline"][: settings.confirm]
-        confirmed = confirm(store, best, dealt, run=as_ray_tasks(setup.resources), known=findings.confirmed)
+        in_tasks = as_ray_tasks(setup.room.each, at_most=setup.room.trials * settings.workers_per_trial)
+        confirmed = confirm(store, best, dealt, run=in_tasks, known=findings.confirmed)
         findings = add_confirmed(store, findings, confirmed)
     remove_stale_checkpoints(store, records)  # of workers that were stopped and had one more to put
     return StudySummary(
@@ -182,26 +177,9 @@ def _mirrored(
         mirror.close()
 
 
-def _resources(settings: SearchSettings) -> tuple[dict[str, float], int]:
-    """The resources of each worker of a trial, and how many trials run at a time."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = settings.gpus_per_trial
-    if gpus is None:
-        gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
-    each = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": gpus} if gpus else {})
-    needed = {name: settings.workers_per_trial * amount for name, amount in each.items()}
-    fitting = min(int(have.get(name, 0) / amount) for name, amount in needed.items())
-    if fitting < 1 and settings.max_concurrent is None:
-        raise InputError(
-            f"one trial needs {needed}, but the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
-            "; lower --cpus-per-trial or --gpus-per-trial, or give --concurrent to wait for an autoscaler"
-        )
-    return each, settings.max_concurrent or fitting
-
-
 def _trainable(setup: SearchSetup) -> Any:
     """What Ray Tune runs for each trial: the training in the trial's own process, or a group of workers."""
-    films, settings, resources = setup.films, setup.settings, dict(setup.resources)
+    films, settings, resources = setup.films, setup.settings, dict(setup.room.each)
     job = TrialJob(
         study=setup.store,
         preprocessing=films.info.preprocessing,

@@ -20,6 +20,7 @@ from pipelines import telemetry
 from pipelines.storage import Store
 from tuning.search.board import Board, Running
 from tuning.search.mirror import Mirror
+from tuning.search.room import Waiting
 from tuning.search.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, kind_of, own_id, parameters_of
 from tuning.study.failure import brief
 from tuning.study.records import (
@@ -74,14 +75,18 @@ class Ledger(Callback):
         """By the study's name of a trial, in all passes of a round: how often its process died, or it raised."""
         self.aside: dict[str, Any] = {}
         """Trials that Ray Tune gave up before their time; the round's next pass takes them up."""
+        self.entered: set[str] = set()
+        """Ray Tune's names of the trials that ended in this pass."""
         self.failed_at: dict[str, int] = {}
         """Ray Tune's step at which a trial failed last."""
+        self.waiting = Waiting()
         self.board = Board(self.records, planned=planned, deadline=deadline, metric=metric)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Ray Tune looked after its trials: show how the search stands, once a second."""
+        """Ray Tune looked after its trials: show how the search stands, once a second, and say if none has a place."""
         if self.board.is_old():
             self._show()
+            self.waiting.look(sum(trial.status == trial.PENDING for trial in trials), len(self.running))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Number the trial by the order of the suggestions, and write down what it is, or that it goes on."""
@@ -122,6 +127,13 @@ class Ledger(Callback):
             return
         self._begin(trial)
         self.aside[trial.trial_id] = self.running.pop(trial.trial_id, trial)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Ray Tune tells nobody of a trial that a process could not take over from the trial before it."""
+        for trial in trials:
+            told = trial.trial_id in self.aside or trial.trial_id in self.entered
+            if trial.status == trial.ERROR and not told:
+                self.on_trial_error(-1, trials, trial)
 
     def close(self) -> None:
         """Enter the trials that were under way when time was up or Ctrl-C came, with what they reached.
@@ -171,6 +183,7 @@ class Ledger(Callback):
 
     def _enter(self, trial: Any, status: TrialStatus, *, error: str | None = None) -> None:
         self.running.pop(trial.trial_id, None)
+        self.entered.add(trial.trial_id)
         result = trial.last_result or {}
         record = TrialRecord(
             trial_id=own_id(trial.config, trial.trial_id),

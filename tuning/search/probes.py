@@ -31,6 +31,7 @@ from pipelines.bundles import cache_folder
 from pipelines.progress import progress
 from pipelines.storage import Store
 from tuning.search.frozen_trial import frozen_trial
+from tuning.search.room import Waiting
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import PROBES, SearchSpace, TrialPlan, to_plan
 from tuning.study.records import TrialRecord, next_number
@@ -45,6 +46,8 @@ BATCH: Final = 16
 """Heads of one Ray task: 4 to 8 s, so that the sampler, which learns of them together, is never far behind."""
 WRITE_EVERY: Final = 5.0
 """Seconds between two writes of the study's table: what a killed driver loses at most."""
+GRACE: Final = 30.0
+"""Seconds after the deadline for the tasks that run then; those that still wait for a node are given up."""
 BEST: Final = 3
 """Kinds of features whose best head is fine-tuned."""
 MARK: Final = "features"
@@ -110,10 +113,11 @@ def run_probes(
     store: Store,
     seed: int,
     deadline: float,
+    at_a_time: int,
 ) -> list[TrialRecord]:
     """Probe until the study has `probes` probes, or `deadline` (of `time.monotonic`); the new rows, already written.
 
-    Raises `InputError` where the space has nothing to probe.
+    `at_a_time` tasks of one core fit heads. Raises `InputError` where the space has nothing to probe.
     """
     chooser = ProbeSpace(kinds=feature_kinds(space), space=space)
     before = [record for record in earlier if record.kind == "probe"]
@@ -131,7 +135,8 @@ def run_probes(
     began = written = time.monotonic()
     try:
         with progress("probes", wanted, "heads") as advance:
-            for batch in _batches(study, chooser, features, wanted=wanted, seed=seed, deadline=deadline):
+            asked = _Asked(probes=wanted, seed=seed, deadline=deadline, at_a_time=at_a_time)
+            for batch in _batches(study, chooser, features, asked):
                 records += [_record(number + len(records) + place, head, seed) for place, head in enumerate(batch)]
                 advance(len(batch))
                 if time.monotonic() - written > WRITE_EVERY:
@@ -179,36 +184,52 @@ class _Fitted:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """How many heads are wanted, and how they are come by."""
+
+    probes: int
+    seed: int
+    deadline: float
+    at_a_time: int
+    """Tasks."""
+
+
 def _batches(
-    study: optuna.Study,
-    chooser: ProbeSpace,
-    features: Mapping[str, tuple[Any, Any]],
-    *,
-    wanted: int,
-    seed: int,
-    deadline: float,
+    study: optuna.Study, chooser: ProbeSpace, features: Mapping[str, tuple[Any, Any]], asked: _Asked
 ) -> Iterator[list[_Fitted]]:
-    """Heads in the order in which their tasks end; one task per CPU of the cluster."""
-    slots = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    """Heads in the order in which their tasks end."""
     running: dict[Any, list[tuple[optuna.Trial, FeatureKind, dict[str, Scalar]]]] = {}
+    left = asked.probes
     try:
         while True:
-            while wanted and len(running) < slots and time.monotonic() < deadline:
-                asked = [study.ask() for _ in range(min(BATCH, wanted))]
-                batch = [(trial, *chooser(trial)) for trial in asked]
-                running[_submit([(kind, head) for _, kind, head in batch], features, seed)] = batch
-                wanted -= len(batch)
-            if not running:
+            while left and len(running) < asked.at_a_time and time.monotonic() < asked.deadline:
+                trials = [study.ask() for _ in range(min(BATCH, left))]
+                batch = [(trial, *chooser(trial)) for trial in trials]
+                running[_submit([(kind, head) for _, kind, head in batch], features, asked.seed)] = batch
+                left -= len(batch)
+            done = _next_done(list(running), asked.deadline + GRACE)
+            if not done:
                 return
-            done, _ = ray.wait(list(running), num_returns=1)
             fitted = []
-            for (trial, kind, head), (auc, seconds) in zip(running.pop(done[0]), ray.get(done[0]), strict=True):
+            for (trial, kind, head), (auc, seconds) in zip(running.pop(done), ray.get(done), strict=True):
                 study.tell(trial, auc)
                 fitted.append(_Fitted(kind=kind, head=head, auc=auc, seconds=seconds))
             yield fitted
     finally:
         for task in running:
             ray.cancel(task)
+
+
+def _next_done(running: Sequence[Any], deadline: float) -> Any | None:
+    """The next task that ends; None where there is none, or none ends by the deadline."""
+    waiting = Waiting()
+    while running and time.monotonic() < deadline:
+        done, _ = ray.wait(list(running), num_returns=1, timeout=1)
+        if done:
+            return done[0]
+        waiting.look(len(running), int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
+    return None
 
 
 def _submit(

@@ -38,7 +38,12 @@ from tuning.training.objectives import parse_objectives
 
 log = logging.getLogger("rayscan")
 
-_QUIET: Final = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+_QUIET: Final = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # of two objectives, a trial that cannot be trained lacks one: without this it would end the search
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
 GAIN: Final = 0.0005
 """Least gain in AUC that counts as one: a quarter of the standard error of an AUC of 0.996 on 785 films, 575 of them
 diseased (Hanley & McNeil 1982)."""
@@ -99,7 +104,7 @@ def _run_pass(
     log.info(
         "%s to run%s, %d at a time, each on %s",
         "trials until the time is up" if math.isinf(wanted) else f"{wanted} {'trials' if finals is None else 'finals'}",
-        *(f", {len(resumed)} of them begun before" if due else "", min(setup.concurrent, wanted), setup.resources),
+        *(f", {len(resumed)} of them begun before" if due else "", min(setup.room.trials, wanted), setup.room.each),
     )
     ledger = Ledger(
         setup.store,
@@ -129,7 +134,7 @@ def _tune_config(
         search_alg=searcher,
         scheduler=scheduler,
         num_samples=-1 if math.isinf(wanted) else int(wanted),
-        max_concurrent_trials=int(min(setup.concurrent, wanted)),
+        max_concurrent_trials=int(min(setup.room.trials, wanted)),
         time_budget_s=None if math.isinf(deadline) else max(1.0, deadline - time.monotonic()),
         reuse_actors=setup.settings.workers_per_trial == 1,
     )

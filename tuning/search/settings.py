@@ -77,9 +77,11 @@ class SearchSettings:
     """Of each of its workers."""
     gpus_per_trial: float | None = None
     """Of each of its workers; a fraction lets several small trials of one worker share a GPU. None: one whole GPU if
-    the cluster has any, else none."""
+    the cluster has any or its autoscaler may start one, else none."""
     max_concurrent: int | None = None
-    """None: as many as the cluster's CPUs and GPUs allow now; give a number to let an autoscaler grow to it."""
+    """Trials at a time; probes and folds to confirm take no more cores than those. None: as many as there is room for
+    when the cluster has grown to its limits. Ray has no priorities, so what is to start beside the search needs the
+    cores that this leaves."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "epochs", "grace_epochs", "workers_per_trial", "cpus_per_trial", "max_concurrent"):

@@ -1,10 +1,10 @@
 """What a search works with, in all of its rounds: its films, its study, its space, and what its trials run on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.storage import Store, open_store
 from tuning.search.mirror import Mirror
+from tuning.search.room import Room
 from tuning.search.settings import SearchSettings
 from tuning.spaces.space import SearchSpace
 from tuning.training.films import TrainingFilms, read_training_films
@@ -19,10 +19,7 @@ class SearchSetup:
     films: TrainingFilms
     settings: SearchSettings
     space: SearchSpace
-    resources: Mapping[str, float]
-    """Of each worker of a trial, as in `{"CPU": 1.0, "GPU": 0.5}`."""
-    concurrent: int
-    """Trials at a time."""
+    room: Room
     mirror: Mirror | None = None
 
 

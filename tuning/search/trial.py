@@ -11,10 +11,11 @@ lives on after it was given up can only put states of the same training.
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from ray import tune
 from torch import Tensor
@@ -48,6 +49,10 @@ TIME = "epoch"
 TAKEN_UP = "taken_up"
 """In a trial's configuration, and user attribute of its Optuna trial: `trial_id`, `number` and `seed` of the trial of
 an earlier run that it continues."""
+
+_LET_GO_SECONDS: Final = "60"
+"""How long Ray Tune gives a stopped trial's thread to end before the process takes the next trial. With its 2 s, a busy
+machine is too slow, and the next trial is given up without a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +188,7 @@ def run_trial(config: dict[str, Any], *, films: TrainingFilms, job: TrialJob) ->
     A fault of the parameters (training diverges, there is no such model) is reported, and this process takes the next
     trial. Anything else is raised: Ray Tune tries again in a new process, as the machine may be at fault.
     """
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _LET_GO_SECONDS)
     trial_id = own_id(config, tune.get_context().get_trial_id())
     earlier = load_checkpoint(job.study, trial_id)
     progress = Progress(job, trial_id, earlier, tune.report)

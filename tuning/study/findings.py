@@ -37,6 +37,7 @@ from tuning.study.records import StudyInfo, TrialRecord, leaderboard
 from tuning.study.store import FINDINGS, RECIPES
 from tuning.study.trial_files import load_logits
 from tuning.study.winner import logits_of
+from tuning.training.objectives import AUC, parse_objective
 
 log = logging.getLogger("rayscan")
 
@@ -203,7 +204,9 @@ def _judge(
     """The findings with what the ranked trials' predictions show."""
     disease = (val.labels != 0).astype(np.int64)
     odds = np.array([disease_log_odds(own) for own in logits], dtype=np.float64)
-    estimated = estimate(disease, val.patients, odds, top=1 if select == "auc" else TOP)
+    objective = study.objectives[0]
+    judge = None if objective == AUC else parse_objective(objective).judge
+    estimated = estimate(disease, val.patients, odds, judge=judge, top=1 if select == "auc" else TOP)
     selection, chosen = estimated or (None, [None] * len(ranked))
     trials = {
         record.trial_id: Judged(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from models.statistics.bootstrap import aucs
 from models.statistics.metrics import Labels, auc
+from tuning.training.objectives import Judge
 
 SPLITS: Final = 200
 LEAST_PATIENTS: Final = 4
@@ -31,7 +32,10 @@ Halves = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimism:
-    """By how much choosing among trials by their AUC on the validation films inflates that AUC."""
+    """By how much the AUC on the validation films is too high of the trial that was chosen by these films.
+
+    The choice is by the study's objective, mostly the AUC itself; what is told of it is the AUC, whatever chose.
+    """
 
     trials: int
     """That were chosen among."""
@@ -41,9 +45,9 @@ class Optimism:
     top: int
     """How many of the best trials are averaged: 1 where the best is taken."""
     auc: float
-    """Theirs on all films, by which they were chosen."""
+    """Theirs on all films, which chose them."""
     elsewhere: float
-    """AUC of the best on one half of the patients, on the other half; the mean over splits, each used both ways."""
+    """AUC of the best by one half of the patients, on the other half; the mean over splits, each used both ways."""
 
     @property
     def optimism(self) -> float:
@@ -56,32 +60,45 @@ class Optimism:
 
 
 def estimate(
-    labels: Labels, patients: npt.NDArray[np.str_], scores: npt.NDArray[np.float64], *, top: int = 1, seed: int = 0
+    labels: Labels,
+    patients: npt.NDArray[np.str_],
+    scores: npt.NDArray[np.float64],
+    *,
+    judge: Judge | None = None,
+    top: int = 1,
+    seed: int = 0,
 ) -> tuple[Optimism, npt.NDArray[np.float64]] | None:
     """The optimism of taking one of the `top` best of T trials, and on which share of the halves each is the best [T].
 
-    `scores` [T, N] rise with disease, on any scale. None where a half might lack patients with or without disease.
+    `scores` [T, N] rise with disease, on any scale; `judge` is the objective by which the best was chosen, None for the
+    AUC. Returns None where a half might lack patients with or without disease.
     """
     split = halves(patients, labels, SPLITS, seed)
     if split is None:
         return None
     top = min(top, len(scores))
     own, other = (np.array([_aucs(labels, of_trial, side) for of_trial in scores]) for side in (split, ~split))
+    by_own, by_other = own, other
+    if judge is not None:
+        by_own, by_other = (
+            np.array([[judge(labels[half], of_trial[half]) for half in side] for of_trial in scores])
+            for side in (split, ~split)
+        )
     chosen = np.zeros(len(scores))
     elsewhere = []
-    for choosing, judging in ((own, other), (other, own)):
+    for choosing, judging in ((by_own, other), (by_other, own)):
         # stable: of equals the earlier, as on the leaderboard
         best = np.argsort(-choosing, axis=0, kind="stable")[:top]
         elsewhere.append(np.take_along_axis(judging, best, axis=0).mean())
         chosen += np.bincount(best[0], minlength=len(scores))
-    whole = sorted((auc(labels, of_trial) for of_trial in scores), reverse=True)
+    first = sorted(scores, key=lambda of_trial: (judge or auc)(labels, of_trial), reverse=True)[:top]
     optimism = Optimism(
         trials=len(scores),
         films=len(labels),
         patients=len(np.unique(patients)),
         splits=SPLITS,
         top=top,
-        auc=float(np.mean(whole[:top])),
+        auc=float(np.mean([auc(labels, of_trial) for of_trial in first])),
         elsewhere=float(np.mean(elsewhere)),
     )
     return optimism, chosen / (2 * SPLITS)

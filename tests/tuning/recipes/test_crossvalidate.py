@@ -16,21 +16,20 @@ from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from models.errors import InputError
 from models.films import Films, join_films
-from models.networks.zoo import build
-from models.spec import DISCLAIMER, ModelSpec, Preprocessing
+from models.spec import DISCLAIMER, Preprocessing
 from models.statistics.robustness import CHANGES
 from pipelines.ingest.dataset import read_dataset_info
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
 from tests.pipelines.pages.samples import HOSTILE, read_page
+from tests.tuning.recipes.conftest import CNN
 from tuning.recipes.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
 from tuning.recipes.folds import Fold, KeptFolds
 from tuning.recipes.recipe import Recipe
 from tuning.training.settings import TrainSettings
 
 QUICK = TrainSettings(epochs=1, batch_size=16, augment=0.0, threads=1)
-CNN = {"depth": 2, "width": 4}
 
 
 def of_patients(count: int, *, seed: int) -> Films:
@@ -51,15 +50,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_dataset(store, Preprocessing(size=SIZE), splits)
     store.delete("test.parquet")  # whoever reads the test films fails
     return store.root
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    network = build(ModelSpec(name="cnn", parameters=CNN, preprocessing=Preprocessing(size=SIZE)))
-    path = tmp_path_factory.mktemp("weights") / "it.safetensors"
-    safetensors.torch.save_file(network.state_dict(), path)
-    return str(path)
 
 
 def some_films(patients: Sequence[str], kinds: Sequence[tuple[int, str]]) -> Films:

@@ -19,6 +19,7 @@ from models.statistics.metrics import auc
 from pipelines.storage import open_store
 from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
+from tests.tuning.recipes.conftest import CNN
 from tuning.recipes.recipe import Recipe, read_recipe, recipe_names, to_toml
 from tuning.recipes.train import train
 from tuning.training.head_settings import HeadSettings
@@ -36,7 +37,6 @@ def points(recipe: Recipe) -> list[Recipe]:
     return [recipe.at(combination) for combination in recipe.combinations()]
 
 
-CNN = {"depth": 2, "width": 4}
 QUICK = TrainSettings(epochs=2, batch_size=8, augment=0.0, threads=1)
 
 
@@ -189,15 +189,6 @@ def test_of_a_grid_the_one_that_changed_films_cost_least_may_be_kept(dataset: st
     lineage = load_bundle(tmp_path / "by-auc").lineage
     assert lineage["chosen"] == best[0]["parameters"] != robust["parameters"]
     assert "selection" not in lineage
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    network = build(ModelSpec(name="cnn", parameters=CNN, preprocessing=Preprocessing(size=SIZE)))
-    path = tmp_path_factory.mktemp("weights") / "it.safetensors"
-    safetensors.torch.save_file(network.state_dict(), path)
-    return str(path)
 
 
 def test_a_grid_of_heads_reads_the_kept_features(

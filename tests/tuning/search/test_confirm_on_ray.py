@@ -23,7 +23,7 @@ def test_tasks_of_ray_give_what_one_process_gives(tmp_path: Path) -> None:
     )
     jobs = [FoldJob(trial_id="some", fold=fold, recipe=recipe) for fold in (1, 2)]
     here = {one.fold: one.probability for one in one_after_another(jobs, dealt)}
-    there = {one.fold: one.probability for one in as_ray_tasks({"CPU": 1.0})(jobs, dealt)}
+    there = {one.fold: one.probability for one in as_ray_tasks({"CPU": 1.0}, at_most=1)(jobs, dealt)}
     assert set(there) == {1, 2}
     for fold, probability in here.items():
         np.testing.assert_allclose(there[fold], probability, atol=1e-5)

@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tuning.spaces.space import SearchSpace, Suggest
 from tuning.spaces.space_file import space_for
 from tuning.study.records import TrialRecord
 from tuning.study.store import read_trials, unfinished_trials
+from tuning.training.objectives import AUC, LATENCY
 
 SETTINGS = SearchSettings(trials=3, epochs=1, grace_epochs=1, max_concurrent=1)
 
@@ -98,6 +99,26 @@ def test_a_trial_whose_process_always_dies_as_it_starts_fails_and_the_search_goe
     told = [line.getMessage() for line in caplog.records if line.getMessage().startswith("trial 2")]
     assert [line.rpartition("; ")[2] for line in told[:-1]] == ["it starts again"] * RETRIES
     assert told[-1].startswith("trial 2 mlp failed: ActorDiedError: ")
+
+
+class Broken(SearchSpace):
+    """A space whose third trial cannot be trained."""
+
+    def __call__(self, trial: Suggest) -> dict[str, Scalar]:
+        constants = super().__call__(trial)
+        return {**constants, "accumulate": 0} if getattr(trial, "number", None) == 2 else constants
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_of_two_objectives_a_trial_that_cannot_be_trained_lacks_one_and_fails(tmp_path: Path) -> None:
+    dataset, out = str(tmp_path / "dataset"), str(tmp_path / "study")
+    write_dataset(dataset)
+    space = Broken(**vars(space_for(SIZE, families=("mlp",))))
+    search(dataset, out, replace(SETTINGS, objectives=(AUC, LATENCY)), space=space)
+    records = read_trials(open_store(out))
+    assert [record.status for record in records] == ["complete", "complete", "failed"]
+    assert records[2].latency_ms is None
+    assert str(records[2].error).startswith("InputError: accumulate=0")
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -1,5 +1,6 @@
 """What a choice among many models flatters is estimated, from their predictions alone."""
 
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from models.statistics.metrics import auc
 from tuning.study.optimism import estimate, halves
+from tuning.training.objectives import sensitivity_at
 
 SHIFT = 2.0
 TRUE_AUC = NormalDist().cdf(SHIFT / np.sqrt(2))
@@ -43,6 +45,25 @@ def test_a_model_far_ahead_is_chosen_by_every_half_and_flatters_nobody() -> None
     assert abs(found.optimism) < 0.001
     assert found.to_json()["optimism"] == found.optimism
     assert (found.trials, found.films, found.patients) == (6, 600, 600)
+
+
+def test_a_choice_by_another_objective_is_worth_the_auc_of_what_that_objective_chooses() -> None:
+    """Of the two, one is better over all, the other where few of the healthy may be called diseased."""
+    rng = np.random.default_rng(3)
+    labels, patients, _ = equals(3)
+    clear = (rng.random(600) < 0.83) & (labels == 1)
+    overall = 2.5 * labels + rng.normal(size=600)
+    picky = np.where(clear, 10.0, 0.0) + rng.normal(size=600)
+    scores = np.array([overall, picky])
+    judge = partial(sensitivity_at, specificity=0.95)
+    assert auc(labels, overall) > auc(labels, picky)
+    assert judge(labels, overall) < judge(labels, picky)
+    estimated = estimate(labels, patients, scores, judge=judge)
+    assert estimated is not None
+    found, chosen = estimated
+    assert chosen[1] > 0.8
+    assert found.auc == auc(labels, picky)
+    assert found.elsewhere == pytest.approx(found.auc, abs=0.01)
 
 
 def test_one_of_the_few_best_flatters_less_than_the_best() -> None:
