@@ -17,7 +17,7 @@ from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
 from cluster.verbs.registry import models, promote, rollback
 from cluster.verbs.scores import compact, query, report, score
 from cluster.verbs.search import tune
-from cluster.verbs.training import crossvalidate, evaluate, recipes, train
+from cluster.verbs.training import agree, crossvalidate, evaluate, recipes, train
 
 VERBS: tuple[Callable[..., None], ...] = (
     demo,
@@ -29,6 +29,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     recipes,
     tune,
     evaluate,
+    agree,
     promote,
     rollback,
     models,

@@ -147,6 +147,16 @@ def check_evaluation(bundles: Sequence[str], dataset: str, split: str) -> None:
         check_fits(bundle.spec.preprocessing, info, dataset)
 
 
+def check_agreement(bundle: str, dataset: str) -> None:
+    """There is a bundle that can be added to, and the data set it was made from."""
+    from pipelines.bundles import fetch_bundle, require_own_films
+    from pipelines.ingest.dataset_info import read_dataset_info
+
+    check_evaluation([bundle], dataset, "val")
+    require_own_films(fetch_bundle(bundle), read_dataset_info(dataset).fingerprint, dataset)
+    check_place(bundle)
+
+
 def check_search(dataset: str, out: str, settings: "SearchSettings", optuna_storage: str | None) -> None:
     """There are films to search on, what the search starts from, and room for the study, or the one to go on with."""
     from dataclasses import asdict

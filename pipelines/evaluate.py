@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from models.bundle import Bundle
 from models.engines.choice import load_engine
+from models.engines.machine import Precision
 from models.films import Films
 from models.spec import DISCLAIMER
 from models.statistics.calibration import called_positive
@@ -25,6 +26,9 @@ from pipelines.pages.page_file import put_page
 from pipelines.progress import progress
 
 BATCH = 32
+EXACT: Final = "fp32"
+_RECORDED: Final = ("name", "precision", "device", "version")
+"""Of the engine, in an entry: which it was, and not how fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class EvaluationSummary:
     subtypes: Mapping[str, Any]
     prior_shift: Mapping[str, Any] | None
     """If asked for: `training`, `estimated` and `true` prevalence; `brier` and `ece` before and after correction."""
+    engine: str
+    """Engine, precision and device the films were scored by."""
     report: str | None
     notice: str = DISCLAIMER
 
@@ -62,30 +68,45 @@ class ComparisonSummary:
 
 
 def evaluate(
-    bundle_uri: str, dataset: str, split: str, *, report: str | None = None, prior_shift: str | None = None
+    bundle_uri: str,
+    dataset: str,
+    split: str,
+    *,
+    report: str | None = None,
+    prior_shift: str | None = None,
+    precision: Precision = EXACT,
 ) -> EvaluationSummary:
     """Score the films of a split and compare with their labels; `report` names a page to write.
 
+    `precision` is that of the engine; in float32 the figures do not depend on the machine. The entry `engine` says
+    which engine it was.
     `prior_shift`, one of `models.statistics.prior_shift.PRIOR_METHODS`, estimates the prevalence from the scores alone
     and reports how good probabilities corrected for it would be, in the entry `prior_shift`. It changes nothing else.
 
     Raises `InputError` when the data set was not prepared as the model expects its films.
     """
     films = _films([bundle_uri], dataset, split)
-    model = _judge(bundle_uri, dataset, split, films, prior_shift)
+    model = _judge(bundle_uri, dataset, split, films, precision, prior_shift)
     if report:
         page = evaluation_page(model.entry, model=model.name, model_id=model.model_id, dataset=dataset)
         report = put_page(page, report)
     return _summary(model, dataset, split, films, report)
 
 
-def compare(bundle_uris: Sequence[str], dataset: str, split: str, *, report: str | None = None) -> ComparisonSummary:
+def compare(
+    bundle_uris: Sequence[str],
+    dataset: str,
+    split: str,
+    *,
+    report: str | None = None,
+    precision: Precision = EXACT,
+) -> ComparisonSummary:
     """`evaluate` several models on the same films; `report` names a page that shows them side by side.
 
     Raises `InputError` as `evaluate` does, and when two of the bundles hold the same model.
     """
     films = _films(bundle_uris, dataset, split)
-    judged = [_judge(uri, dataset, split, films) for uri in bundle_uris]
+    judged = [_judge(uri, dataset, split, films, precision) for uri in bundle_uris]
     if len({model.model_id for model in judged}) < len(judged):
         raise InputError("two of the bundles hold the same model; name each once")
     names = [model.name for model in judged]
@@ -114,9 +135,11 @@ def _films(bundle_uris: Sequence[str], dataset: str, split: str) -> Films:
     return load_films(dataset, split)
 
 
-def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift: str | None = None) -> EvaluatedModel:
+def _judge(
+    bundle_uri: str, dataset: str, split: str, films: Films, precision: Precision, prior_shift: str | None = None
+) -> EvaluatedModel:
     bundle = fetch_bundle(bundle_uri)
-    engine = load_engine(bundle)
+    engine = load_engine(bundle, precision=precision)
     probability = np.empty(len(films), dtype=np.float32)
     with progress(f"evaluate {bundle.spec.name} on {split}", len(films), "films") as advance:
         for start in range(0, len(films), BATCH):
@@ -132,6 +155,7 @@ def _judge(bundle_uri: str, dataset: str, split: str, films: Films, prior_shift:
         patients=films.patients,
         groups=films.groups,
     )
+    entry["engine"] = {name: value for name, value in engine.choice.to_json().items() if name in _RECORDED}
     if prior_shift is not None:
         entry["prior_shift"] = _prior_shift(bundle, prior_shift, films, probability)
     if split == "test":
@@ -176,6 +200,7 @@ def _summary(model: EvaluatedModel, dataset: str, split: str, films: Films, repo
         metrics=model.entry["metrics"],
         subtypes=model.entry["subtypes"],
         prior_shift=model.entry.get("prior_shift"),
+        engine=model.entry["engine"]["name"],
         report=report,
     )
 

@@ -8,6 +8,7 @@ import typer
 from cluster import output, preflight
 from cluster.locations import location, named_or_file
 from cluster.options import Config, Json, NoFilms, Weights, given
+from models.engines.machine import Precision
 from models.spec import CalibrationMethod, PriorMethod
 from pipelines.splits import Split
 from tuning.recipes.choices import Select
@@ -103,6 +104,10 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="BUNDLE", help="Compare with another model; repeatable.", parser=location),
     ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of the engine, which must agree with float32 (fp32: the figures are those of any machine)."),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="R.html", help="Write the pictures as a page too.", parser=location)
     ] = None,
@@ -115,11 +120,36 @@ def evaluate(
     import pipelines.evaluate
 
     if against:
-        comparison = pipelines.evaluate.compare([bundle, *against], dataset, split, report=out)
+        comparison = pipelines.evaluate.compare(
+            [bundle, *against], dataset, split, report=out, **given(precision=precision)
+        )
         output.show(comparison if json else comparison.in_short(), as_json=json)
         return
-    entry = pipelines.evaluate.evaluate(bundle, dataset, split, report=out, prior_shift=prior_shift)
+    entry = pipelines.evaluate.evaluate(
+        bundle, dataset, split, report=out, prior_shift=prior_shift, **given(precision=precision)
+    )
     output.show(entry, as_json=json)
+
+
+def agree(
+    bundle: Annotated[str, typer.Argument(help="A model.", parser=location)],
+    dataset: Annotated[
+        str,
+        typer.Option(help="The data set it was made from, for its validation films.", parser=location),
+    ],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N (a GPU if there is one).")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Compare this machine's engines with a model's float32, so that the fastest that agree may score with it.
+
+    For a model that was made on another kind of machine, or in another version of OpenVINO or torch. Run it on the
+    machine that will score. The result is kept beside the bundle, whose model_id does not change.
+    """
+    preflight.check_agreement(bundle, dataset)
+    import pipelines.agree
+
+    output.show(pipelines.agree.agree(bundle, dataset, device=device), as_json=json)
 
 
 def chosen_recipe(options: RecipeOptions, seed: int | None = None) -> "Recipe":

@@ -18,6 +18,7 @@ from pipelines.phantom import write_archive
 from pipelines.storage import open_store
 from tests.cluster.ray_head import Head
 from tests.nights import make_night
+from tests.pipelines.bundles import save_untrained
 from tests.servers import clean_environment
 from tests.terminal import Shown, on_terminal
 from tests.tuning.films import write_dataset
@@ -35,6 +36,7 @@ AT_ONCE: Mapping[str, Sequence[str]] = {
     "crossvalidate": ("dataset", "--model", "mlp", "--epochs", "1", "--folds", "2", "--out", "cv.html"),
     "recipes": (),
     "evaluate": ("bundle", "dataset", "--split", "val"),
+    "agree": ("own", "--dataset", "dataset"),
     "query": ("scores",),
     "report": ("scores", "--out", "night.html"),
     "compact": ("scores",),
@@ -59,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, rayscan_command: str) -> Pat
     write_dataset(str(folder / "dataset"))
     network = build(ModelSpec(name=BACKBONE, preprocessing=Preprocessing(size=32)))
     safetensors.torch.save_file(network.state_dict(), folder / "weights.safetensors")
+    save_untrained(folder / "own", lineage={"dataset_fingerprint": "blobs"})  # which `write_dataset` gives its data set
     make_night(rayscan_command, folder, films=40, side=64)
     return folder
 

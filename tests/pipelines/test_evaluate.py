@@ -201,3 +201,14 @@ def test_a_share_of_disease_is_estimated_only_when_asked_for(
     assert 0 < found["estimated"] < 1
     assert found["brier"][0] == pytest.approx(val.metrics["brier"])
     assert f"{100 * found['estimated']:.1f} % ({method})" in page.read_text()
+
+
+def test_figures_are_of_float32_and_say_which_engine_it_was(bundle: Bundle, dataset: str) -> None:
+    """A GPU may be allowed bfloat16; figures that depend on the machine could not be compared."""
+    folder = str(bundle.folder)
+    assert evaluate(folder, dataset, "test").engine == "torch-eager-fp32-cpu"
+    (entry,) = evaluations(folder)
+    assert set(entry["engine"]) == {"name", "precision", "device", "version"}
+    assert entry["engine"]["precision"] == "fp32"
+    with pytest.raises(InputError, match="has no engine in bf16 for this machine"):
+        evaluate(folder, dataset, "val", precision="bf16")
