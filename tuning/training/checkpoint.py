@@ -2,7 +2,8 @@
 
 Tensors (weights, their average, the best epoch's, the optimiser's, random generators) stand in the file's body,
 numbers and names as JSON in its header. A training that goes on from it ends with the same weights, bit for bit, as one
-that was never interrupted, on the same machine and number of threads.
+that was never interrupted, on a CPU of the same machine and number of threads; of a GPU `tuning.training.loop.fit` says
+what holds.
 """
 
 import json

@@ -8,9 +8,12 @@ whole grey levels, so this equals, bit for bit, the shrinking inside the graph t
 
 Where the first layers never learn and no film is changed, those layers run once over the films
 (`tuning/training/stem.py`).
+
+An epoch on a GPU waits for it once, at its end, when its losses are read: a loss that is read at each step keeps the
+GPU idle until the next step's work arrives. So divergence is told at the end of the epoch. (Augmentation still waits
+where it looks which films an operation has drawn.)
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -30,11 +33,13 @@ from models.networks.zoo import Majority, build, layer_groups
 from models.spec import ModelSpec
 from tuning.training.augment.batch import Augment
 from tuning.training.checkpoint import Checkpoint, optimiser_state, restore_network, restore_optimiser, under
+from tuning.training.gpu import free_bytes
 from tuning.training.losses import class_weights, cross_entropy, focal, importance
 from tuning.training.mix import mix
 from tuning.training.optimiser import Average, copy_weights, freeze, make_optimiser, set_rate, train_mode
 from tuning.training.schedule import Indices, films_of_epoch, mixing_generator, rate, steps_of_epoch
 from tuning.training.settings import TrainSettings
+from tuning.training.shelf import Shelf, stays
 from tuning.training.stem import Stem, keeps_still, make_stem
 from tuning.training.workers import Workers
 
@@ -61,23 +66,26 @@ class Learner:
         """`weights` is a state to start from, as `tuning.training.loop.fit` takes it; None starts at random."""
         self.spec, self.settings, self.device, self.workers = spec, settings, device, workers
         self.capability = capability_of(device)
-        self.train, self.train_labels = resize_films(train.pixels, spec.preprocessing.size), train.labels
-        self.val = resize_films(val.pixels, spec.preprocessing.size)
+        self.train_labels = train.labels
+        self.labels = torch.tensor(train.labels).to(device)
+        train_pixels, val_pixels = (resize_films(films.pixels, spec.preprocessing.size) for films in (train, val))
+        stay = stays(train_pixels.nbytes + val_pixels.nbytes, free_bytes(device))
+        self.train, self.val = (Shelf(pixels, device, stay=stay) for pixels in (train_pixels, val_pixels))
         self.network = workers.prepare(build(spec), device).to(device).to(memory_format=torch.channels_last)
         self.classifier = ScanClassifier(Preprocess(spec.preprocessing), self.network).to(device)
         self.learns = any(parameter.requires_grad for parameter in self.network.parameters())
         self.groups: Sequence[Sequence[nn.Parameter]] = layer_groups(self.network) if self.learns else []
         if weights is not None:
             copy_weights(weights, self.network, self.groups[-1] if self.groups else [])
-        labels = torch.tensor(train.labels)
+        workers.share_first(list(self.network.state_dict().values()))
         if isinstance(self.network, Majority):
-            self.network.learn(labels.to(device))
+            self.network.learn(self.labels)
         self.average = Average(self.network, settings.ema) if settings.ema and self.learns else None
         self.optimiser = make_optimiser(self.groups, settings) if self.learns else None
         self.augment = Augment(settings.augmentation)
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         balanced = settings.class_weighting == "balanced"
-        self.class_weights = class_weights(labels, len(spec.classes)).to(device) if balanced else None
+        self.class_weights = class_weights(self.labels, len(spec.classes)) if balanced else None
         self.stem: Stem | None = None
 
     @property
@@ -99,8 +107,8 @@ class Learner:
         self.stem = make_stem(
             self.network,
             self.classifier.preprocess,
-            self.train,
-            self.val,
+            self.train.pixels,
+            self.val.pixels,
             device=self.device,
             precision=partial(precision, self.device, self.capability),
         )
@@ -113,22 +121,32 @@ class Learner:
             self.generator.manual_seed(seed)
         if self.learns:
             freeze(self.groups, self.settings, epoch)
-        steps = films_of_epoch(self.settings, self.train_labels, epoch)
-        return float(np.mean([self._step(epoch, step, index) for step, index in enumerate(steps)]))
+        own = [self.workers.share(index) for index in films_of_epoch(self.settings, self.train_labels, epoch)]
+        here = torch.from_numpy(np.concatenate(own)).to(self.device).split([len(index) for index in own])
+        steps = zip(own, here, strict=True)
+        each = torch.stack([self._step(epoch, step, *films) for step, films in enumerate(steps)])
+        losses = self.workers.total(each).cpu().numpy()
+        if not np.isfinite(losses).all():
+            raise self._diverged(f"the loss is {losses[~np.isfinite(losses)][0]}")
+        return float(losses.mean())
 
     @torch.inference_mode()
     @exact_float32()
     def evaluate(self) -> npt.NDArray[np.float32]:
-        """Logits [N, C] of the validation films, as the engine computes them. Raises `RayscanError` on divergence."""
+        """Logits [N, C] of the validation films, as the engine computes them. Raises `RayscanError` on divergence.
+
+        Each worker computes a part of them, all with the first worker's statistics of batch normalisation.
+        """
         classifier = self.evaluated
         classifier.network.eval()
-        computed = torch.empty(len(self.val), len(self.spec.classes), device=self.device)
-        if self.workers.rank == 0:
-            for start in range(0, len(self.val), EVALUATION_BATCH):
-                end = start + EVALUATION_BATCH
-                films = torch.tensor(self.val[start:end]) if self.stem is None else self.stem.val[start:end]
-                computed[start:end] = self._logits(classifier, films.to(self.device))
-        logits: npt.NDArray[np.float32] = self.workers.of_the_first(computed).cpu().numpy()
+        self.workers.share_first(list(classifier.network.buffers()))
+        computed = torch.zeros(len(self.val), len(self.spec.classes), device=self.device)
+        first, last = self.workers.part(len(self.val))
+        for start in range(first, last, EVALUATION_BATCH):
+            end = min(start + EVALUATION_BATCH, last)
+            films = self.val.between(start, end) if self.stem is None else self.stem.val[start:end].to(self.device)
+            computed[start:end] = self._logits(classifier, films)
+        logits: npt.NDArray[np.float32] = self.workers.total(computed).cpu().numpy()
         if not np.isfinite(logits).all():
             raise self._diverged("its logits are not finite")
         return logits
@@ -169,9 +187,12 @@ class Learner:
             states["cuda"] = torch.cuda.get_rng_state(self.device)
         return states
 
-    def _step(self, epoch: int, step: int, index: Indices) -> float:
-        """One step of gradient descent on the films at `index`; the loss before it."""
-        films, labels = self._batch(epoch, step, self.workers.share(index))
+    def _step(self, epoch: int, step: int, index: Indices, here: Tensor) -> Tensor:
+        """One step of gradient descent on the films at `index`; this worker's part of the loss before it, float64.
+
+        `here` is the index on the device.
+        """
+        films, labels = self._batch(epoch, step, index, here)
         train_mode(self.network)
         if self.optimiser is not None:
             self.optimiser.zero_grad()
@@ -182,13 +203,12 @@ class Learner:
             self.average.update(self.network)
         return loss
 
-    def _batch(self, epoch: int, step: int, index: Indices) -> tuple[Tensor, Tensor]:
+    def _batch(self, epoch: int, step: int, index: Indices, here: Tensor) -> tuple[Tensor, Tensor]:
         """The films of a step, augmented and mixed, and their labels; instead of films, the stem's output for them."""
-        labels = torch.from_numpy(self.train_labels[index]).to(self.device)
+        labels = self.labels[here]
         if self.stem is not None:
-            return self.stem.train[torch.from_numpy(index)].to(self.device), labels
-        # only the batch is copied: the films may be a read-only view of memory that other processes share
-        films = self.augment(torch.from_numpy(self.train[index]).to(self.device), self.generator)
+            return self.stem.train[here.to(self.stem.train.device)].to(self.device), labels
+        films = self.augment(self.train.take(index, here), self.generator)
         if not (self.settings.mixup or self.settings.cutmix):
             return films, labels
         return mix(
@@ -207,12 +227,12 @@ class Learner:
             logits: Tensor = classifier.network(films)
         return logits.float()
 
-    def _gradients(self, films: Tensor, labels: Tensor) -> float:
-        """Add up the gradients of a step's batches; the mean loss of all its films."""
+    def _gradients(self, films: Tensor, labels: Tensor) -> Tensor:
+        """Add up the gradients of a step's batches; this worker's part of the mean loss of all its films."""
         # at least two films a batch, if there are two: batch normalisation needs them
         batches = max(1, min(self.settings.accumulate, len(films) // 2))
         whole = self.workers.total(importance(labels, self.class_weights).sum())
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, targets in zip(films.tensor_split(batches), labels.tensor_split(batches), strict=True):
             with torch.set_grad_enabled(self.learns), precision(self.device, self.capability):
                 logits = self._logits(self.classifier, batch)
@@ -221,14 +241,11 @@ class Learner:
                 )
                 if batches > 1 or self.workers.count > 1:
                     loss = loss * (importance(targets, self.class_weights).sum() / whole)
-            total = total + loss.item()
+            total = total + loss.detach().double()
             if self.learns:
                 loss.backward()  # type: ignore[no-untyped-call]
-        mean = float(self.workers.total(total.to(self.device)))
-        if not math.isfinite(mean):
-            raise self._diverged(f"the loss is {mean}")
         self.workers.add_up(list(self.network.parameters()))
-        return mean
+        return total
 
     def _descend(self, optimiser: torch.optim.Optimizer, epoch: int, step: int) -> None:
         """Change the weights by their gradients, at the learning rate of this step."""

@@ -5,7 +5,8 @@ happens within an epoch is in `tuning/training/learner.py`.
 
 All randomness comes from the seed: the order of films and their mixing from the number of the epoch and step, and
 augmentation and dropout from generators whose state a `Checkpoint` keeps. When several workers train together, that is
-the first one's state; the others seed theirs anew for each epoch.
+the first one's state; the others seed theirs anew for each epoch. On a GPU augmentation and dropout draw from its own
+generators, so they are others than on a CPU.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from models.spec import ModelSpec
 from models.statistics.calibration import disease_log_odds
 from models.statistics.metrics import auc
 from tuning.training.checkpoint import Checkpoint, under
+from tuning.training.gpu import out_of_memory_is_told
 from tuning.training.learner import Learner, StateDict
 from tuning.training.losses import cross_entropy
 from tuning.training.objectives import AUC, parse_objective
@@ -110,7 +112,10 @@ def fit(
     resume: Checkpoint | None = None,
     workers: Workers = ALONE,
 ) -> Fitted:
-    """Train a model; the same arguments give the same weights on the same machine and number of threads.
+    """Train a model; on a CPU the same arguments give the same weights, on the same machine and number of threads.
+
+    On a GPU they need not: cuDNN is told to be deterministic, but other operations add in the order in which their
+    threads come. There the same arguments give the same films, in the same order, with the same changes.
 
     Labels are class indices; with several diseases, the validation AUC is that of any disease against none.
     `weights` is a state of the same architecture to start from; what it lacks of the classifier starts at random.
@@ -120,7 +125,7 @@ def fit(
     must get the same arguments. Each calls its own `on_epoch`, and all of these must return the same.
 
     Raises `InputError` for films that cannot be trained on, for weights or a checkpoint that do not fit, and for
-    settings under which no layer learns; `RayscanError` when training diverges.
+    settings under which no layer learns; `RayscanError` when training diverges, or does not fit a GPU's memory.
     """
     _check(spec, train, val)
     if min(len(train), settings.batch_size * settings.accumulate) < 2 * workers.count:
@@ -130,7 +135,9 @@ def fit(
     device = choose_device(settings.device)
     if device.type == "cpu":
         keep_memory()
-    with _deterministic(settings, device):
+    # of a group, the others would wait for a worker that gave up by itself
+    told = out_of_memory_is_told(spec.name, settings.batch_size) if workers.count == 1 else contextlib.nullcontext()
+    with told, _deterministic(settings, device):
         learner = Learner(
             spec, settings, train, val, device=device, weights=None if resume else weights, workers=workers
         )

@@ -5,8 +5,9 @@ gloo on CPUs) and gives each its `Workers`. Gradients are added up by hand, in o
 DistributedDataParallel was refused: it averages over workers as if all had equally many films of the same importance,
 while this gives the gradient that a single worker would have from all of the step's films.
 
-Batch normalisation uses each worker's own films on CPUs, and all of them on GPUs (SyncBatchNorm). Worker 0 evaluates,
-and its network is the one that is kept: on CPUs its batch statistics are those of its own films.
+All start from the first worker's weights, whatever each had computed or read. Batch normalisation uses each worker's
+own films on CPUs, and all of them on GPUs (SyncBatchNorm). The first worker's network is the one that is kept: on CPUs
+its batch statistics are those of its own films. All evaluate a part of the validation films, with those statistics.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,11 @@ class Workers:
         """This worker's part of a step's films."""
         return films if self.count == 1 else np.array_split(films, self.count)[self.rank]
 
+    def part(self, count: int) -> tuple[int, int]:
+        """This worker's part of `count` films in a row: the first of them, and the one after the last."""
+        films = self.share(np.arange(count))
+        return (int(films[0]), int(films[-1]) + 1) if len(films) else (0, 0)
+
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all workers."""
         if self.count == 1:
@@ -50,11 +56,17 @@ class Workers:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def of_the_first(self, value: Tensor) -> Tensor:
-        """The first worker's tensor, on all workers; it must have the same shape and dtype on each."""
-        if self.count > 1:
-            torch.distributed.broadcast(value, src=0)
-        return value
+    @torch.no_grad()
+    def share_first(self, values: Sequence[Tensor]) -> None:
+        """Give every worker the first one's values of these tensors, in place; a message for each kind of number."""
+        if self.count == 1:
+            return
+        for dtype in sorted({value.dtype for value in values}, key=str):
+            own = [value for value in values if value.dtype == dtype]
+            flat = torch.cat([value.reshape(-1) for value in own])
+            torch.distributed.broadcast(flat, src=0)
+            for value, part in zip(own, torch.split(flat, [value.numel() for value in own]), strict=True):
+                value.copy_(part.view_as(value))
 
     def prepare(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network as several workers train it; the names of its weights do not change."""

@@ -11,6 +11,8 @@ import torch.multiprocessing
 from torch.nn.modules.batchnorm import _NormBase
 
 from models.errors import InputError, RayscanError
+from models.networks.classifier import ScanClassifier
+from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
@@ -37,6 +39,16 @@ AUGMENTED = replace(PLAIN, augment=1.0, mixup=0.4, ema=0.9, patience=0)
 COUNT = 2
 
 
+def _start() -> dict[str, torch.Tensor]:
+    """Weights to start from, the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return build(MLP).state_dict()
+
+
+START = _start()
+
+
 def train(rank: int, folder: Path) -> None:
     """What each process does, for all tests in one, as starting it takes longest."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/join", rank=rank, world_size=COUNT)
@@ -57,6 +69,9 @@ def train(rank: int, folder: Path) -> None:
     first = Checkpoint.from_bytes((folder / "first-0").read_bytes())  # on storage there is only the first worker's
     resumed = fit(CNN, TRAIN, VAL, AUGMENTED, workers=workers, resume=first)
     torch.save((whole.state_dict, resumed.state_dict), folder / f"resumed-{rank}.pt")
+    other = {name: value + rank for name, value in START.items()}  # as of another file, or another library
+    begun = fit(MLP, TRAIN, VAL, PLAIN, weights=other, workers=workers)
+    torch.save((begun.state_dict, whole.val_logits), folder / f"begun-{rank}.pt")
     wild = replace(PLAIN, epochs=200, learning_rate=10, weight_decay=10, optimiser="sgd", patience=0)
     with pytest.raises(RayscanError, match="diverged"):  # on both, so that none waits for the other
         fit(MLP, TRAIN, VAL, wild, workers=workers)
@@ -86,6 +101,32 @@ def test_two_workers_train_what_one_would(trained: Path) -> None:
 def test_a_group_resumes_from_its_first_workers_checkpoint(trained: Path) -> None:
     whole, resumed = torch.load(trained / "resumed-0.pt")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_all_start_from_the_first_ones_weights(trained: Path) -> None:
+    one = fit(MLP, TRAIN, VAL, PLAIN, weights=START)
+    for rank in range(COUNT):
+        weights, _ = torch.load(trained / f"begun-{rank}.pt", weights_only=False)
+        for name, value in one.state_dict.items():
+            torch.testing.assert_close(weights[name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_each_evaluates_a_part_with_the_first_ones_statistics(trained: Path) -> None:
+    """On CPUs each has its own; the logits are those of the network that is kept."""
+    (_, logits), (_, others) = (torch.load(trained / f"begun-{rank}.pt", weights_only=False) for rank in range(COUNT))
+    assert np.array_equal(logits, others)
+    kept, _ = torch.load(trained / "resumed-0.pt")
+    network = build(CNN).eval()
+    network.load_state_dict(kept)
+    with torch.inference_mode():
+        expected = ScanClassifier(Preprocess(CNN.preprocessing), network).logits(torch.from_numpy(VAL.pixels))
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("films", [0, 1, 3, 31])
+def test_films_in_a_row_are_parted_once_each(films: int) -> None:
+    parts = [Workers(rank=rank, count=4).part(films) for rank in range(4)]
+    assert [film for first, last in parts for film in range(first, last)] == list(range(films))
 
 
 def test_films_are_shared_out_once_each() -> None:
