@@ -122,7 +122,7 @@ class Learner:
         if self.learns:
             freeze(self.groups, self.settings, epoch)
         own = [self.workers.share(index) for index in films_of_epoch(self.settings, self.train_labels, epoch)]
-        here = torch.from_numpy(np.concatenate(own)).to(self.device).split([len(index) for index in own])
+        here = torch.split(torch.from_numpy(np.concatenate(own)).to(self.device), [len(index) for index in own])
         steps = zip(own, here, strict=True)
         each = torch.stack([self._step(epoch, step, *films) for step, films in enumerate(steps)])
         losses = self.workers.total(each).cpu().numpy()
