@@ -15,7 +15,7 @@ from cluster.source import THREADS
 from cluster.verbs.data import audit, catalog, demo, prepare
 from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
 from cluster.verbs.registry import models, promote, rollback
-from cluster.verbs.scores import compact, query, report, score
+from cluster.verbs.scores import compact, history, query, report, score
 from cluster.verbs.search import tune
 from cluster.verbs.training import agree, crossvalidate, evaluate, recipes, train
 
@@ -36,6 +36,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     score,
     compact,
     query,
+    history,
     report,
     submit,
     jobs,

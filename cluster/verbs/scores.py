@@ -141,6 +141,9 @@ def query(
         typer.Option(metavar="FILE", help="Write the answer to this file: .csv, .json or .parquet.", parser=location),
     ] = None,
     format: Annotated[Format | None, typer.Option(help="table by default, or what the name of FILE says.")] = None,  # noqa: A002
+    as_of: Annotated[
+        str | None, typer.Option(metavar="DATE|VERSION", help="Ask the scores as they were then; see `history`.")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory the question may take, e.g. 4GB (half of the machine's).")
     ] = None,
@@ -150,20 +153,35 @@ def query(
     """Ask the scores in SQL. A question is one SELECT: it changes nothing, and reads nothing but the scores."""
     preflight.check_runs(scores)
     from pipelines.table.guarded import Bounds, memory_size
+    from pipelines.table.versions import parse_as_of
 
     bounds = Bounds(memory=memory_size(memory) if memory else 0)
+    when = None if as_of is None else parse_as_of(as_of)
     if out is None:
         from cluster.answers import print_answer
         from pipelines.table.query import ask
 
-        print_answer(ask(scores, sql, bounds=bounds), "json" if json else format or "table")
+        print_answer(ask(scores, sql, bounds=bounds, as_of=when), "json" if json else format or "table")
         return
     from pipelines.table.export import export_answer
 
     if format == "table":
         raise InputError("a table is for a terminal; --out takes --format csv, json or parquet")
     preflight.check_page(out)
-    output.show(export_answer(scores, sql, out, format, bounds=bounds), as_json=json)
+    output.show(export_answer(scores, sql, out, format, bounds=bounds, as_of=when), as_json=json)
+
+
+def history(
+    scores: Annotated[str, typer.Argument(help="Where the scores lie.", parser=location)],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List the versions of the scores: when each was made, by what, by which run, and of how many rows."""
+    preflight.check_runs(scores)
+    from cluster.answers import print_answer
+    from pipelines.table.versions import history
+
+    print_answer(history(scores), "json" if json else "table")
 
 
 def report(

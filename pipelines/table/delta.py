@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -113,6 +113,22 @@ class ScoresTable:
         except Exception as error:  # delta-rs raises several types for it
             raise InputError(f"{self.store.root}: no version {when} of the scores: {first_line(error)}") from error
         return ScoresTable(self.store, log, conditional=self._conditional)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Each version, newest first: `version`, `at` (UTC) and what its commit said: `operation`, `run_id`, `rows`."""
+        log = open_log(self.store, whole=True)
+        assert log
+        told = [(entry, json.loads(entry.get("rayscan") or "{}")) for entry in log.table.history()]
+        return [
+            {
+                "version": entry["version"],
+                "at": datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
+                "operation": said.get("operation") or entry["operation"].lower(),
+                "run_id": said.get("run_id"),
+                "rows": said.get("rows"),
+            }
+            for entry, said in told
+        ]
 
     def run_parts(self, run_id: str, model_id: str) -> dict[int, Part]:
         """The parts that a run wrote and that are in the table, by shard."""

@@ -6,6 +6,7 @@ of any length takes the same memory, and an upload can be tried again without as
 
 import json
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import IO, Final, Literal
 
@@ -25,7 +26,13 @@ FORMS: Final[tuple[Form, ...]] = ("csv", "json", "parquet")
 
 
 def export_answer(
-    uri: str, sql: str | None, out: str, form: Form | None = None, *, bounds: Bounds | None = None
+    uri: str,
+    sql: str | None,
+    out: str,
+    form: Form | None = None,
+    *,
+    bounds: Bounds | None = None,
+    as_of: int | datetime | None = None,
 ) -> dict[str, str | int]:
     """Write the answer of a question on the scores at `uri` to one file at `out`; returns its URI and number of rows.
 
@@ -44,7 +51,7 @@ def export_answer(
     with private_folder() as folder:
         file = folder / "answer"
         with told_in_a_line(bounds):
-            rows = read_scores(uri, written, bounds=bounds)
+            rows = read_scores(uri, written, bounds=bounds, as_of=as_of)
         store.put_file(name, file)
     return {"answer": store.uri(name), "rows": rows}
 

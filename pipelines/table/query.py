@@ -18,6 +18,7 @@ rows takes twice the time and three times the memory, each time; `tests/benchmar
 """
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART, SCORES
-from pipelines.errors import StorageError
+from pipelines.errors import InputError, StorageError
 from pipelines.storage import Store, open_store
-from pipelines.table.delta import Part, open_table
+from pipelines.table.delta import Part, ScoresTable, open_table
 from pipelines.table.guarded import Bounds, guarded_connection
 from pipelines.table.parts import fetch_parts, mirror_folder, refuse_damaged
 from pipelines.table.presence import is_scores, no_run
@@ -54,18 +55,24 @@ HASH = "hash(uri)"
 T = TypeVar("T")
 
 
-def open_scores(uri: str) -> duckdb.DuckDBPyConnection:
+def open_scores(uri: str, as_of: int | datetime | None = None) -> duckdb.DuckDBPyConnection:
     """A guarded connection with the views above. Raises `InputError` if nothing was ever scored there."""
-    return _open(open_store(uri))[0]
+    return _open(open_store(uri), as_of=as_of)[0]
 
 
-def read_scores(uri: str, question: Callable[[duckdb.DuckDBPyConnection], T], *, bounds: Bounds | None = None) -> T:
-    """The result of `question`, called with the views at a URI.
+def read_scores(
+    uri: str,
+    question: Callable[[duckdb.DuckDBPyConnection], T],
+    *,
+    bounds: Bounds | None = None,
+    as_of: int | datetime | None = None,
+) -> T:
+    """The result of `question`, called with the views at a URI; of an earlier version of the scores with `as_of`.
 
     Raises `InputError` if nothing was ever scored there or a part is unreadable, `StorageError` if parts were removed
     meanwhile, and what the question raises.
     """
-    connection, files = _open(open_store(uri), bounds)
+    connection, files = _open(open_store(uri), bounds, as_of)
     with connection:
         try:
             return question(connection)
@@ -89,12 +96,19 @@ SUMMARY = f"""
 """The query that `ask` runs if it is given none: of the model in production, or of all where none is."""
 
 
-def ask(uri: str, sql: str | None = None, *, bounds: Bounds | None = None) -> pa.Table:
-    """The result of one SELECT on the scores at a URI. Raises `InputError` for what is refused or exceeds `bounds`."""
+def ask(
+    uri: str, sql: str | None = None, *, bounds: Bounds | None = None, as_of: int | datetime | None = None
+) -> pa.Table:
+    """The result of one SELECT on the scores at a URI, as they are or were.
+
+    Raises `InputError` for what is refused or exceeds `bounds`, and for a version that cannot be read.
+    """
     bounds, question = bounds or Bounds(), sql or SUMMARY
     require_select(question)
     with told_in_a_line(bounds):
-        return read_scores(uri, lambda connection: whole_answer(connection, question, bounds), bounds=bounds)
+        return read_scores(
+            uri, lambda connection: whole_answer(connection, question, bounds), bounds=bounds, as_of=as_of
+        )
 
 
 def create_scores_view(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
@@ -124,13 +138,17 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, files: list[Path])
     connection.execute(f"CREATE VIEW scores AS SELECT {columns} FROM scores_parts")  # noqa: S608 (constants)
 
 
-def _open(store: Store, bounds: Bounds | None = None) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
+def _open(
+    store: Store, bounds: Bounds | None = None, as_of: int | datetime | None = None
+) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
     records = run_records(store, (info.key for chunk in store.list("runs") for info in chunk))
     if not records:
         raise no_run(store)
     table = open_table(store)
+    if table and as_of is not None:
+        table = table.at(as_of)
     parts = table.parts() if table else []
-    files = fetch_parts(store, parts)
+    files = fetch_parts(store, parts) if table is None or as_of is None else _fetch_old(table)
     connection = guarded_connection(files, bounds)
     create_scores_view(connection, files)
     try:
@@ -144,6 +162,21 @@ def _open(store: Store, bounds: Bounds | None = None) -> tuple[duckdb.DuckDBPyCo
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
     return connection, files
+
+
+def _fetch_old(table: ScoresTable) -> list[Path]:
+    """The parts of an earlier version; some may be gone for good."""
+    gone = InputError(
+        f"{table.store.root}: version {table.version} can no longer be read, because a compaction or an erasure has"
+        " removed files of it; choose a later one: rayscan history SCORES"
+    )
+    try:
+        files = fetch_parts(table.store, table.parts())
+    except StorageError as error:
+        raise gone from error
+    if not all(file.exists() for file in files):
+        raise gone
+    return files
 
 
 def _create_latest(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
