@@ -40,6 +40,7 @@ _REFUSES_CONDITIONS = ("status code: 501", "<Code>InvalidArgument</Code>", "<Cod
 """In the answer to a put with If-None-Match: this store does not know it, unless it refuses the plain put as well."""
 _UNCONDITIONAL: set[str] = set()
 """The buckets that answered so to this process. One refusal costs RETRIES requests, because it may be a 5xx."""
+_ARCHIVED = "<Code>InvalidObjectState</Code>"
 _CUT_OFF = "response body"
 _SCHEMES = ("s3", "gs", "az", "file")
 
@@ -129,6 +130,13 @@ class Store:
                         raise
                 else:
                     return
+
+    def first_keys(self, after: str = "") -> Sequence[str]:
+        """The keys of one page of the listing, after a key in the order of bytes; of a local folder in no order."""
+        self._require_root()
+        with _translated(self.root):
+            page = next(iter(obstore.list(self._backend, offset=after or None)), [])
+            return [meta["path"] for meta in page if meta["path"] > after]
 
     def head(self, key: str) -> ObjectInfo:
         """Size, etag and time of one object. Raises `NotFoundError`."""
@@ -276,13 +284,13 @@ def open_store(uri: str) -> Store:
     return Store(f"{scheme}://{rest.strip('/')}")
 
 
-def split_uri(uri: str) -> tuple[Store, str]:
+def split_uri(uri: str, *, impatient: bool = False) -> tuple[Store, str]:
     """The store that holds an object, and the object's key in it. One store per bucket is kept in the process."""
     scheme, _, rest = uri.partition("://")
     if scheme == "file":
-        return _kept_store("file://"), rest.lstrip("/")
+        return _kept_store("file://", impatient), rest.lstrip("/")
     bucket, _, key = rest.partition("/")
-    return _kept_store(f"{scheme}://{bucket}"), key
+    return _kept_store(f"{scheme}://{bucket}", impatient), key
 
 
 def read_object(uri: str) -> bytes:
@@ -320,8 +328,8 @@ def _no_folder(path: Path, reason: str) -> InputError:
 
 
 @lru_cache(maxsize=64)
-def _kept_store(root: str) -> Store:
-    return Store(root)
+def _kept_store(root: str, impatient: bool) -> Store:
+    return Store(root, impatient)
 
 
 def _connect(root: str, *, impatient: bool) -> ObjectStore:
@@ -376,6 +384,8 @@ def _translated(uri: str) -> Iterator[None]:
     except (exceptions.BaseError, OSError) as error:
         text = str(error)
         if isinstance(error, _DENIED) or any(f"status code: {code}" in text for code in (401, 403)):
+            if _ARCHIVED in text:
+                raise AccessError(f"{uri}: archived (Glacier or Deep Archive): restore it first") from error
             raise AccessError(f"{uri}: access denied; check the credentials and the bucket's policy") from error
         if _NO_BUCKET in text:
             raise NoBucketError(f"{uri}: no such bucket") from error

@@ -11,6 +11,7 @@ from cluster.options import Address, Config, Json, MaxActors, Memory, MinActors,
 from cluster.settings import seconds
 from models.engines.machine import Precision
 from models.errors import InputError
+from pipelines.errors import IncompleteError
 
 if TYPE_CHECKING:
     from pipelines.scoring.settings import ScoreSettings
@@ -94,6 +95,11 @@ def score(
         archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard, working_on="score")
     )
     output.show(records if json else [record.in_short() for record in records], as_json=json)
+    left_out = [line for record in records for line in record.left_out()]
+    for line in left_out:
+        output.complain(f"{line}; the next run tries them again")
+    if left_out:
+        raise typer.Exit(IncompleteError.exit_code)
 
 
 def score_settings(options: ScoreOptions) -> "ScoreSettings":

@@ -1,7 +1,8 @@
 """From the rows of a plan to films: fetched, decoded and checked ahead of inference.
 
-A fault of one scan becomes the film's reason, never an exception. The exception is a store that fails for one scan
-after another: then the run stops, instead of writing a night of `failed` rows one timeout at a time.
+A fault of one scan becomes the film's reason, never an exception. If the store fails for one scan after another, either
+a folder of the archive cannot be read and is left out (`quarantine.py`), or the store is down: then the run stops,
+instead of writing a night of `failed` rows one timeout at a time.
 """
 
 import time
@@ -24,6 +25,7 @@ from pipelines.decoding.decode import Scan, decode
 from pipelines.decoding.fetch import fetch
 from pipelines.decoding.isolated import IsolatedDecoder
 from pipelines.errors import IncompleteError, ScanError
+from pipelines.scoring.quarantine import Quarantine, Refusal, StoreDownError
 
 AHEAD: Final = 48
 """Films read ahead of inference, at least; bounds an actor's memory."""
@@ -47,6 +49,8 @@ class FilmResult:
     """Bytes fetched."""
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
+    told: str = ""
+    """What the store said if it did not deliver the scan; empty for a scan in quarantine, which was not asked for."""
 
 
 class FilmReader:
@@ -56,10 +60,11 @@ class FilmReader:
     waited for films while the core was idle, the next shard gets twice the threads, up to MOST_THREADS.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, threads: int) -> None:
+    def __init__(self, preprocessing: Preprocessing, *, threads: int, quarantine: Quarantine | None = None) -> None:
         self.threads = threads
         self._preprocessing = preprocessing
-        self._failures = 0
+        self._quarantine = quarantine
+        self._refusals: list[Refusal] = []
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch-decode")
 
     def read(self, rows: pa.Table) -> Iterator[FilmResult]:
@@ -91,32 +96,52 @@ class FilmReader:
         self, pool: ThreadPoolExecutor, decoder: Decoder, rows: pa.Table, ahead: int
     ) -> Iterator[tuple[FilmResult, float]]:
         """Films in order, with the seconds the caller waited for each, while the next `ahead` films are in work."""
-        waiting: deque[Future[FilmResult]] = deque()
+        waiting: deque[tuple[str, Future[FilmResult]]] = deque()
 
         def take() -> tuple[FilmResult, float]:
             started = time.perf_counter()
-            film = waiting.popleft().result()
-            # Counted across shards: a shard may hold fewer scans than FAILURES_IN_A_ROW.
-            self._failures = self._failures + 1 if film.reason in _STORE_FAILS else 0
-            if self._failures >= FAILURES_IN_A_ROW:
-                raise IncompleteError(_failing(film, rows))
+            uri, future = waiting.popleft()
+            film = future.result()
+            self._watch(uri, film)
             return film, time.perf_counter() - started
 
         try:
             for uri, etag in zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True):
-                waiting.append(pool.submit(read_film, uri, etag, decoder))
+                waiting.append((uri, pool.submit(self._read, uri, etag, decoder)))
                 if len(waiting) > ahead:
                     yield take()
             while waiting:
                 yield take()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
+
+    def _read(self, uri: str, etag: str, decoder: Decoder) -> FilmResult:
+        corner = self._quarantine and self._quarantine.corner_of(uri)
+        return FilmResult(reason=corner.reason) if corner else read_film(uri, etag, decoder)
+
+    def _watch(self, uri: str, film: FilmResult) -> None:
+        """Count refusals in a row, across shards, since a shard may hold fewer scans than FAILURES_IN_A_ROW."""
+        if film.reason not in _STORE_FAILS:
+            self._refusals.clear()
+            return
+        if self._quarantine and self._quarantine.corner_of(uri):
+            return
+        self._refusals.append(Refusal(uri=uri, reason=film.reason, told=film.told))
+        if len(self._refusals) < FAILURES_IN_A_ROW:
+            return
+        try:
+            if self._quarantine is None:
+                raise StoreDownError
+            self._quarantine.judge(self._refusals)
+        except StoreDownError as error:
+            raise IncompleteError(_failing(self._refusals)) from error
+        self._refusals.clear()
 
 
 def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
     """Fetch, decode and check one scan. A fault in the scan or in fetching it becomes the film's reason."""
-    pixels, grey, reason, size = None, None, None, 0
+    pixels, grey, reason, size, told = None, None, None, 0, ""
     started = fetched = time.perf_counter()
     try:
         data = fetch(uri, etag)
@@ -128,6 +153,8 @@ def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
         reason, pixels = (Reason(refusal), None) if refusal else (None, scan.pixels)
     except ScanError as error:
         reason = error.reason
+        if reason in _STORE_FAILS:  # what a decoder says of a file may quote it
+            told = str(error.__cause__).removeprefix(f"{uri}: ")
     ended = time.perf_counter()
     if not size:  # the fetch failed or returned nothing
         fetched = ended
@@ -138,13 +165,15 @@ def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
         size=size,
         fetch_seconds=fetched - started,
         decode_seconds=ended - fetched,
+        told=told,
     )
 
 
-def _failing(film: FilmResult, rows: pa.Table) -> str:
-    folder = rows["uri"][0].as_py().rpartition("/")[0]
-    remedy = "check the credentials" if film.reason is Reason.ACCESS_DENIED else "check that the store is up"
+def _failing(refusals: list[Refusal]) -> str:
+    reason = refusals[-1].reason
+    remedy = "check the credentials" if reason is Reason.ACCESS_DENIED else "check that the store is up"
     return (
-        f"{folder}: {FAILURES_IN_A_ROW} scans in a row could not be fetched ({film.reason}); {remedy},"
+        f"{refusals[0].uri.rpartition('/')[0]}: {FAILURES_IN_A_ROW} scans in a row could not be fetched ({reason});"
+        f" {refusals[-1].told}; {remedy},"
         " then run the same command again: it continues where this run stopped"
     )

@@ -1,7 +1,7 @@
 """Accounts for every row: the parts of a run in the table are read and compared with its plan, scan by scan."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.contracts import OUTCOMES
+from pipelines.contracts import OUTCOMES, Status
 from pipelines.errors import IncompleteError, NotFoundError
 from pipelines.scoring.plan import Plan, read_shard
+from pipelines.scoring.quarantine import Corner
 from pipelines.table.delta import Part, ScoresTable
 from pipelines.table.drift import DriftTally
 
 READ_THREADS = 8
-_COLUMNS = ["scan_id", "status", "reason", "site", "probability", "grey_mean", "grey_spread", "ood_score"]
+_COLUMNS = ["scan_id", "uri", "status", "reason", "site", "probability", "grey_mean", "grey_spread", "ood_score"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,11 @@ class Account:
     """By status; their sum is the number of planned scans."""
     reasons: Counter[str] = field(default_factory=Counter)
     """By reason, of the rows without a probability."""
+    quarantined: Counter[str] = field(default_factory=Counter)
+    """By the prefix of a corner in quarantine: its `failed` rows."""
 
 
-def reconcile(table: ScoresTable, plan: Plan, drift: DriftTally) -> Account:
+def reconcile(table: ScoresTable, plan: Plan, drift: DriftTally, corners: Sequence[Corner] = ()) -> Account:
     """Count a run's rows from the parts in this version of the table, and add the parts to `drift`.
 
     Raises `IncompleteError` unless every part holds exactly the scans of its shard, each once, in the plan's order.
@@ -45,9 +48,16 @@ def reconcile(table: ScoresTable, plan: Plan, drift: DriftTally) -> Account:
         account.counts.update(_counted(rows["status"]))
         account.reasons.update(_counted(rows["reason"].drop_null()))
         drift.add(rows)
+        for corner in corners:
+            account.quarantined[corner.prefix] += _failed_in(corner, rows)
         if part != parts[shard]:  # without conditional put, a process that outlived its driver wrote the rows again
             table.commit([part], plan.run_id)
     return account
+
+
+def _failed_in(corner: Corner, rows: pa.Table) -> int:
+    held = pc.and_(pc.starts_with(rows["uri"], corner.prefix), pc.equal(rows["status"], Status.FAILED.value))
+    return int(pc.sum(held).as_py() or 0)
 
 
 def _counted(values: pa.ChunkedArray) -> dict[str, int]:

@@ -32,6 +32,7 @@ from pipelines.scoring.commits import GroupCommits, take_in
 from pipelines.scoring.layout import Layout, choose_layout, gpus_wanted
 from pipelines.scoring.plan import Plan, forget_plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
+from pipelines.scoring.quarantine import corners
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard
 from pipelines.scoring.settings import ScoreSettings, operating_point
@@ -182,7 +183,8 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
     todo = [shard for shard in range(plan.shards) if shard not in done]
     layout, work = _work(job, plan, todo)
     drift = DriftTally(job.bundle.evaluation.get("val", {}).get("fingerprint"))
-    account = reconcile(job.table.latest(), plan, drift)
+    left_out = corners(store, plan.run_id)
+    account = reconcile(job.table.latest(), plan, drift, left_out)
     findings = drift.findings(earlier_records(store, plan.model_id)) if plan.planned else []
     telemetry.set_drift(findings, model=plan.model_id)
     record = RunRecord(
@@ -204,6 +206,7 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
         drift_level=worst_level(findings),
         versions={name: version(name) for name in _VERSIONED},
         finished=datetime.now(UTC).isoformat(),
+        quarantined=[{**asdict(corner), "scans": account.quarantined[corner.prefix]} for corner in left_out],
     )
     write_record(store, record)
     with _afterwards(f"run {plan.run_id} is recorded, but the notes of its attempts were not removed"):

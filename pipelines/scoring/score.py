@@ -30,6 +30,7 @@ from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, no_death
 from pipelines.scoring.films import FilmReader, FilmResult
 from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
+from pipelines.scoring.quarantine import Quarantine
 from pipelines.scoring.sink import write_part, written_part
 from pipelines.scoring.watch import watched
 from pipelines.storage import Store
@@ -124,7 +125,8 @@ class _Reading:
         self.store = Store(scores)
         self.plan = plan
         self.reporter = reporter
-        self.reader = FilmReader(_bundle(plan).spec.preprocessing, threads=THREADS)
+        self.quarantine = Quarantine(self.store, plan)
+        self.reader = FilmReader(_bundle(plan).spec.preprocessing, threads=THREADS, quarantine=self.quarantine)
 
     def begin(self, shard: int) -> tuple[pa.Table, Iterator[FilmResult] | None]:
         """The rows of a shard and their films; None instead of films if the part is already written.
@@ -133,6 +135,7 @@ class _Reading:
         and after MAX_ATTEMPTS not at all.
         """
         rows = read_shard(self.store, self.plan.run_id, shard)
+        self.quarantine.enter(shard)
         attempt = begin_attempt(self.store, self.plan.run_id, shard)
         if attempt == 0:
             return rows, self.reporter.counted(shard, watched(self.reader.read(rows)))

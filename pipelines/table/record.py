@@ -62,7 +62,16 @@ class RunRecord:
     drift_level: str
     versions: Mapping[str, str]
     finished: str
+    quarantined: Sequence[Mapping[str, Any]] = ()
+    """Folders left out because their scans could not be read: prefix, reason, told, scans. Then the run exits 3."""
     notice: str = DISCLAIMER
+
+    def left_out(self) -> list[str]:
+        """One line for each folder in quarantine."""
+        return [
+            f"{c['prefix']}: {c['scans']} scans could not be read ({c['reason']}): {c['told']}"
+            for c in self.quarantined
+        ]
 
     def in_short(self) -> dict[str, Any]:
         """The summary printed when the run is over; the rest is in run.json."""

@@ -38,6 +38,8 @@ class Faults:
     """Status and code that answer a put with If-None-Match: the store knows no conditional put."""
     every: tuple[int, str] | None = None
     """Status and code that answer every request."""
+    forbidden: tuple[str, int, str] | None = None
+    """Path that requests begin with, status and code that answer them."""
     injected: Counter[str] = field(default_factory=Counter)
     """How often each fault was injected."""
     _chance: random.Random = field(default_factory=lambda: random.Random(0))
@@ -99,6 +101,8 @@ class _Front(http.server.BaseHTTPRequestHandler):
         if faults.latency:
             threading.Event().wait(faults.latency)
         refusal = faults.refusal(urllib.parse.urlsplit(self.path).path.split("/")[1])
+        if faults.forbidden and self.path.startswith(faults.forbidden[0]):
+            refusal = ("forbidden", *faults.forbidden[1:])
         if faults.conditional and "If-None-Match" in self.headers:
             refusal = ("conditional", *faults.conditional)
         if refusal is None:

@@ -95,6 +95,24 @@ def test_a_store_that_is_lost_half_way_stops_the_night_and_a_later_one_ends_it(
     tell(fault, faults, night)
 
 
+def test_a_forbidden_folder_is_left_out_and_the_night_goes_on(night: Night, faults: Faults) -> None:
+    for number in range(40):
+        night.archive.put(f"south/{number}.jpeg", night.archive.get(f"{number}.jpeg"))
+    faults.forbidden = (f"/{night.archive.root.removeprefix('s3://')}/south/", 403, "InvalidObjectState")
+    done = night.run()
+    assert done.returncode == 3, done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("rayscan: ")]
+    assert f"{night.archive.uri('south/')}: 40 scans could not be read" in line
+    assert "restore it first" in line
+    assert night.statuses() == {**ALL_SCORED, ("failed", "access_denied"): 40}
+    tell("a forbidden folder", faults, night)
+
+    faults.forbidden = None
+    done = night.run()
+    assert done.returncode == 0, done.stderr
+    assert night.statuses()[("scored", None)] == FILMS + 40
+
+
 def test_an_archive_that_is_lost_alone_stops_the_night_too(night: Night, faults: Faults, tmp_path: Path) -> None:
     """The scores can still be written, but a night of `failed` rows would hide that the archive is gone."""
     night = replace(night, scores=open_store(str(tmp_path / "scores")))

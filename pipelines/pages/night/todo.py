@@ -78,7 +78,14 @@ def advice(reason: str | None) -> str:
 
 def tasks(facts: NightFacts) -> list[Task]:
     """What to do next, the most urgent first; never empty."""
-    ordered = [*_drifts(facts, "alarm"), *_unfinished(facts), *_failed(facts), *_machines(facts), *_unreadable(facts)]
+    ordered = [
+        *_drifts(facts, "alarm"),
+        *_unfinished(facts),
+        *_left_out(facts),
+        *_failed(facts),
+        *_machines(facts),
+        *_unreadable(facts),
+    ]
     ordered += _drifts(facts, "warn")
     ordered.sort(key=lambda task: ("alarm", "warn", "note").index(task.urgency))
     if facts.positives:
@@ -134,6 +141,17 @@ def _failed(facts: NightFacts) -> list[Task]:
             Task(urgency="warn", what=what, how="rayscan query lists them: the view rejects, status = 'failed'.")
         )
     return listed
+
+
+def _left_out(facts: NightFacts) -> list[Task]:
+    return [
+        Task(
+            urgency="warn",
+            what=f"{corner['prefix']} was left out: {_scans(corner['scans'])} could not be read.",
+            how=f"The store said: {corner['told']}. The next run tries them again.",
+        )
+        for corner in facts.record.get("quarantined", ())
+    ]
 
 
 def _machines(facts: NightFacts) -> list[Task]:
