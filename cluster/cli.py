@@ -13,6 +13,7 @@ import typer
 from cluster.commands import add_verb
 from cluster.source import THREADS
 from cluster.verbs.data import audit, catalog, demo, prepare
+from cluster.verbs.erasure import erase
 from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
 from cluster.verbs.registry import models, promote, rollback
 from cluster.verbs.scores import compact, history, query, report, score
@@ -35,6 +36,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     models,
     score,
     compact,
+    erase,
     query,
     history,
     report,

@@ -116,7 +116,7 @@ def _is_complete(part: Part, finished: set[str]) -> bool:
 
 def _merge(table: ScoresTable, parts: list[Part]) -> list[Part]:
     """Put these parts, all of one model and day, into merged ones of at most ROWS rows, in one version of the table."""
-    merged = [_put(table.store, parts[0], rows) for rows in _sorted(table.store, parts)]
+    merged = [put_merged(table.store, parts[0], rows) for rows in _sorted(table.store, parts)]
     read, expected = sum(part.rows for part in merged), sum(part.rows for part in parts)
     if read != expected:
         raise InputError(
@@ -128,7 +128,8 @@ def _merge(table: ScoresTable, parts: list[Part]) -> list[Part]:
     return merged
 
 
-def _put(store: Store, like: Part, rows: pa.Table) -> Part:
+def put_merged(store: Store, like: Part, rows: pa.Table) -> Part:
+    """Write rows of contracts.PART as a part of the same model and day as `like`; it is not committed."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
     data = sink.getvalue().to_pybytes()

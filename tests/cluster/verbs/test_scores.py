@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
+from pipelines.ingest.patients import SECRET_VARIABLE, PatientKeys
 from pipelines.storage import open_store
 from tests.pipelines.bundles import save_untrained
+from tests.pipelines.table.parts import commit_part, score_row
 from tests.pipelines.table.test_query import MODEL, fill
 from tests.servers import S3Server
 
@@ -98,3 +100,23 @@ def test_score_takes_the_model_in_production(tmp_path: Path, monkeypatch: pytest
         done = rayscan("score", str(films), "--model", model, "--out", out, "--dry-run")
         assert done.exit_code == 0, done.stderr
     assert asked == [f"file://{promoted.folder}", str(folder.folder)]
+
+
+def test_patients_are_erased_by_raw_ids_or_keys(scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, "long and secret")
+    anna, ben = (PatientKeys.from_environment().key(name) for name in ("Anna", "Ben"))
+    films = [("anna", anna), ("ben", ben), ("other", None)]
+    commit_part(open_store(scores), "night1", 7, [score_row(uri, patient_key=key) for uri, key in films])
+    patients = tmp_path / "patients.txt"
+    patients.write_text(f"Anna\n\n{ben}\n")
+    for night in ("night1", "night2"):
+        open_store(scores).put(f"runs/{night}/run.json", json.dumps({"run_id": night, "model_id": MODEL}).encode())
+    refused = rayscan("erase", scores, "--patients", str(patients))
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), "no terminal, and no --yes"
+    done = rayscan("erase", scores, "--patients", str(patients), "--yes", "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["films"], told["rows"]) == (2, 2)
+    assert "Anna" not in done.stdout + done.stderr
+    left = rayscan("query", scores, "SELECT DISTINCT uri FROM scores ORDER BY uri", "--format", "csv")
+    assert left.stdout.split() == ['"uri"', '"a"', '"b"', '"c"', '"other"']
