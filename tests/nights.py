@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -20,6 +21,7 @@ from tests.pipelines.bundles import save_untrained
 from tests.servers import clean_environment
 
 SECONDS = 180
+PART_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}-\d+\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,11 @@ class Night:
         )
 
     def parts(self) -> int:
-        """The parts that have been written."""
+        """The parts that actors have written, committed or not."""
         if self.scores.is_local and not self.scores.path.is_dir():
             return 0
-        return sum(info.key.endswith(".parquet") for chunk in self.scores.list("scores") for info in chunk)
+        names = [info.key.rpartition("/")[2] for chunk in self.scores.list("scores") for info in chunk]
+        return sum(PART_NAME.fullmatch(name) is not None for name in names)
 
     def wait_for_parts(self, driver: subprocess.Popen[str], count: int) -> None:
         """Wait until a run has written this many parts; fails if it ends before."""

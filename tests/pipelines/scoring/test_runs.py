@@ -105,7 +105,7 @@ def test_the_record_says_what_was_done(night: tuple[Store, Store, list[RunRecord
     assert written["megabytes_per_second"] > 0
     assert set(written["stage_seconds"]) == {"fetch", "decode", "infer", "write"}
     assert written["threshold"] == 0.5
-    assert written["cpus"] == 4
+    assert 1 <= written["cpus"] <= 4
     assert written["plan_hash"] == plan_behind(out, record).plan_hash
     assert not list(out.list(f"runs/{record.run_id}/attempts")), "notes of a finished run are swept"
 
