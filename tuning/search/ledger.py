@@ -229,7 +229,7 @@ class Ledger(Callback):
 
 
 def _how_it_goes_on(trial: Any) -> str:
-    return "it goes on from its last epoch" if trial.last_result.get(TIME) else "it starts again"
+    return "it goes on from its last epoch" if trial.last_result.get(TIME) else "it is tried again"
 
 
 def _error(trial: Any) -> BaseException | None:

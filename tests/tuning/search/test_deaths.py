@@ -97,7 +97,7 @@ def test_a_trial_whose_process_always_dies_as_it_starts_fails_and_the_search_goe
     assert (records[2].epochs, records[2].auc) == (0, None)
     assert str(records[2].error).startswith("ActorDiedError: ")
     told = [line.getMessage() for line in caplog.records if line.getMessage().startswith("trial 2")]
-    assert [line.rpartition("; ")[2] for line in told[:-1]] == ["it starts again"] * RETRIES
+    assert [line.rpartition("; ")[2] for line in told[:-1]] == ["it is tried again"] * RETRIES
     assert told[-1].startswith("trial 2 mlp failed: ActorDiedError: ")
 
 
