@@ -61,7 +61,7 @@ class SearchOptions:
     cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each worker of a trial (1).")] = None
     gpus_per_trial: Annotated[
         float | None,
-        typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (1 where there is one)."),
+        typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (so where there is one)."),
     ] = None
     concurrent: Annotated[
         int | None, typer.Option(help="Trials at a time (as many as there is room for when the cluster has grown).")

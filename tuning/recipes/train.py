@@ -2,11 +2,13 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from models.engines.machine import choose_device
@@ -23,9 +25,12 @@ from tuning.recipes.recipe import Recipe, require_weights, spec_of
 from tuning.recipes.selection import TOP, Score, most_robust
 from tuning.training.films import TrainingFilms, read_training_films
 from tuning.training.head_settings import HeadSettings
-from tuning.training.loop import EpochReport, Fitted, fit
+from tuning.training.loop import EpochReport, Fitted, StateDict, fit
 from tuning.training.losses import cross_entropy
 from tuning.training.start import fit_installed_head, pretrained_start, seeded_network
+
+UNPROMOTED: Final = "unpromoted.safetensors"
+"""Beside a bundle: the weights of a model whose promotion failed."""
 
 log = logging.getLogger("rayscan")
 
@@ -80,7 +85,8 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
         lineage |= {"grid": trained.tried, "chosen": dict(trained.chosen)}
     if trained.selection:
         lineage["selection"] = trained.selection
-    bundle = promote(trained.best, films, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films)
+    with kept_until_promoted(out, trained.best.state_dict):
+        bundle = promote(trained.best, films, out, lineage=lineage, calibrate=recipe.calibrate, show_films=show_films)
     metrics = bundle.evaluation["val"]["metrics"]
     return TrainSummary(
         bundle=out,
@@ -93,6 +99,22 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
         best_epoch=trained.best.best.epoch,
         seconds=round(time.perf_counter() - started, 1),
     )
+
+
+@contextmanager
+def kept_until_promoted(out: str, weights: StateDict) -> Iterator[None]:
+    """Keep trained weights beside where their bundle will be, and remove them when it is there.
+
+    A promotion that fails, for whatever reason, must not cost the training.
+    """
+    store = open_store(out)
+    store.put(UNPROMOTED, safetensors.torch.save({name: value.contiguous() for name, value in weights.items()}))
+    try:
+        yield
+    except BaseException:
+        log.error("the model was trained but not promoted; its weights are kept at %s", store.uri(UNPROMOTED))
+        raise
+    store.delete(UNPROMOTED)
 
 
 def fit_recipe(recipe: Recipe, films: TrainingFilms) -> Trained:
@@ -169,6 +191,7 @@ def _fitted(recipe: Recipe, films: TrainingFilms) -> Fitted:
         head=head if recipe.head_first else None,
         seed=settings.seed,
         folder=str(cache_folder("features")),
+        device=choose_device(settings.device),
     )
     if recipe.learn != "all":
         frozen = max(0, len(layer_groups(build(spec))) - recipe.learn)
@@ -182,7 +205,8 @@ def _new_head(recipe: Recipe, head: HeadSettings, spec: ModelSpec, films: Traini
     network, _ = seeded_network(spec, recipe.weights, recipe.training.seed)
     started = time.perf_counter()
     folder = str(cache_folder("features"))
-    fitted, train_logits = fit_installed_head(network, spec, head, films, folder=folder)
+    device = choose_device(recipe.training.device)
+    fitted, train_logits = fit_installed_head(network, spec, head, films, folder=folder, device=device)
     seconds = time.perf_counter() - started
     report = EpochReport(
         epoch=1,

@@ -187,6 +187,7 @@ def _trainable(setup: SearchSetup) -> Any:
         seed=settings.seed,
         threads=settings.cpus_per_trial,
         device="cuda" if resources.get("GPU") else "cpu",
+        gpu_share=min(resources.get("GPU") or 1.0, 1.0),
         features=str(cache_folder("features")),
         objective=parse_objectives(settings.objectives)[0].name,
         latency=LATENCY in settings.objectives,

@@ -32,6 +32,7 @@ from pipelines.progress import progress
 from pipelines.storage import Store
 from tuning.search.frozen_trial import frozen_trial
 from tuning.search.room import Waiting
+from tuning.search.settings import SHARED_GPU
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import PROBES, SearchSpace, TrialPlan, to_plan
 from tuning.study.records import TrialRecord, next_number
@@ -267,21 +268,23 @@ def _features(chooser: ProbeSpace, films: TrainingFilms, seed: int) -> dict[str,
     # a task needs the films' names, not their pixels: it reads those itself where the features are not cached
     train, val = (replace(side, pixels=np.empty((0, 0, 0), dtype=np.uint8)) for side in (films.train, films.val))
     unseen = ray.put(replace(films, train=train, val=val))
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = SHARED_GPU if have.get("GPU", 0) >= 1 else 0.0
     features: dict[str, tuple[Any, Any]] = {}
     for kind in chooser.kinds:
         parameters = chooser.space.point(kind.family, kind.values)
         plan = to_plan(parameters, preprocessing=films.info.preprocessing, epochs=1, seed=seed)
-        task: Any = _frozen_features  # Ray's types know only tasks of one result
-        first, second = task.remote(plan, unseen, str(cache_folder("features")))
+        task: Any = _frozen_features.options(num_gpus=gpus)  # Ray's types know only tasks of one result
+        first, second = task.remote(plan, unseen, str(cache_folder("features")), "cuda" if gpus else "cpu")
         features[kind.name] = (first, second)
     return features
 
 
 @ray.remote(num_cpus=1, num_returns=2)
-def _frozen_features(plan: TrialPlan, films: TrainingFilms, folder: str) -> tuple[Features, Features]:
+def _frozen_features(plan: TrialPlan, films: TrainingFilms, folder: str, device: str) -> tuple[Features, Features]:
     assert plan.weights is not None
     network, _ = seeded_network(plan.spec, plan.weights, plan.training.seed)
-    return frozen_features(network, plan.spec, films, folder=folder, threads=1)
+    return frozen_features(network, plan.spec, films, folder=folder, threads=1, device=torch.device(device))
 
 
 def _frozen(record: TrialRecord, chooser: ProbeSpace) -> optuna.trial.FrozenTrial:

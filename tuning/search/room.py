@@ -13,7 +13,7 @@ from typing import Final
 from models.errors import InputError
 from pipelines.capacity import Capacity, NodeType
 from pipelines.claims import claims, own_job
-from tuning.search.settings import SearchSettings
+from tuning.search.settings import SHARED_GPU, SearchSettings
 
 log = logging.getLogger("rayscan")
 
@@ -39,7 +39,7 @@ def room_for(settings: SearchSettings, capacity: Capacity) -> Room:
     """The room for a search on this cluster. Raises `InputError` where one trial has none, now or later."""
     gpus = settings.gpus_per_trial
     if gpus is None:
-        gpus = 1.0 if capacity.most_gpus >= 1 else 0.0
+        gpus = (SHARED_GPU if settings.workers_per_trial == 1 else 1.0) if capacity.most_gpus >= 1 else 0.0
     each = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": gpus} if gpus else {})
     cores = capacity.most_room(gpus=capacity.most_gpus if gpus else 0)
     workers = cores // settings.cpus_per_trial

@@ -18,6 +18,10 @@ FINAL_SHARE: Final = 0.3
 """The share of a time budget kept for the finals: an epoch at 224 pixels takes three times as long as at 128."""
 
 
+SHARED_GPU: Final = 0.25
+"""The default of a trial of one worker: most are small networks, each of which leaves a GPU idle most of the time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """How to search."""
@@ -76,8 +80,9 @@ class SearchSettings:
     cpus_per_trial: int = 1
     """Of each of its workers."""
     gpus_per_trial: float | None = None
-    """Of each of its workers; a fraction lets several small trials of one worker share a GPU. None: one whole GPU if
-    the cluster has any or its autoscaler may start one, else none."""
+    """Of each of its workers; a fraction lets several small trials of one worker share a GPU, each with its share of
+    the memory. None: `SHARED_GPU` for trials of one worker, else whole ones, where the cluster has any or its
+    autoscaler may start one; else none."""
     max_concurrent: int | None = None
     """Trials at a time; probes and folds to confirm take no more cores than those. None: as many as there is room for
     when the cluster has grown to its limits. Ray has no priorities, so what is to start beside the search needs the

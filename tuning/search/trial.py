@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import torch
 from ray import tune
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from tuning.study.records import TrialKind
 from tuning.study.trial_files import load_checkpoint, save_checkpoint, save_logits, save_weights
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.films import TrainingFilms
+from tuning.training.gpu import release, share_gpu
 from tuning.training.loop import EpochReport, EpochState, fit
 from tuning.training.objectives import AUC, LATENCY
 from tuning.training.start import pretrained_start
@@ -70,6 +72,8 @@ class TrialJob:
     """`cpu` or `cuda`; Ray shows a trial only its own GPUs."""
     features: str = ""
     """Local folder, on each node, where the features of frozen backbones are kept."""
+    gpu_share: float = 1.0
+    """Of the GPU's memory, that a trial may take where several share it."""
     objective: str = AUC
     """What an epoch is judged by."""
     latency: bool = False
@@ -117,6 +121,7 @@ def start_of(plan: TrialPlan, films: TrainingFilms, job: TrialJob) -> dict[str, 
         seed=plan.training.seed,
         folder=job.features,
         threads=job.threads,
+        device=torch.device(job.device),
     )
 
 
@@ -185,13 +190,16 @@ def _quality(report: Mapping[str, Any]) -> tuple[float, float]:
 def run_trial(config: dict[str, Any], *, films: TrainingFilms, job: TrialJob) -> None:
     """Ray Tune's trainable: train what `config` says; the films are read-only views of Ray's object store.
 
-    A fault of the parameters (training diverges, there is no such model) is reported, and this process takes the next
-    trial. Anything else is raised: Ray Tune tries again in a new process, as the machine may be at fault.
+    A fault of the parameters (training diverges or does not fit the GPU's memory, there is no such model) is reported,
+    and this process takes the next trial. Anything else is raised: Ray Tune tries again in a new process, as the
+    machine may be at fault.
     """
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _LET_GO_SECONDS)
     trial_id = own_id(config, tune.get_context().get_trial_id())
     earlier = load_checkpoint(job.study, trial_id)
     progress = Progress(job, trial_id, earlier, tune.report)
+    release(job.device)  # of what the trial before it in this process kept
+    share_gpu(torch.device(job.device), job.gpu_share)
     try:
         plan = plan_of(config, job)
         if job.latency:

@@ -12,6 +12,7 @@ float32: 27 MB for 5,200 films with 1,280 each. Only the `KEPT` most recently us
 may be removed at any time.
 """
 
+import copy
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from models.engines.allocator import keep_memory
 from models.errors import InputError
 from models.films import Films
+from models.networks.classifier import in_batches
 from models.networks.preprocess import Preprocess
 from models.networks.weights import Loaded, hub_weights, load_pretrained, read_weights, weights_hash
 from models.networks.zoo import build, features, has_features, layer_groups
@@ -45,6 +47,7 @@ from tuning.toml_files import HUB
 
 log = logging.getLogger("rayscan")
 
+CPU: Final = torch.device("cpu")
 BATCH: Final = 16
 KEPT: Final = 20
 """Files of features that stay in a folder: enough for five data sets or backbones with two to three splits each."""
@@ -85,11 +88,18 @@ def pretrained_network(spec: ModelSpec, weights: str, *, scale: str | None = Non
 
 
 def dataset_features(
-    dataset: str, split: str, spec: ModelSpec, network: nn.Module, folder: str, *, threads: int | None = None
+    dataset: str,
+    split: str,
+    spec: ModelSpec,
+    network: nn.Module,
+    folder: str,
+    *,
+    threads: int | None = None,
+    device: torch.device = CPU,
 ) -> SplitFeatures:
     """The features of a split of a data set, computed unless they are kept in the local folder.
 
-    `threads` is that of `compute_features`. Raises `InputError` for a network without features, for a
+    `threads` and `device` are those of `compute_features`. Raises `InputError` for a network without features, for a
     data set whose films do not fit the specification, and for a folder that is not local.
     """
     info = read_dataset_info(dataset)
@@ -100,7 +110,7 @@ def dataset_features(
         path.touch()
     else:
         films = load_films(dataset, split)
-        values = compute_features(network, spec.preprocessing, films.pixels, threads=threads)
+        values = compute_features(network, spec.preprocessing, films.pixels, threads=threads, device=device)
         names = np.frombuffer("\n".join(films.scan_ids.tolist()).encode(), dtype=np.uint8)
         _write(path, {"values": torch.from_numpy(values), "scan_ids": torch.tensor(names)})
         _remove_oldest(path.parent)
@@ -126,9 +136,11 @@ def compute_features(
     pixels: npt.NDArray[np.uint8],
     *,
     threads: int | None = None,
+    device: torch.device = CPU,
 ) -> npt.NDArray[np.float32]:
-    """The features [N, D] of films uint8 [N, H, W], preprocessed as for scoring.
+    """The features [N, D] of films uint8 [N, H, W], preprocessed as for scoring, in float32.
 
+    On a GPU a copy of the network computes them; they differ from a CPU's by rounding, and are kept under the same key.
     Each of `threads` (None: as many as torch has) computes whole batches by itself. Torch's own threads, which share
     each batch, were refused: they wait for each other after every operation, and beside other work on the machine they
     took ten times the CPU time. Raises `InputError` for a network without features, and for no films.
@@ -141,6 +153,9 @@ def compute_features(
     with torch.inference_mode():
         if not has_features(network, preprocess(torch.tensor(pixels[:2]))):
             raise InputError("this network has no features before its classifier; choose another backbone")
+
+    if device.type != "cpu":
+        return on_device(network, preprocess, pixels, device)
 
     def compute(start: int) -> Tensor:
         with torch.inference_mode():  # the mode holds for one thread only
@@ -158,6 +173,19 @@ def compute_features(
             parts.append(part)
             advance(len(part))
     values: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+    return values
+
+
+def on_device(
+    network: nn.Module, preprocess: Preprocess, pixels: npt.NDArray[np.uint8], device: torch.device
+) -> npt.NDArray[np.float32]:
+    """`compute_features` in whole batches on a device."""
+    there = copy.deepcopy(network).to(device)
+
+    def compute(films: Tensor) -> Tensor:
+        return features(there, preprocess(films).to(memory_format=torch.channels_last)).flatten(1).float()
+
+    values: npt.NDArray[np.float32] = in_batches(compute, pixels, device).numpy()
     return values
 
 

@@ -21,7 +21,7 @@ from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
 from tests.tuning.recipes.conftest import CNN
 from tuning.recipes.recipe import Recipe, read_recipe, recipe_names, to_toml
-from tuning.recipes.train import train
+from tuning.recipes.train import UNPROMOTED, kept_until_promoted, train
 from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
 
@@ -337,3 +337,16 @@ def test_the_same_seed_gives_the_same_model_where_the_weights_have_no_classifier
         train(dataset, str(tmp_path / name), replace(recipe, training=replace(QUICK, seed=seed)))
         found.append(load_bundle(tmp_path / name).hashes["weights.safetensors"])
     assert found[0] == found[1] != found[2]
+
+
+def test_a_promotion_that_fails_does_not_cost_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = {"layer.weight": torch.rand(3, 4).T}  # not contiguous, as channels_last leaves them
+    place = tmp_path / "bundle"
+    with pytest.raises(ZeroDivisionError), kept_until_promoted(str(place), weights):
+        raise ZeroDivisionError
+    kept = safetensors.torch.load_file(place / UNPROMOTED)
+    assert torch.equal(kept["layer.weight"], weights["layer.weight"])
+    assert f"its weights are kept at {place / UNPROMOTED}" in caplog.text
+    with kept_until_promoted(str(place), weights):
+        assert (place / UNPROMOTED).exists()
+    assert not (place / UNPROMOTED).exists()

@@ -31,10 +31,12 @@ FIXED = Capacity(nodes=(NodeType(cpus=8),))
         (grown(SMALL), {}, {"CPU": 1.0}, 12),
         (grown(SMALL), {"workers_per_trial": 5}, {"CPU": 1.0}, 2),
         (grown(SMALL, most_nodes=2), {}, {"CPU": 1.0}, 8),
-        (grown(SMALL, LARGE), {}, {"CPU": 1.0, "GPU": 1.0}, 4),
+        (grown(SMALL, LARGE), {}, {"CPU": 1.0, "GPU": 0.25}, 16),
+        (grown(SMALL, LARGE), {"gpus_per_trial": 1.0}, {"CPU": 1.0, "GPU": 1.0}, 4),
+        (grown(SMALL, LARGE), {"workers_per_trial": 2}, {"CPU": 1.0, "GPU": 1.0}, 2),
         (grown(SMALL, LARGE), {"gpus_per_trial": 0.25}, {"CPU": 1.0, "GPU": 0.25}, 16),
         (grown(SMALL, LARGE), {"gpus_per_trial": 0.0}, {"CPU": 1.0}, 12),
-        (grown(LARGE), {"cpus_per_trial": 16}, {"CPU": 16.0, "GPU": 1.0}, 2),
+        (grown(LARGE), {"cpus_per_trial": 16}, {"CPU": 16.0, "GPU": 0.25}, 2),
     ],
 )
 def test_a_search_counts_on_what_the_cluster_can_become(

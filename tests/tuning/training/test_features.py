@@ -31,6 +31,7 @@ from tuning.training.features import (
     compute_features,
     dataset_features,
     features_of,
+    on_device,
     pretrained_network,
 )
 from tuning.training.head_settings import HeadSettings
@@ -59,6 +60,14 @@ def test_threads_are_the_callers_again_afterwards() -> None:
     two = compute_features(network, spec.preprocessing, films.pixels, threads=2)
     assert torch.get_num_threads() == 1
     np.testing.assert_allclose(two, compute_features(network, spec.preprocessing, films.pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_device_features_are_those_of_the_cpus_threads() -> None:
+    """What a GPU does; the network that it copies stays where it was."""
+    spec, films = small_spec(), blob_films(70)
+    network = build(spec).eval()
+    there = on_device(network, Preprocess(spec.preprocessing), films.pixels, torch.device("cpu"))
+    np.testing.assert_allclose(there, compute_features(network, spec.preprocessing, films.pixels), rtol=1e-4, atol=1e-5)
 
 
 class Cache:
