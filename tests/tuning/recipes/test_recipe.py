@@ -346,7 +346,7 @@ def test_a_promotion_that_fails_does_not_cost_the_training(tmp_path: Path, caplo
         raise ZeroDivisionError
     kept = safetensors.torch.load_file(place / UNPROMOTED)
     assert torch.equal(kept["layer.weight"], weights["layer.weight"])
-    assert f"its weights are kept at {place / UNPROMOTED}" in caplog.text
+    assert f"its weights are kept at {(place / UNPROMOTED).as_uri()}" in caplog.text
     with kept_until_promoted(str(place), weights):
         assert (place / UNPROMOTED).exists()
     assert not (place / UNPROMOTED).exists()
