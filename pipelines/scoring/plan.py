@@ -12,9 +12,9 @@ here they are numbered and written as a stream, so ten million planned rows are 
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PLAN
-from pipelines.errors import InputError
+from pipelines.errors import InputError, RayscanError
 from pipelines.scoring.stale import BATCH_ROWS, LISTED, STALE, ListedScans, with_stale
 from pipelines.stop import Stop
 from pipelines.storage import Store, open_store
@@ -35,6 +35,7 @@ from pipelines.storage import Store, open_store
 SHARDS_PER_FILE = 64
 ROWS_PER_GROUP = 16_384
 WRITE_THREADS = 4
+READ_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +81,12 @@ def make_plan(
     shard_size: int,
     max_nights: int = 5,
     stop: Stop | None = None,
+    confirm: Callable[[], int] = lambda: 0,
 ) -> Plan:
     """Plan a new run and write it; a scan that failed in `max_nights` runs is given up. `stop` ends it without a plan.
 
+    `confirm` is called once the plan is made, before plan.json makes it valid: it gives the generation of the lease, or
+    raises what this raises then, and no plan is left.
     Raises `NotFoundError` if the source is absent, `InputError` if it is empty or a part of the table is unreadable.
     """
     now = datetime.now(UTC)
@@ -110,8 +114,21 @@ def make_plan(
         )
 
     plan = with_stale(store, source=source, model_id=model_id, max_nights=max_nights, use=write, stop=stop)
+    try:
+        plan = replace(plan, lease_generation=confirm())
+    except RayscanError:
+        forget_plan(store, plan)
+        raise
     store.put(f"runs/{plan.run_id}/plan.json", json.dumps(asdict(plan), indent=1).encode())
     return plan
+
+
+def newest_generation(store: Store, model_id: str) -> int:
+    """The highest lease generation under which any plan of this model was made."""
+    keys = [info.key for chunk in store.list("runs") for info in chunk if info.key.endswith("/plan.json")]
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        plans = list(threads.map(lambda key: json.loads(store.get(key)), keys))
+    return max((plan.get("lease_generation", 0) for plan in plans if plan["model_id"] == model_id), default=0)
 
 
 def forget_plan(store: Store, plan: Plan) -> None:

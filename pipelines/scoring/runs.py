@@ -5,6 +5,16 @@
     SCORES/runs/<run_id>/run.json, report.html                           written when every scan is accounted for
     SCORES/leases/model=<model_id>/…                                     which driver is at work
 
+    planned ----> running ----> reconciled ----> recorded
+                  ^     |            |
+                  +-----+------------+   stopped, store or cluster failed, rows missing: exit 3 or 130, resumed
+
+    planned       plan.json is there, with the generation of the lease it was made under. What a stalled driver writes
+                  after another has taken its lease and planned is no plan: `_is_overtaken`
+    running       shards become parts; each attempt at one ends as done, store_fault or died: `attempts.py`
+    reconciled    every planned scan has its row in the table
+    recorded      run.json is there; what fails after it (report, compaction) changes nothing: `_afterwards`
+
 A plan without run.json is an unfinished run. The next call with the same model resumes it under its own run_id and plan
 before planning anything new: a second plan beside late parts of the first would duplicate rows.
 """
@@ -30,7 +40,7 @@ from pipelines.progress import progress
 from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
 from pipelines.scoring.commits import GroupCommits, take_in
 from pipelines.scoring.layout import Layout, choose_layout, gpus_wanted
-from pipelines.scoring.plan import Plan, forget_plan, make_plan, read_shard, unfinished_plans
+from pipelines.scoring.plan import Plan, forget_plan, make_plan, newest_generation, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.quarantine import corners
 from pipelines.scoring.reconcile import reconcile
@@ -113,6 +123,10 @@ def score(
         )
         records = []
         for plan in unfinished_plans(store, bundle.model_id):
+            if _is_overtaken(job, plan):
+                log.info("plan %s was overtaken: another run planned its scans later; it is removed", plan.run_id)
+                forget_plan(store, plan)
+                continue
             log.info("run %s was left unfinished; resuming it under its own plan", plan.run_id)
             # The same model may be at another URI by now.
             records.append(_run(job, replace(plan, bundle=open_store(bundle_uri).root)))
@@ -156,15 +170,27 @@ def _plan_new(job: _Job, source: str, bundle_uri: str, point: str) -> Plan:
             shard_size=job.settings.shard_size,
             max_nights=job.settings.max_nights,
             stop=stop,
+            confirm=job.lease.confirm,
         ),
         "plan",
     )
     try:
         job.lease.confirm()
-    except IncompleteError:  # another run planned meanwhile: two plans of the same scans would duplicate rows
+    except IncompleteError:  # lost since `make_plan` confirmed it: two plans of the same scans would duplicate rows
         forget_plan(job.store, plan)
         raise
     return plan
+
+
+def _is_overtaken(job: _Job, plan: Plan) -> bool:
+    """Whether this unfinished plan was written by a driver that stalled, after another took its lease and planned.
+
+    A new plan is made only when none is unfinished. So if a plan of a later lease exists, this one was not there yet,
+    and its scans are in the later one; nothing of it is in the table, because its driver holds no lease.
+    """
+    if not plan.lease_generation or job.table.latest().run_parts(plan.run_id, plan.model_id):
+        return False
+    return newest_generation(job.store, plan.model_id) > plan.lease_generation
 
 
 def _run(job: _Job, plan: Plan) -> RunRecord:

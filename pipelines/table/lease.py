@@ -73,11 +73,16 @@ class Lease:
                 f" {TTL_SECONDS:.0f} s; that run continues with what is left"
             )
 
-    def confirm(self) -> None:
-        """Renew now and raise as `check` does; for a step that must not be taken after the lease has expired."""
+    def confirm(self) -> int:
+        """Renew now and raise as `check` does; for a step that must not be taken after the lease has expired.
+
+        Returns the number of this generation: whoever takes the lease over has a higher one.
+        """
         with self._turn:
             self._renew_once()
+            number = self._number
         self.check()
+        return number
 
     def release(self) -> None:
         """Give up the lease."""

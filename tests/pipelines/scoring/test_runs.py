@@ -5,6 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,10 +15,12 @@ from pipelines.bundles import fetch_bundle
 from pipelines.decoding.decode import decode
 from pipelines.errors import AccessError, IncompleteError, InputError, NotFoundError
 from pipelines.scoring import runs
-from pipelines.scoring.plan import Plan, read_shard
+from pipelines.scoring.layout import choose_layout
+from pipelines.scoring.plan import Plan, make_plan, read_shard
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.runs import ScoreSettings, score
-from pipelines.scoring.sink import part_key, write_part, written_sizes
+from pipelines.scoring.score import ScoreShard
+from pipelines.scoring.sink import part_key, part_of, write_part, written_sizes
 from pipelines.storage import Store, open_store
 from pipelines.table.delta import create_table
 from pipelines.table.drift import DriftTally
@@ -201,6 +204,37 @@ def test_a_plan_made_by_one_whose_lease_was_taken_meanwhile_is_no_plan(
     with pytest.raises(IncompleteError, match="another run has taken over"):
         score(archive.root, str(bundle), out.root, SETTINGS)
     assert not [info.key for chunk in out.list("runs") for info in chunk]
+
+
+def test_a_plan_written_after_another_run_planned_is_no_plan(archive: Store, bundle: Path, tmp_path: Path) -> None:
+    """A plans and stalls; B takes its lease, plans and scores; A wakes up and writes its plan; C is the next night."""
+    out = open_store(str(tmp_path / "scores"))
+
+    def planned_under(generation: int) -> Plan:
+        return make_plan(
+            out,
+            source=archive.root,
+            bundle=str(bundle),
+            model_id=fetch_bundle(str(bundle)).model_id,
+            operating_point="balanced",
+            shard_size=TOTAL,
+            confirm=lambda: generation,
+        )
+
+    a = planned_under(1)
+    late = out.get(f"runs/{a.run_id}/plan.json")
+    out.delete(f"runs/{a.run_id}/plan.json")
+    b = planned_under(2)
+    summary = ScoreShard(out.root, b, choose_layout(1, 0, 1))({"shard": np.array([0])})
+    part = part_of(b, 0, size=summary["part_bytes"][0], rows=TOTAL)
+    create_table(out, conditional=True).commit([part], b.run_id)
+    out.put(f"runs/{b.run_id}/run.json", json.dumps({"model_id": b.model_id, "planned": TOTAL}).encode())
+    out.put(f"runs/{a.run_id}/plan.json", late)
+
+    (c,) = score(archive.root, str(bundle), out.root, ONE_SHARD)  # no Ray: there is nothing to do
+    assert (a.planned, b.planned, c.planned) == (TOTAL, TOTAL, 0)
+    assert ask(out.root, "SELECT count(*) AS n FROM scores").to_pylist() == [{"n": TOTAL}]
+    assert not out.exists(f"runs/{a.run_id}/plan.json")
 
 
 def test_a_store_without_conditional_put_is_told_first(
