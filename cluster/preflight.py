@@ -56,6 +56,13 @@ def check_source(uri: str) -> None:
         check_archive(uri)
 
 
+def check_uris(file: str) -> None:
+    """A file that lists URIs is there."""
+    from pipelines.storage import require_file
+
+    require_file(file, "file of URIs")
+
+
 def check_labels(labels: str | None) -> None:
     """A CSV file of labels is there."""
     from pipelines.storage import require_file

@@ -24,7 +24,7 @@ Format = Literal["table", "csv", "json", "parquet"]
 class ScoreOptions:
     """How to score; None takes the default of `ScoreSettings`."""
 
-    shard_size: Annotated[int | None, typer.Option(help="Scans per Parquet part (256).")] = None
+    shard_size: Annotated[int | None, typer.Option(help="Scans per Parquet part (256 to 8192, with the plan).")] = None
     operating_point: Annotated[
         str | None, typer.Option(help="Locked threshold that decides `prediction` (the bundle's default).")
     ] = None
@@ -38,6 +38,15 @@ class ScoreOptions:
         int | None, typer.Option(help="GPUs to ask for; 0: none (those there are, more where the model gains by them).")
     ] = None
     memory: Memory = None
+    again: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON[,REASON]", help="Try scans again that another decoder version gave up, e.g. unsupported."
+        ),
+    ] = None
+    allow_removals: Annotated[
+        bool, typer.Option("--allow-removals", help="Mark files as removed even if most of them are gone.")
+    ] = False
     wait: Annotated[str | None, typer.Option(help="Wait for another run with this model, e.g. 10m (0s).")] = None
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html beside the run.")] = False
     thumbnails: Annotated[
@@ -47,10 +56,6 @@ class ScoreOptions:
 
 
 def score(
-    archive: Annotated[
-        str,
-        typer.Argument(metavar="ARCHIVE|CATALOG", help="Scans to score, or a catalogue of them.", parser=location),
-    ],
     model: Annotated[
         str,
         typer.Option(
@@ -63,6 +68,18 @@ def score(
         str, typer.Option(help="Where the scores go; one place for every night and model.", parser=location)
     ],
     options: ScoreOptions,
+    archive: Annotated[
+        str | None,
+        typer.Argument(metavar="[ARCHIVE|CATALOG]", help="Scans to score, or a catalogue of them.", parser=location),
+    ] = None,
+    uris: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score the files named here, without a listing: URIs line by line, or a column uri of CSV or Parquet.",
+            parser=location,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan: how many scans, how long, at what cost.")
     ] = False,
@@ -75,11 +92,17 @@ def score(
     json: Json = False,
 ) -> None:
     """Score what this model has not scored yet, into Parquet. Run it again to resume, or every night."""
-    settings = score_settings(options)
+    source = archive or uris
+    if source is None or (archive and uris):
+        raise InputError("name what to score: an archive or a catalogue, or, instead of it, a file of URIs (--uris)")
+    settings = score_settings(options, names_uris=uris is not None)
     from pipelines.scoring.settings import operating_point
 
     preflight.check_ray(address)
-    preflight.check_source(archive)
+    if uris is None:
+        preflight.check_source(source)
+    else:
+        preflight.check_uris(uris)
     model = preflight.find_model(model, out)
     (bundle,) = preflight.check_bundles([model])
     operating_point(bundle.calibration, settings.operating_point)
@@ -88,11 +111,11 @@ def score(
     from cluster.session import ray_session
 
     if dry_run:
-        plan = pipelines.scoring.runs.preview(archive, model, out, settings, price_per_core_hour=price)
+        plan = pipelines.scoring.runs.preview(source, model, out, settings, price_per_core_hour=price)
         output.show(plan, as_json=json)
         return
     records = pipelines.scoring.runs.score(
-        archive, model, out, settings, lambda: ray_session(address, dashboard=dashboard, working_on="score")
+        source, model, out, settings, lambda: ray_session(address, dashboard=dashboard, working_on="score")
     )
     output.show(records if json else [record.in_short() for record in records], as_json=json)
     left_out = [line for record in records for line in record.left_out()]
@@ -102,18 +125,21 @@ def score(
         raise typer.Exit(IncompleteError.exit_code)
 
 
-def score_settings(options: ScoreOptions) -> "ScoreSettings":
+def score_settings(options: ScoreOptions, *, names_uris: bool = False) -> "ScoreSettings":
     """The settings that the flags of `score` ask for. Raises `InputError` where a value is out of range."""
-    from pipelines.scoring.settings import ScoreSettings
+    from pipelines.scoring.settings import ScoreSettings, reasons
 
     return ScoreSettings(
         report=not options.no_report,
+        names_uris=names_uris,
+        allow_removals=options.allow_removals,
         **given(
             shard_size=options.shard_size,
             operating_point=options.operating_point,
             precision=options.precision,
             max_nights=options.max_nights,
             actors=actor_limits(options.min_actors, options.max_actors, options.memory, options.gpus),
+            again=reasons(options.again) if options.again else None,
             wait=seconds(options.wait) if options.wait else None,
             thumbnails=options.thumbnails,
         ),

@@ -50,6 +50,12 @@ def catalog_parts(store: Store) -> list[str]:
     return parts
 
 
+def catalog_source(store: Store) -> str | None:
+    """The root of the archive that a catalogue lists; None if it does not tell. Raises `InputError` without one."""
+    source = _manifest(store).get("source")
+    return source if isinstance(source, str) else None
+
+
 def require_labels(uri: str) -> None:
     """Raise `InputError` unless a catalogue with labelled films lies at this URI."""
     summary = _manifest(open_store(uri)).get("summary")

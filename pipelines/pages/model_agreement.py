@@ -21,7 +21,6 @@ from pipelines.pages.charts import BLUE, GREY, VERMILION, chart
 from pipelines.pages.frame import render
 from pipelines.storage import open_store
 from pipelines.table.query import fetch_rows, read_scores
-from pipelines.table.views import NEWEST
 
 BINS: Final = 40
 SITES_SHOWN: Final = 20
@@ -138,9 +137,8 @@ def _pair_up(connection: duckdb.DuckDBPyConnection, a: str, b: str) -> dict[str,
     """
     for name, model in (("of_a", a), ("of_b", b)):
         connection.execute(
-            f"CREATE TEMP TABLE {name} AS SELECT scan_id, site, probability, positive FROM ("  # noqa: S608 (constants)
-            "SELECT scan_id, site, status, probability, prediction = ? AS positive FROM scores WHERE model_id = ?"
-            f" QUALIFY row_number() OVER (PARTITION BY scan_id ORDER BY {NEWEST}) = 1) WHERE status = 'scored'",
+            f"CREATE TEMP TABLE {name} AS SELECT scan_id, site, probability, prediction = ? AS positive FROM latest"  # noqa: S608
+            " WHERE model_id = ? AND status = 'scored'",
             [LABELS[1], model],
         )
     connection.execute(

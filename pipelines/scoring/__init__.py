@@ -1,1 +1,1 @@
-"""Nightly scoring: plan what is stale, score it shard by shard, account for every scan."""
+"""Nightly scoring: plan what has changed, score it shard by shard, account for every scan."""

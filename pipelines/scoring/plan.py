@@ -1,18 +1,18 @@
-"""The plan of a run: what this model has not scored yet (the listing minus the table), cut into shards.
+"""The plan of a run: the files that this model has to score (`changes.py` finds them), cut into shards.
 
 A plan is written whole before work starts and never changes:
 
     runs/<run_id>/plan/00000.parquet   up to SHARDS_PER_FILE shards, rows of contracts.PLAN
     runs/<run_id>/plan.json            written last; a plan without it does not exist
 
-A scan is stale when this model has no row for its scan_id, or only `failed` ones of fewer than `max_nights` runs. A
-changed file has a new scan_id and a new model has no rows, so both are stale by the same rule. `stale.py` finds them;
-here they are numbered and written as a stream, so ten million planned rows are never in memory at once.
+Files are numbered and written as a stream, so ten million planned rows are never in memory at once. Shards grow with
+the plan: many enough to keep the cores of a large cluster busy to the end, large enough that a table of a hundred
+million rows is not one of half a million files.
 """
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,14 +28,22 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import PLAN
 from pipelines.errors import InputError, RayscanError
-from pipelines.scoring.stale import BATCH_ROWS, LISTED, STALE, ListedScans, with_stale
+from pipelines.scoring.batches import in_groups
+from pipelines.scoring.changes import BATCH_ROWS, GONE, PLANNED, Changes, with_changes
+from pipelines.scoring.removals import removal_parts, write_removals
+from pipelines.scoring.sources import open_source
 from pipelines.stop import Stop
 from pipelines.storage import Store, open_store
+from pipelines.table.delta import Part
 
 SHARDS_PER_FILE = 64
 ROWS_PER_GROUP = 16_384
 WRITE_THREADS = 4
 READ_THREADS = 16
+SMALLEST_SHARD = 256
+LARGEST_SHARD = 8_192
+SHARDS = 1_280
+"""A shard is doubled until there are no more than this many, or it is as large as it may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,9 @@ class Plan:
     created: str
     """ISO 8601, UTC."""
     given_up: int = 0
-    """Scans listed but not planned, because they failed in too many runs."""
+    """Files listed but not planned, because they failed in too many runs."""
+    removed: int = 0
+    """Files no longer listed, for which this run writes a tombstone."""
     table_version: int = 0
     """Version of the table it was planned from."""
     lease_generation: int = 0
@@ -78,42 +88,68 @@ def make_plan(
     bundle: str,
     model_id: str,
     operating_point: str,
-    shard_size: int,
+    shard_size: int | None = None,
+    largest_shard: int = LARGEST_SHARD,
     max_nights: int = 5,
+    again: Collection[str] = (),
+    names_uris: bool = False,
+    allow_removals: bool = False,
     stop: Stop | None = None,
     confirm: Callable[[], int] = lambda: 0,
 ) -> Plan:
-    """Plan a new run and write it; a scan that failed in `max_nights` runs is given up. `stop` ends it without a plan.
+    """Plan a new run and write it; a file that failed in `max_nights` runs is given up. `stop` ends it without a plan.
 
-    `confirm` is called once the plan is made, before plan.json makes it valid: it gives the generation of the lease, or
-    raises what this raises then, and no plan is left.
+    `shard_size` None: it grows with the plan, up to `largest_shard`. `names_uris`: the source is a file of URIs.
+    `again`, `allow_removals`: see `with_changes`. `confirm` is called once the plan is made, before plan.json makes it
+    valid: it gives the generation of the lease, or raises what this raises then, and no plan is left.
     Raises `NotFoundError` if the source is absent, `InputError` if it is empty or a part of the table is unreadable.
     """
     now = datetime.now(UTC)
+    listed = open_source(source, names_uris=names_uris, stop=stop)
 
-    def write(connection: duckdb.DuckDBPyConnection, listing: ListedScans) -> Plan:
-        # A new id per attempt: an aborted one leaves plan files without a plan.json, which is not a plan.
+    def write(connection: duckdb.DuckDBPyConnection, changes: Changes) -> Plan:
         run_id = f"{now:%Y%m%dT%H%M%SZ}-{token_hex(3)}"
-        written = _Writer(store, run_id, shard_size)
-        reader = connection.sql(f"{STALE} ORDER BY uri, scan_id").to_arrow_reader(BATCH_ROWS)
-        written.write(reader)
-        return Plan(
+        size = shard_size or grown_shard(changes.planned, largest_shard)
+        written = _Writer(store, run_id, size)
+        written.write(connection.sql(PLANNED).to_arrow_reader(BATCH_ROWS))
+        plan = Plan(
             run_id=run_id,
             model_id=model_id,
             bundle=open_store(bundle).root,
             operating_point=operating_point,
-            source=open_store(source).root,
+            source=listed.uri,
             date=f"{now:%Y-%m-%d}",
             planned=written.rows,
-            listed=listing.distinct(connection),
-            shards=-(-written.rows // shard_size),
-            bytes=written.bytes,
+            listed=changes.listed,
+            shards=-(-written.rows // size),
+            bytes=changes.bytes,
             plan_hash=written.digest.hexdigest(),
             created=now.isoformat(),
-            given_up=written.given_up,
+            given_up=changes.given_up,
+            removed=changes.removed,
+            table_version=changes.table_version,
         )
+        if plan.removed:
+            write_removals(
+                store,
+                connection.sql(GONE).to_arrow_reader(BATCH_ROWS),
+                run_id=run_id,
+                model_id=model_id,
+                day=plan.date,
+                table_version=plan.table_version,
+            )
+        return plan
 
-    plan = with_stale(store, source=source, model_id=model_id, max_nights=max_nights, use=write, stop=stop)
+    plan = with_changes(
+        store,
+        source=listed,
+        model_id=model_id,
+        max_nights=max_nights,
+        again=again,
+        allow_removals=allow_removals,
+        use=write,
+        stop=stop,
+    )
     try:
         plan = replace(plan, lease_generation=confirm())
     except RayscanError:
@@ -131,10 +167,24 @@ def newest_generation(store: Store, model_id: str) -> int:
     return max((plan.get("lease_generation", 0) for plan in plans if plan["model_id"] == model_id), default=0)
 
 
+def grown_shard(planned: int, largest: int = LARGEST_SHARD) -> int:
+    """Scans of one shard in a plan of so many: a power of two from SMALLEST_SHARD on, at most `largest` scans."""
+    size = min(SMALLEST_SHARD, largest)
+    while planned > SHARDS * size and 2 * size <= min(largest, LARGEST_SHARD):
+        size *= 2
+    return size
+
+
 def forget_plan(store: Store, plan: Plan) -> None:
     """Remove a plan on which nobody has begun to work; plan.json first, so that no half of one is ever a plan."""
     store.delete(f"runs/{plan.run_id}/plan.json")
-    store.delete_all([info.key for chunk in store.list(f"runs/{plan.run_id}") for info in chunk])
+    removals = [part.key for part in tombstones(store, plan)]
+    store.delete_all([*removals, *(info.key for chunk in store.list(f"runs/{plan.run_id}") for info in chunk)])
+
+
+def tombstones(store: Store, plan: Plan) -> list[Part]:
+    """The parts with the tombstones of a run, written with its plan, to be committed with its first shards."""
+    return removal_parts(store, run_id=plan.run_id, model_id=plan.model_id, day=plan.date, removed=plan.removed)
 
 
 def unfinished_plans(store: Store, model_id: str) -> list[Plan]:
@@ -174,52 +224,33 @@ def _kept_rows(store: Store, run_id: str, number: int, group: int) -> pa.Table:
 
 
 class _Writer:
-    """Cuts sorted stale scans into shards and writes them; holds only a few files in memory at a time."""
+    """Cuts sorted files into shards and writes them; holds only a few plan files in memory at a time."""
 
     def __init__(self, store: Store, run_id: str, shard_size: int) -> None:
         self.store = store
         self.run_id = run_id
         self.shard_size = shard_size
         self.rows = 0
-        self.bytes = 0
-        self.given_up = 0
         self.digest = blake2b(digest_size=16)
 
     def write(self, reader: pa.RecordBatchReader) -> None:
-        """Write all that the reader yields: columns LISTED and `given_up`, ordered by uri and scan_id."""
+        """Write all that the reader yields: contracts.PLAN without `shard`, ordered by uri."""
         pending: deque[Future[bytes]] = deque()
         with ThreadPoolExecutor(WRITE_THREADS) as threads:
-            for number, groups in enumerate(self._files(self._planned(reader))):
+            tables = (pa.Table.from_batches([batch]) for batch in reader)
+            for number, groups in enumerate(self._files(tables)):
                 pending.append(threads.submit(self._put, number, groups))
                 if len(pending) > WRITE_THREADS:
                     self.digest.update(pending.popleft().result())
             for future in pending:
                 self.digest.update(future.result())
 
-    def _planned(self, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-        """The rows to plan, each scan once."""
-        last = None
-        for batch in reader:
-            ids = batch["scan_id"]
-            if not len(ids):
-                continue
-            # Rows are sorted, so duplicates of a scan in a catalogue are adjacent.
-            before = pa.concat_arrays([pa.array([last], ids.type), ids.slice(0, len(ids) - 1)])
-            first = pc.fill_null(pc.not_equal(ids, before), True)
-            last = ids[-1].as_py()
-            rows = pa.Table.from_batches([batch]).filter(first)
-            self.given_up += pc.sum(rows["given_up"]).as_py() or 0
-            rows = rows.filter(pc.invert(rows["given_up"])).select(LISTED)
-            self.bytes += pc.sum(rows["size"]).as_py() or 0
-            yield rows
-
     def _files(self, tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
         """The rows of each plan file, in row groups of whole shards."""
         groups: list[pa.Table] = []
-        for rows in _groups(tables, self.shard_size * _shards_per_group(self.shard_size)):
+        for rows in in_groups(tables, self.shard_size * _shards_per_group(self.shard_size)):
             shards = np.arange(self.rows, self.rows + rows.num_rows) // self.shard_size
-            planned = rows.append_column(PLAN.field("supersedes"), pa.array([False] * rows.num_rows))
-            groups.append(planned.append_column(PLAN.field("shard"), pa.array(shards, pa.int32())).cast(PLAN))
+            groups.append(rows.append_column(PLAN.field("shard"), pa.array(shards, pa.int32())).cast(PLAN))
             self.rows += rows.num_rows
             if len(groups) * _shards_per_group(self.shard_size) == SHARDS_PER_FILE:
                 yield groups
@@ -241,24 +272,6 @@ def _shards_per_group(shard_size: int) -> int:
     """Shards per row group, a divisor of SHARDS_PER_FILE: about ROWS_PER_GROUP rows, at least one shard."""
     wanted = max(1, ROWS_PER_GROUP // shard_size)
     return max(n for n in range(1, SHARDS_PER_FILE + 1) if SHARDS_PER_FILE % n == 0 and n <= wanted)
-
-
-def _groups(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows` rows, except the last."""
-    waiting: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        waiting.append(table)
-        count += table.num_rows
-        if count < rows:
-            continue
-        whole = pa.concat_tables(waiting)
-        for start in range(0, count - rows + 1, rows):
-            yield whole.slice(start, rows)
-        waiting = [whole.slice(count - count % rows)]
-        count %= rows
-    if count:
-        yield pa.concat_tables(waiting)
 
 
 def _plan_file(run_id: str, number: int) -> str:

@@ -2,15 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import duckdb
-
-from pipelines.scoring.plan import unfinished_plans
-from pipelines.scoring.stale import STALE, ListedScans, with_stale
+from pipelines.scoring.changes import with_changes
+from pipelines.scoring.plan import LARGEST_SHARD, grown_shard, unfinished_plans
+from pipelines.scoring.sources import open_source
 from pipelines.stop import Stop
 from pipelines.storage import Store
 from pipelines.table.views import run_records
@@ -20,14 +19,23 @@ RUNS_LOOKED_AT = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PlanPreview:
-    """The output of `rayscan score --dry-run`. Scans that an unfinished run planned but did not score are `planned`."""
+    """The output of `rayscan score --dry-run`. Files that an unfinished run planned but did not score are `planned`."""
 
     listed: int
     planned: int
+    """new + changed + again."""
+    new: int
+    """Files without a row of this model, or that came back after they had left the archive."""
+    changed: int
+    """Files of which this model has rows, but none of this version."""
+    again: int
+    """Files that failed before, or have a reason that is to be tried again."""
     done: int
-    """Listed scans already in the table for this model."""
+    """Listed files with nothing to do."""
     given_up: int
-    """Listed scans that failed in too many runs."""
+    """Listed files that failed in too many runs."""
+    removed: int
+    """Files in the table that are no longer listed."""
     shards: int
     bytes: int
     """Size of the planned files."""
@@ -55,39 +63,42 @@ def preview_plan(
     *,
     source: str,
     model_id: str,
-    shard_size: int,
+    shard_size: int | None = None,
+    largest_shard: int = LARGEST_SHARD,
     max_nights: int = 5,
+    again: Collection[str] = (),
+    names_uris: bool = False,
+    allow_removals: bool = False,
     price_per_core_hour: float | None = None,
     stop: Stop | None = None,
 ) -> PlanPreview:
     """Preview the next run. Raises as `make_plan` does."""
-
-    def count(connection: duckdb.DuckDBPyConnection, listing: ListedScans) -> tuple[int, int, int, int]:
-        rows = connection.execute(
-            f"""
-            SELECT given_up, count(*), sum(size) FROM (
-                SELECT any_value(size) AS size, any_value(given_up) AS given_up FROM ({STALE}) GROUP BY scan_id
-            ) GROUP BY given_up
-            """  # noqa: S608 (constant)
-        ).fetchall()
-        totals = {given_up: (scans, size) for given_up, scans, size in rows}
-        planned, size = totals.get(False, (0, 0))
-        return listing.distinct(connection), planned, size, totals.get(True, (0, 0))[0]
-
-    listed, planned, size, given_up = with_stale(
-        store, source=source, model_id=model_id, max_nights=max_nights, use=count, stop=stop
+    changes = with_changes(
+        store,
+        source=open_source(source, names_uris=names_uris, stop=stop),
+        model_id=model_id,
+        max_nights=max_nights,
+        again=again,
+        allow_removals=allow_removals,
+        use=lambda _, changes: changes,
+        stop=stop,
     )
+    planned = changes.planned
     absent = store.is_local and not store.path.is_dir()
     rate = _rate([] if absent else _finished(store), model_id)
     seconds = planned / rate.scans_per_second if rate.scans_per_second else None
     hours = seconds * rate.cores / 3600 if seconds is not None and rate.cores else None
     return PlanPreview(
-        listed=listed,
+        listed=changes.listed,
         planned=planned,
-        done=listed - planned - given_up,
-        given_up=given_up,
-        shards=-(-planned // shard_size),
-        bytes=int(size),
+        new=changes.new,
+        changed=changes.changed,
+        again=changes.again,
+        done=changes.listed - planned - changes.given_up,
+        given_up=changes.given_up,
+        removed=changes.removed,
+        shards=-(-planned // (shard_size or grown_shard(planned, largest_shard))),
+        bytes=changes.bytes,
         unfinished=tuple(plan.run_id for plan in unfinished_plans(store, model_id)),
         expected_seconds=seconds,
         core_hours=hours,

@@ -39,8 +39,16 @@ from pipelines.pools import check_memory
 from pipelines.progress import progress
 from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
 from pipelines.scoring.commits import GroupCommits, take_in
-from pipelines.scoring.layout import Layout, choose_layout, gpus_wanted
-from pipelines.scoring.plan import Plan, forget_plan, make_plan, newest_generation, read_shard, unfinished_plans
+from pipelines.scoring.layout import LARGEST_BLOCK, Layout, choose_layout, gpus_wanted
+from pipelines.scoring.plan import (
+    Plan,
+    forget_plan,
+    make_plan,
+    newest_generation,
+    read_shard,
+    tombstones,
+    unfinished_plans,
+)
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.quarantine import corners
 from pipelines.scoring.reconcile import reconcile
@@ -148,13 +156,20 @@ def preview(
             open_store(out),
             source=source,
             model_id=bundle.model_id,
-            shard_size=settings.shard_size,
-            max_nights=settings.max_nights,
+            **_planning(settings, bundle),
             price_per_core_hour=price_per_core_hour,
             stop=stop,
         ),
         "preview",
     )
+
+
+def _planning(settings: ScoreSettings, bundle: Bundle) -> dict[str, Any]:
+    """What a plan and its preview are told alike."""
+    names = ("shard_size", "max_nights", "again", "names_uris", "allow_removals")
+    # The films of a larger shard could not be handed from decoders to GPUs.
+    largest = max(1, LARGEST_BLOCK // bundle.spec.preprocessing.film_size**2)
+    return {**{name: getattr(settings, name) for name in names}, "largest_shard": largest}
 
 
 def _plan_new(job: _Job, source: str, bundle_uri: str, point: str) -> Plan:
@@ -167,8 +182,7 @@ def _plan_new(job: _Job, source: str, bundle_uri: str, point: str) -> Plan:
             bundle=bundle_uri,
             model_id=job.bundle.model_id,
             operating_point=point,
-            shard_size=job.settings.shard_size,
-            max_nights=job.settings.max_nights,
+            **_planning(job.settings, job.bundle),
             stop=stop,
             confirm=job.lease.confirm,
         ),
@@ -205,6 +219,8 @@ def _run(job: _Job, plan: Plan) -> RunRecord:
 
 def _finished(job: _Job, plan: Plan) -> RunRecord:
     store = job.store
+    if plan.removed:
+        job.table.commit(tombstones(store, plan), plan.run_id)
     done = take_in(job.table.latest(), plan) if plan.shards else set()
     todo = [shard for shard in range(plan.shards) if shard not in done]
     layout, work = _work(job, plan, todo)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from models.engines.machine import PRECISIONS, Precision
 from models.errors import InputError
+from models.messages import did_you_mean
 from models.statistics.calibration import Calibration
 from pipelines.pages.page_file import check_thumbnails
 from pipelines.pools import ActorLimits
@@ -17,8 +18,8 @@ from pipelines.pools import ActorLimits
 class ScoreSettings:
     """How to score. The defaults suit an archive of any size."""
 
-    shard_size: int = 256
-    """Scans of one part."""
+    shard_size: int | None = None
+    """Scans of one part; None: it grows with the plan."""
     operating_point: str | None = None
     """Name of the locked threshold behind `prediction`; None: the bundle's default."""
     precision: Precision | None = None
@@ -27,6 +28,12 @@ class ScoreSettings:
     """A scan that failed in this many runs is not planned again."""
     actors: ActorLimits = field(default=ActorLimits())
     """How many actors, GPUs and how much memory to ask the cluster for."""
+    again: tuple[str, ...] = ()
+    """Reasons: scans that another version of the decoder gave up with one of them are planned again."""
+    names_uris: bool = False
+    """The source is a file that lists the URIs to score, not an archive or a catalogue."""
+    allow_removals: bool = False
+    """Mark files as removed even if more than half of those known are no longer listed."""
     wait: float = 0.0
     """Seconds to wait for another run with this model on the same scores."""
     report: bool = True
@@ -35,7 +42,7 @@ class ScoreSettings:
     """Worklist films pictured in the report, the first of them with the model's map. They are images of patients."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shard_size <= 100_000:
+        if self.shard_size is not None and not 1 <= self.shard_size <= 100_000:
             raise InputError(f"shard size {self.shard_size} is out of range; choose 1 to 100000 scans")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}; choose {' or '.join(PRECISIONS)}")
@@ -44,6 +51,21 @@ class ScoreSettings:
             value = getattr(self, name)
             if value < low:
                 raise InputError(f"{name}={value} is out of range; choose {low} or more")
+
+
+def reasons(names: str) -> tuple[str, ...]:
+    """The reasons of a comma-separated list. Raises `InputError` for an unknown one, or one of no final row."""
+    from pipelines.contracts import STATUS_OF_REASON, Status  # noqa: PLC0415 (pyarrow)
+
+    known = [
+        reason.value for reason, status in STATUS_OF_REASON.items() if status in (Status.UNREADABLE, Status.REJECTED)
+    ]
+    named = [name.strip() for name in names.split(",") if name.strip()]
+    for name in named:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"choose from {', '.join(known)}"
+            raise InputError(f"no scan is given up with the reason {name!r}; {hint}")
+    return tuple(named)
 
 
 def operating_point(calibration: Calibration, name: str | None) -> str:

@@ -51,7 +51,7 @@ def export_answer(
     with private_folder() as folder:
         file = folder / "answer"
         with told_in_a_line(bounds):
-            rows = read_scores(uri, written, bounds=bounds, as_of=as_of)
+            rows = read_scores(uri, written, bounds=bounds, as_of=as_of, sql=question)
         store.put_file(name, file)
     return {"answer": store.uri(name), "rows": rows}
 

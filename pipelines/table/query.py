@@ -3,7 +3,7 @@
 Views:
 
     scores      every row of every run; `date` is the day its run began
-    latest      one row per uri: the newest that is not `failed`, else the newest
+    latest      one row per model and uri: the newest that is not `failed`, else the newest; no file that was removed
     rejects     the rows of `latest` without a probability, and why
     agreement   one row per scan and pair of models that both scored it
     runs        one row per run, from its run.json; a run without one is `unfinished`
@@ -11,32 +11,29 @@ Views:
     models      one row per promotion or rollback, with the time during which it held
     production  the rows of `latest` of the model that is in production
 
-`latest` is the table without its superseded rows, which are few. They are found by sorting hashes of the uris (numpy
-sorts 64-bit numbers ten times as fast as DuckDB groups them), then exactly, by uri, among the rows that share a hash.
-For a large table they are kept in the local cache under the names and etags of its parts. The plain window over all
-rows takes twice the time and three times the memory, each time; `tests/benchmarks/test_query_scale.py` has the figures.
+`latest.py` says how the rows of `latest` are found. A question that is wrong is refused before any part is read.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.contracts import PART, SCORES
 from pipelines.errors import InputError, StorageError
 from pipelines.storage import Store, open_store
-from pipelines.table.delta import Part, ScoresTable, open_table
+from pipelines.table.delta import ScoresTable, open_table
 from pipelines.table.guarded import Bounds, guarded_connection
-from pipelines.table.parts import fetch_parts, mirror_folder, refuse_damaged
+from pipelines.table.latest import create_latest, find_superseded
+from pipelines.table.parts import fetch_parts, refuse_damaged
 from pipelines.table.presence import is_scores, no_run
 from pipelines.table.question import require_select, told_in_a_line, whole_answer
 from pipelines.table.registry import read_entries
-from pipelines.table.views import IN_PRODUCTION, NEWEST, VIEWS, drift_table, models_table, run_records, runs_table
+from pipelines.table.views import IN_PRODUCTION, VIEWS, drift_table, models_table, run_records, runs_table
 
 __all__ = [
     "ask",
@@ -47,10 +44,8 @@ __all__ = [
     "read_scores",
 ]
 
-KEPT_FROM_ROWS = 1_000_000
-"""Rows of a table from which on its superseded rows are cached; in a smaller one they are found faster than read."""
-KEPT_INDEXES = 4
-HASH = "hash(uri)"
+APART = {"scores", "scores_parts", "runs", "drift", "models"}
+"""Views that do without the rows of `latest`."""
 
 T = TypeVar("T")
 
@@ -66,13 +61,16 @@ def read_scores(
     *,
     bounds: Bounds | None = None,
     as_of: int | datetime | None = None,
+    sql: str | None = None,
 ) -> T:
     """The result of `question`, called with the views at a URI; of an earlier version of the scores with `as_of`.
 
+    `sql`: the one statement that `question` runs, if it runs one. It is checked before any part is read, and `latest`
+    is filled only if it needs it.
     Raises `InputError` if nothing was ever scored there or a part is unreadable, `StorageError` if parts were removed
     meanwhile, and what the question raises.
     """
-    connection, files = _open(open_store(uri), bounds, as_of)
+    connection, files = _open(open_store(uri), bounds, as_of, sql)
     with connection:
         try:
             return question(connection)
@@ -107,7 +105,11 @@ def ask(
     require_select(question)
     with told_in_a_line(bounds):
         return read_scores(
-            uri, lambda connection: whole_answer(connection, question, bounds), bounds=bounds, as_of=as_of
+            uri,
+            lambda connection: whole_answer(connection, question, bounds),
+            bounds=bounds,
+            as_of=as_of,
+            sql=question,
         )
 
 
@@ -139,7 +141,7 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, files: list[Path])
 
 
 def _open(
-    store: Store, bounds: Bounds | None = None, as_of: int | datetime | None = None
+    store: Store, bounds: Bounds | None = None, as_of: int | datetime | None = None, sql: str | None = None
 ) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
     records = run_records(store, (info.key for chunk in store.list("runs") for info in chunk))
     if not records:
@@ -151,16 +153,20 @@ def _open(
     files = fetch_parts(store, parts) if table is None or as_of is None else _fetch_old(table)
     connection = guarded_connection(files, bounds)
     create_scores_view(connection, files)
-    try:
-        _create_latest(connection, _index_file(store, parts))
-    except duckdb.Error as error:
-        _explain(files, error)
-        raise
+    create_latest(connection)
     connection.register("runs_table", runs_table(records))
     connection.register("drift_table", drift_table(records))
     connection.register("models_table", models_table(read_entries(store)))
-    for name, sql in VIEWS.items():
-        connection.execute(f"CREATE VIEW {name} AS {sql}")
+    for name, view in VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {view}")
+    try:
+        if sql is not None:
+            connection.execute(f"EXPLAIN {sql}")
+        if sql is None or _needs_latest(connection, sql):
+            find_superseded(connection, store, parts)
+    except duckdb.Error as error:
+        _explain(files, error)
+        raise
     return connection, files
 
 
@@ -179,53 +185,11 @@ def _fetch_old(table: ScoresTable) -> list[Path]:
     return files
 
 
-def _create_latest(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
-    """Create the view `latest`: all rows but the superseded ones, which are cached in the file `kept`."""
-    try:
-        connection.register("superseded", pq.read_table(kept))
-    except FileNotFoundError:
-        _find_superseded(connection)
-        [(rows,)] = connection.execute("SELECT count(*) FROM scores_parts").fetchall()
-        if rows >= KEPT_FROM_ROWS:
-            _keep(connection, kept)
-    connection.execute(
-        f"CREATE VIEW latest AS SELECT {', '.join(SCORES.names)} FROM scores_parts"  # noqa: S608 (constants)
-        " ANTI JOIN superseded USING (file_index, file_row_number)"
-    )
-
-
-def _find_superseded(connection: duckdb.DuckDBPyConnection) -> None:
-    # A row with a unique hash has a unique uri; the window decides the few others exactly.
-    hashes = connection.execute(f"SELECT {HASH} AS hash FROM scores_parts").fetchnumpy()["hash"]  # noqa: S608
-    hashes.sort()
-    connection.register("shared", pa.table({"hash": hashes[1:][hashes[1:] == hashes[:-1]]}))
-    connection.execute(
-        f"""
-        CREATE TABLE superseded AS SELECT file_index, file_row_number FROM (
-            SELECT file_index, file_row_number,
-                   row_number() OVER (PARTITION BY uri ORDER BY {NEWEST}) AS rank
-            FROM scores_parts WHERE {HASH} IN (SELECT hash FROM shared)
-        ) WHERE rank > 1
-        """  # noqa: S608 (constants)
-    )
-    connection.unregister("shared")
-
-
-def _index_file(store: Store, parts: list[Part]) -> Path:
-    """The cache file for the superseded rows of exactly these parts, in this order."""
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        digest.update(f"{part.key}\n{part.size}\n".encode())
-    return mirror_folder(store) / f"superseded-{digest.hexdigest()}.index"
-
-
-def _keep(connection: duckdb.DuckDBPyConnection, kept: Path) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(connection.sql("SELECT * FROM superseded").to_arrow_table(), sink)
-    open_store(str(kept.parent)).put(kept.name, sink.getvalue().to_pybytes())
-    older = sorted(kept.parent.glob("superseded-*.index"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in older[KEPT_INDEXES:]:
-        file.unlink(missing_ok=True)
+def _needs_latest(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
+    views = {
+        name for (name,) in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+    }
+    return re.search(rf"\b({'|'.join(views - APART)})\b", sql, re.IGNORECASE) is not None
 
 
 def _explain(files: Iterable[Path], error: duckdb.Error) -> None:
@@ -233,6 +197,8 @@ def _explain(files: Iterable[Path], error: duckdb.Error) -> None:
     for file in files:
         if not file.exists():
             raise StorageError(f"{file} has left the scores while they were read; ask again") from error
+    if isinstance(error, duckdb.ConversionException):  # the question compares a column with what is no value of it
+        return
     if isinstance(
         error, duckdb.IOException | duckdb.InvalidInputException | duckdb.DataError | duckdb.InternalException
     ):

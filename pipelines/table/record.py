@@ -27,6 +27,8 @@ class RunRecord:
     planned: int
     given_up: int
     """Scans not planned because they failed in too many runs."""
+    removed: int
+    """Files that are no longer listed, and got a tombstone; not among `counts`."""
     counts: Mapping[str, int]
     """Rows by status, counted in the Parquet files; their sum is `planned`."""
     reasons: Mapping[str, int]
@@ -86,7 +88,7 @@ class RunRecord:
 
 
 _SHORT: Final = (
-    "run_id", "model_id", "source", "listed", "planned", "given_up", "counts", "reasons", "resumed_shards",
+    "run_id", "model_id", "source", "listed", "planned", "given_up", "removed", "counts", "reasons", "resumed_shards",
     "lost_workers", "seconds", "scans_per_second", "layout", "operating_point", "threshold",
 )  # fmt: skip
 

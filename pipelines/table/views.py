@@ -21,7 +21,10 @@ RUNS = pa.schema(
         pa.field("model_id", pa.string()),
         pa.field("source", pa.string()),
         pa.field("date", pa.string()),
-        *[pa.field(name, pa.int64()) for name in ("listed", "planned", "scored", "rejected", "unreadable", "failed")],
+        *[
+            pa.field(name, pa.int64())
+            for name in ("listed", "planned", "scored", "rejected", "unreadable", "failed", "removed")
+        ],
         pa.field("seconds", pa.float64()),
         pa.field("scans_per_second", pa.float64()),
         pa.field("engine", pa.string()),
@@ -59,24 +62,14 @@ MODELS = pa.schema(
     ]
 )
 
-NEWEST = "status = 'failed', scored_at DESC, run_id DESC, scan_id DESC, model_id DESC"
-"""Order of the rows of one file: the newest that is not `failed`, else the newest. The ids only break ties."""
-
-DAY = "try_strptime(left(run_id, 9), '%Y%m%dT')::DATE"
-"""The UTC day a run began, from its id; null for ids of another form."""
-
-AGREEMENT = f"""
-    WITH newest AS (
-        SELECT scan_id, uri, site, model_id, status, probability, prediction FROM scores
-        QUALIFY row_number() OVER (PARTITION BY model_id, scan_id ORDER BY {NEWEST}) = 1
-    )
+AGREEMENT = """
     SELECT a.scan_id, a.uri, a.site, a.model_id AS model_a, b.model_id AS model_b,
            a.probability AS probability_a, b.probability AS probability_b,
            a.prediction AS prediction_a, b.prediction AS prediction_b,
            a.prediction IS DISTINCT FROM b.prediction AS flipped, b.probability - a.probability AS difference
-    FROM newest AS a JOIN newest AS b ON a.scan_id = b.scan_id AND a.model_id < b.model_id
+    FROM latest AS a JOIN latest AS b ON a.scan_id = b.scan_id AND a.model_id < b.model_id
     WHERE a.status = 'scored' AND b.status = 'scored'
-"""  # noqa: S608 (constants of this module)
+"""
 
 IN_PRODUCTION = "(SELECT model_id FROM models WHERE role = 'production' AND valid_to IS NULL)"
 

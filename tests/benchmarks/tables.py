@@ -23,9 +23,18 @@ _FILES = """
         's3://hospital-north/archive/' || (2020 + file % 6) || '/' || lpad((file % 12 + 1)::VARCHAR, 2, '0')
             || '/1.2.840.113619.2.55.' || (hash(file) % 1000000000000) || '.' || file || '.dcm' AS uri,
         md5(i::VARCHAR) AS etag
-    FROM (SELECT i, CASE WHEN i % 1000 < {again} THEN (i // 1000 * 1000) + {again} + i % {versioned} ELSE i END AS file
-          FROM range({start}, {stop}) AS numbers(i))
+    FROM ({numbers})
 """
+_ROWS = """
+    SELECT i, CASE WHEN i % 1000 < {again} THEN (i // 1000 * 1000) + {again} + i % {versioned} ELSE i END AS file
+    FROM range({start}, {stop}) AS numbers(i)
+"""
+"""Of each thousand rows, the first `again` are further versions of the `versioned` files after them."""
+_NEWEST = """
+    SELECT CASE WHEN i % 1000 < 100 THEN i - 25 WHEN i % 1000 < 125 THEN i - 75 ELSE i END AS i, i AS file
+    FROM (SELECT i FROM range({start}, {stop}) AS numbers(i) WHERE i % 1000 >= 75)
+"""
+"""The newest row of each file, where `again` is 75 and `versioned` is 50."""
 _SCORES = """
     SELECT md5(uri || etag) AS scan_id, uri, etag, 'site' || file % 9 AS site,
         md5((file // 3)::VARCHAR) || md5((file // 3)::VARCHAR) AS patient_key,
@@ -37,7 +46,9 @@ _SCORES = """
         CASE WHEN probability > 0.5 THEN 'PNEUMONIA' WHEN status = 'scored' THEN 'NORMAL' END AS prediction,
         'balanced' AS operating_point, (hash(i + 1) % 1000 / 10)::FLOAT AS ood_score,
         (hash(i + 2) % 2550 / 10)::FLOAT AS grey_mean, (hash(i + 3) % 600 / 10)::FLOAT AS grey_spread,
-        '1' AS decoder_version, 0::BIGINT AS plan_version, i % 1000 < {again} AS supersedes,
+        '1' AS decoder_version,
+        CASE WHEN i % 1000 < {again} THEN 1 + i % 1000 // {versioned} ELSE 0 END AS plan_version,
+        i % 1000 < {again} AS supersedes,
         '{run}' AS run_id, (i % 1000)::INT AS shard,
         TIMESTAMPTZ '2026-01-01 02:00:00+00' + to_milliseconds(i) AS scored_at
     FROM ({files}) ORDER BY uri
@@ -65,8 +76,9 @@ def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 5
     with _connection() as connection:
         for number, start in enumerate(range(0, rows, part_rows), start=1):
             stop = min(rows, start + part_rows)
-            files = _FILES.format(again=again, versioned=versioned, start=start, stop=stop)
-            reader = connection.sql(_SCORES.format(files=files, again=again, run=RUN)).to_arrow_reader(65_536)
+            files = _FILES.format(numbers=_ROWS.format(again=again, versioned=versioned, start=start, stop=stop))
+            select = _SCORES.format(files=files, again=again, versioned=versioned, run=RUN)
+            reader = connection.sql(select).to_arrow_reader(65_536)
             file = parts / f"merged-{number:05d}.parquet"
             with pq.ParquetWriter(file, PART, compression="zstd") as writer:
                 for batch in reader:
@@ -77,7 +89,7 @@ def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 5
 
 
 def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool = False) -> None:
-    """A catalogue of the same files; of each thousand, `changed` have changed since they were scored.
+    """A catalogue of the same files, 925 for a thousand rows; `changed` of each thousand rows' have changed since then.
 
     Only the columns that a plan reads are there.
     """
@@ -87,7 +99,7 @@ def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool =
     with _connection() as connection:
         for start in range(0, rows, 500_000):
             names.append(f"x-{start // 500_000:05d}.parquet")
-            files = _FILES.format(again=75, versioned=50, start=start, stop=min(rows, start + 500_000))
+            files = _FILES.format(numbers=_NEWEST.format(start=start, stop=min(rows, start + 500_000)))
             select = _CATALOG.format(files=files, changed=changed, patient=patient)
             connection.execute(f"COPY ({select}) TO '{folder / names[-1]}' (FORMAT parquet)")
     open_store(str(folder)).put("catalog.json", json.dumps({"parts": names}).encode())

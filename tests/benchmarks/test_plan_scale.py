@@ -1,10 +1,12 @@
-"""Ten million scans listed against ten million scored: at most 30 seconds and 2 GiB.
+"""Ten million rows of scores and the listing of their files: a plan in at most 60 CPU-seconds and 2 GiB.
 
-None, few, half or all (a new model) of them are stale. The plan is made in a process of its own, whose peak of resident
-memory counts all: Python, the libraries, DuckDB.
+None, few, half or all (a new model) of the files have to be scored; 1 % failed before. The plan is made in a process of
+its own, whose peak of resident memory counts all: Python, the libraries, DuckDB. CPU time counts, not the time that
+passes, because machines are shared. RAYSCAN_BENCH_ROWS asks for another number of rows.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,8 +21,8 @@ from pipelines.ingest.listing import list_archive
 from pipelines.storage import open_store
 from tests.benchmarks.tables import MODEL, write_catalog, write_scores
 
-ROWS = 10_000_000
-SECONDS = 30
+ROWS = int(os.environ.get("RAYSCAN_BENCH_ROWS", "10000000"))
+CPU_SECONDS = 60 * ROWS / 10_000_000
 GIBIBYTES = 2
 
 PLAN = """
@@ -29,10 +31,12 @@ from pipelines.scoring.plan import make_plan
 from pipelines.storage import open_store
 scores, catalog, model = sys.argv[1:]
 started = time.perf_counter()
-plan = make_plan(open_store(scores), source=catalog, bundle="/b", model_id=model, operating_point="p", shard_size=256)
+plan = make_plan(open_store(scores), source=catalog, bundle="/b", model_id=model, operating_point="p")
 seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"listed": plan.listed, "planned": plan.planned, "seconds": seconds, "gib": peak}))
+used = resource.getrusage(resource.RUSAGE_SELF)
+cpu = used.ru_utime + used.ru_stime
+plan = {name: getattr(plan, name) for name in ("listed", "planned", "shards")}
+print(json.dumps({**plan, "seconds": seconds, "cpu": cpu, "gib": used.ru_maxrss / 2**20}))
 """
 
 
@@ -66,11 +70,11 @@ def test_ten_million_against_ten_million(
     result = planned(scores, tmp_path / "catalog", model)
     shutil.rmtree(tmp_path / "catalog")
     with capsys.disabled():
-        print(f"\n{result['listed']:,} listed, {result['planned']:,} planned:", end=" ")
-        print(f"{result['seconds']:.1f} s, peak {result['gib']:.2f} GiB")
-    assert result["listed"] == ROWS
+        print(f"\n{result['listed']:,} listed, {result['planned']:,} planned in {result['shards']:,} shards:", end=" ")
+        print(f"{result['cpu']:.1f} CPU-s, {result['seconds']:.1f} s, peak {result['gib']:.2f} GiB")
+    assert result["listed"] == ROWS // 1000 * 925
     assert result["gib"] <= GIBIBYTES
-    assert result["seconds"] <= SECONDS
+    assert result["cpu"] <= CPU_SECONDS
 
 
 @pytest.mark.bench
@@ -79,8 +83,8 @@ def test_an_idle_night_of_a_million(tmp_path: Path, capsys: pytest.CaptureFixtur
     write_catalog(tmp_path / "catalog", 1_000_000)
     result = planned(tmp_path / "scores", tmp_path / "catalog", MODEL)
     with capsys.disabled():
-        print(f"\n1,000,000 listed, {result['planned']:,.0f} planned: {result['seconds']:.1f} s")
-    assert result["seconds"] <= 5
+        print(f"\n{result['listed']:,.0f} listed, {result['planned']:,.0f} planned: {result['cpu']:.1f} CPU-s")
+    assert result["cpu"] <= 10
 
 
 @pytest.mark.bench

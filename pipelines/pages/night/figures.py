@@ -13,7 +13,6 @@ from pipelines.contracts import LABELS, Status
 from pipelines.pages.night.worklist import WorklistFilm, worklist
 from pipelines.table.query import fetch_rows
 from pipelines.table.record import NIGHTS
-from pipelines.table.views import NEWEST
 
 BINS: Final = 40
 RUNS_SHOWN: Final = 30
@@ -51,7 +50,7 @@ def read_figures(connection: duckdb.DuckDBPyConnection, films: int) -> NightFigu
     runs = _runs(connection, RUNS_SHOWN)
     run = runs[0]
     others = _other_models(connection, run["model_id"])
-    archive, rejects = _archive(connection, run, alone=not others)
+    archive, rejects = _archive(connection, run)
     return NightFigures(
         run=run,
         runs=runs,
@@ -74,7 +73,7 @@ def _add_run_totals(connection: duckdb.DuckDBPyConnection) -> None:
         "CREATE TEMP TABLE run_totals AS SELECT run_id, count(*) AS row_count,"
         " count(*) FILTER (status = 'scored') AS rows_scored,"
         " count(*) FILTER (status IN ('rejected', 'unreadable')) AS rows_left_out,"
-        " count(*) FILTER (prediction = ?) AS positives FROM scores GROUP BY run_id",
+        " count(*) FILTER (prediction = ?) AS positives FROM scores WHERE status <> 'removed' GROUP BY run_id",
         [LABELS[1]],
     )
 
@@ -111,7 +110,7 @@ def _sites(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[str,
         connection,
         "SELECT site, count(*) OVER () AS sites, count(*) AS scans, count(*) FILTER (status = 'scored') AS scored,"
         " count(*) FILTER (prediction = ?) AS positives"
-        " FROM scores WHERE run_id = ? GROUP BY site ORDER BY scans DESC, site LIMIT ?",
+        " FROM scores WHERE run_id = ? AND status <> 'removed' GROUP BY site ORDER BY scans DESC, site LIMIT ?",
         LABELS[1],
         run_id,
         SITES_SHOWN,
@@ -143,18 +142,13 @@ def _histogram(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[
 
 
 def _archive(
-    connection: duckdb.DuckDBPyConnection, run: Mapping[str, Any], *, alone: bool
+    connection: duckdb.DuckDBPyConnection, run: Mapping[str, Any]
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Totals over this model's newest row of every file, and its rows without a probability by reason, most first.
-
-    `alone`: no other model scored here, so these are the rows of the view `latest`, which is faster.
-    """
-    newest = f"QUALIFY row_number() OVER (PARTITION BY uri ORDER BY {NEWEST}) = 1"
+    """Totals over this model's newest row of every file, and its rows without a probability by reason, most first."""
     rows = fetch_rows(
         connection,
-        "SELECT status, reason, count(*) AS scans, count(*) FILTER (run_id = ?) AS of_run,"  # noqa: S608 (constants)
-        " count(*) FILTER (prediction = ?) AS positives FROM (SELECT status, reason, run_id, prediction FROM"
-        f" {'latest' if alone else 'scores'} WHERE model_id = ? {'' if alone else newest})"
+        "SELECT status, reason, count(*) AS scans, count(*) FILTER (run_id = ?) AS of_run,"
+        " count(*) FILTER (prediction = ?) AS positives FROM latest WHERE model_id = ?"
         " GROUP BY ALL ORDER BY scans DESC, reason",
         run["run_id"],
         LABELS[1],

@@ -19,6 +19,7 @@ from pipelines.contracts import PART, PLAN
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.listing import list_archive
 from pipelines.scoring import plan as planning
+from pipelines.scoring.batches import in_groups
 from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.sink import write_part
@@ -266,7 +267,7 @@ def test_what_is_expected_rests_on_earlier_runs(stores: tuple[Store, Store]) -> 
 def test_rows_are_cut_into_groups_of_one_size(sizes: list[int], rows: int) -> None:
     numbers = iter(range(sum(sizes)))
     tables = [pa.table({"n": pa.array(itertools.islice(numbers, size), pa.int64())}) for size in sizes]
-    groups = [table["n"].to_pylist() for table in planning._groups(tables, rows)]
+    groups = [table["n"].to_pylist() for table in in_groups(tables, rows)]
     assert list(itertools.chain(*groups)) == list(range(sum(sizes)))
     assert all(len(group) == rows for group in groups[:-1])
     assert all(0 < len(group) <= rows for group in groups)

@@ -1,0 +1,224 @@
+"""What has changed since a model's last run: the listing of a source against the table of scores, joined by URI.
+
+One full outer join in DuckDB. Its build side is `known`, 26 bytes per file that this model has rows of; the listing is
+streamed past it, so neither is ever a Python object per scan, and what outgrows MEMORY spills into a temporary folder.
+It tells apart
+
+    new          the model has no row of this file, or only rows from before it left the archive
+    changed      it has, of another version of the file
+    again        it failed in fewer than `max_nights` runs, or its reason is one that is to be tried again
+    given up     it failed in too many runs
+    done         this version has a final row: nothing to do
+    gone         it has rows, but the file is no longer listed
+
+`known` holds the newest final row of each file. Only a file with a row that supersedes another, or with a tombstone,
+can have several rows of one model; these few are grouped, and all the others are taken as they are.
+`tests/benchmarks/test_plan_scale.py` has the figures.
+"""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import duckdb
+
+from pipelines.contracts import PART, Status
+from pipelines.decoding.version import DECODER_VERSION
+from pipelines.scoring.sources import LISTED, Source
+from pipelines.stop import Stop, never
+from pipelines.storage import Store
+from pipelines.table.bounded import bounded_connection
+from pipelines.table.delta import open_table
+from pipelines.table.parts import fetch_parts, refuse_damaged
+from pipelines.table.query import create_scores_view
+
+MEMORY: Final = "768MiB"
+"""Memory of DuckDB before it spills; the process needs at most as much again for the rows streaming through."""
+THREADS: Final = 4
+BATCH_ROWS: Final = 65_536
+
+PLANNED: Final = (
+    f"SELECT {', '.join(LISTED)}, supersedes FROM found WHERE outcome <> 'gone' AND NOT given_up ORDER BY uri"  # noqa: S608
+)
+"""The files to score, each once."""
+GONE: Final = """
+    SELECT scan_id, uri, etag, site, patient_key, study_date FROM scores
+    SEMI JOIN gone ON md5_number(scores.uri) = gone.key
+    QUALIFY row_number() OVER (PARTITION BY uri ORDER BY plan_version DESC, run_id DESC, scan_id DESC) = 1
+"""
+"""The newest row of each file that is gone."""
+
+_KEY: Final = "md5_number(uri)"  # 16 bytes instead of a string of any length
+_SCAN: Final = "hash(scan_id)"  # 8 bytes: it is only compared with that of the same file
+
+T = TypeVar("T")
+log = logging.getLogger("rayscan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How many files are what; `new + changed + again` are planned."""
+
+    listed: int
+    new: int
+    changed: int
+    again: int
+    given_up: int
+    removed: int
+    """Gone, and to be buried with a tombstone."""
+    bytes: int
+    """Size of the planned files."""
+    table_version: int
+    """Version of the table that the listing was compared with."""
+
+    @property
+    def planned(self) -> int:
+        """Files to score."""
+        return self.new + self.changed + self.again
+
+
+def with_changes(
+    store: Store,
+    *,
+    source: Source,
+    model_id: str,
+    max_nights: int,
+    use: Callable[[duckdb.DuckDBPyConnection, Changes], T],
+    again: Collection[str] = (),
+    allow_removals: bool = False,
+    stop: Stop | None = None,
+) -> T:
+    """The result of `use`, called with a connection in which the queries PLANNED and GONE can be asked.
+
+    `again`: reasons of rows by another decoder version that are planned again. Without `allow_removals` nothing is
+    buried if more than half of what was known would be.
+    Raises `InputError` for an unreadable part, an empty listing or a catalogue that names two versions of a file, and
+    what the listing raises.
+    """
+    stop = stop or never()
+    table = open_table(store)
+    files: list[Path] = []
+    try:
+        files = fetch_parts(store, table.parts(model_id)) if table else []
+        with (
+            bounded_connection("plan", memory=MEMORY, threads=THREADS) as connection,
+            stop.calling(connection.interrupt),
+        ):
+            connection.execute("SET preserve_insertion_order = false")
+            create_scores_view(connection, files)
+            _load_known(connection, source, again)
+            _compare(connection, source, max_nights)
+            if not source.rows:
+                raise source.nothing()
+            changes = _count(connection, source, allow_removals, table.version if table else 0)
+            return use(connection, changes)
+    except duckdb.Error as error:
+        stop.check()
+        if source.error:
+            raise source.error from None
+        refuse_damaged(files, PART.names, error)
+        raise
+
+
+def _load_known(connection: duckdb.DuckDBPyConnection, source: Source, again: Collection[str]) -> None:
+    """Create `known`, a row per file of this model, and `failing`, a row per version of a file that failed."""
+    connection.execute("SET VARIABLE again = ?::VARCHAR[]", [list(again)])
+    connection.execute("SET VARIABLE below = ?::VARCHAR", [source.archive and f"{source.archive}/"])
+    connection.execute("SET VARIABLE listed_at = ?::TIMESTAMPTZ", [source.listed_at])
+    connection.execute(
+        f"""
+        CREATE VIEW rows AS SELECT {_KEY} AS key, {_SCAN} AS scan, hash(uri) AS short, status, run_id, plan_version,
+            (plan_version, run_id, scan_id) AS place,
+            CASE WHEN status NOT IN ('{Status.FAILED}', '{Status.REMOVED}') THEN {_SCAN} END AS final,
+            coalesce(list_contains(getvariable('again'), reason), false)
+                AND decoder_version <> '{DECODER_VERSION}' AS retry,
+            coalesce(starts_with(uri, getvariable('below')), false)
+                AND coalesce(scored_at < getvariable('listed_at'), true) AS below
+        FROM scores
+        """  # noqa: S608 (constants)
+    )
+    connection.execute(
+        f"""
+        CREATE TABLE several AS SELECT DISTINCT hash(uri) AS short FROM scores
+            WHERE supersedes OR status = '{Status.REMOVED}';
+        CREATE TABLE tombs AS SELECT key, max(plan_version) AS version FROM rows
+            WHERE status = '{Status.REMOVED}' GROUP BY key;
+        CREATE TABLE failing AS SELECT key, scan, count(DISTINCT run_id) AS nights FROM rows LEFT JOIN tombs USING (key)
+            WHERE status = '{Status.FAILED}' AND coalesce(plan_version > version, true) GROUP BY key, scan;
+        CREATE TABLE known AS
+            SELECT key, final, retry, below, false AS buried FROM rows ANTI JOIN several USING (short);
+        INSERT INTO known
+            SELECT key, arg_max(final, place) FILTER (counts), coalesce(arg_max(retry, place) FILTER (counts), false),
+                bool_and(below), NOT bool_or(alive)
+            FROM (
+                SELECT rows.*, coalesce(plan_version > version, true) AS alive, alive AND final IS NOT NULL AS counts
+                FROM rows SEMI JOIN several USING (short) LEFT JOIN tombs USING (key)
+            ) GROUP BY key
+        """  # noqa: S608 (constants)
+    )
+
+
+def _compare(connection: duckdb.DuckDBPyConnection, source: Source, max_nights: int) -> None:
+    """Create `found`: the listed files with anything to do, and those that are gone, by `key` and `outcome`."""
+    connection.register("listing", source.reader())
+    # DuckDB takes a stream for a single row, so it would hold the listing in memory and stream the table past it.
+    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+    connection.execute(
+        f"""
+        CREATE TABLE found AS
+        SELECT {", ".join(LISTED)}, pair.key, supersedes, coalesce(nights >= ?, false) AS given_up,
+            CASE
+                WHEN uri IS NULL THEN 'gone'
+                WHEN NOT supersedes OR buried THEN 'new'
+                WHEN pair.scan = final OR nights > 0 THEN 'again'
+                ELSE 'changed'
+            END AS outcome
+        FROM (
+            SELECT listed.* EXCLUDE (key), coalesce(listed.key, known.key) AS key, known.key IS NOT NULL AS supersedes,
+                final, buried
+            FROM (SELECT *, {_KEY} AS key, {_SCAN} AS scan FROM listing) AS listed
+            FULL OUTER JOIN known ON listed.key = known.key
+            WHERE CASE
+                WHEN listed.key IS NULL THEN below AND NOT buried
+                WHEN known.key IS NULL THEN true
+                ELSE buried OR retry OR final IS DISTINCT FROM listed.scan
+            END
+        ) AS pair LEFT JOIN failing ON pair.key = failing.key AND pair.scan = failing.scan
+        """,  # noqa: S608 (constants)
+        [max_nights],
+    )
+    connection.execute("RESET disabled_optimizers")
+    connection.unregister("listing")
+
+
+def _count(connection: duckdb.DuckDBPyConnection, source: Source, allow_removals: bool, table_version: int) -> Changes:
+    """Count what was found, each file once, and create `gone`, the keys of the files to bury."""
+    listed = source.distinct(connection)
+    if listed < source.rows:
+        connection.execute("CREATE OR REPLACE TABLE found AS SELECT DISTINCT ON (key) * FROM found")
+    rows = connection.execute(
+        "SELECT outcome, given_up, count(*), coalesce(sum(size), 0) FROM found GROUP BY ALL"
+    ).fetchall()
+    files = {(outcome, given_up): count for outcome, given_up, count, _ in rows}
+    gone = files.get(("gone", False), 0)
+    [(known,)] = connection.execute("SELECT count(*) FROM known WHERE below AND NOT buried").fetchall()
+    if 2 * gone > known and not allow_removals:
+        log.warning(
+            "%d of the %d files known below %s are not listed any more: because that is more than half, none is marked"
+            " as removed; if they are really gone, say so with --allow-removals",
+            gone,
+            known,
+            source.archive,
+        )
+        gone = 0
+    connection.execute("CREATE TABLE gone AS SELECT key FROM found WHERE outcome = 'gone' AND ?", [gone > 0])
+    return Changes(
+        listed=listed,
+        **{outcome: files.get((outcome, False), 0) for outcome in ("new", "changed", "again")},
+        given_up=sum(count for (_, given_up), count in files.items() if given_up),
+        removed=gone,
+        bytes=sum(int(size) for outcome, given_up, _, size in rows if outcome != "gone" and not given_up),
+        table_version=table_version,
+    )

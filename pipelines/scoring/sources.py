@@ -1,0 +1,181 @@
+"""What is to be scored, as a stream: the files of an archive, the rows of a catalogue, or the URIs in a file."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.messages import first_line
+from pipelines.contracts import PLAN, scan_id
+from pipelines.errors import InputError, NotFoundError, RayscanError
+from pipelines.ingest.catalog import is_catalog, stream_catalog
+from pipelines.ingest.catalog_info import MANIFEST, catalog_source, no_scans
+from pipelines.ingest.listing import list_archive
+from pipelines.stop import Stop, never
+from pipelines.storage import open_store, read_object, split_uri
+
+LISTED: Final = [name for name in PLAN.names if name not in {"supersedes", "shard"}]
+HEAD_THREADS: Final = 32
+ROWS: Final = 20_000
+"""URIs of a file that are looked up before their rows are handed on."""
+
+log = logging.getLogger("rayscan")
+
+
+class Source:
+    """The scans of an archive or a catalogue, columns LISTED.
+
+    Counts the rows of its stream, and keeps the error that ends it, of which DuckDB would keep only the text.
+    """
+
+    def __init__(self, uri: str, stop: Stop) -> None:
+        store = open_store(uri)
+        self.stop = stop
+        self.uri = store.root
+        """Of the archive, the catalogue or the file."""
+        self.is_catalog = is_catalog(uri)
+        self.archive: str | None = store.root
+        """A file below it that is not listed is no longer there. None: what is not listed may still be there."""
+        self.listed_at: datetime | None = None
+        """When a catalogue was made, by its store's clock: a file scored later may have come later."""
+        self.rows = 0
+        self.error: RayscanError | None = None
+        if self.is_catalog:
+            self.archive, self.listed_at = catalog_source(store), store.head(MANIFEST).modified
+
+    def reader(self) -> pa.RecordBatchReader:
+        """The rows from the first on."""
+        self.rows, self.error = 0, None
+        schema = pa.schema([PLAN.field(name) for name in LISTED])
+        return pa.RecordBatchReader.from_batches(schema, self._batches(schema))
+
+    def nothing(self) -> InputError:
+        """The error for a source without rows: a prefix with a typo must not pass for a night without new scans."""
+        return no_scans(open_store(self.uri))
+
+    def distinct(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """The number of files, after the stream has ended; a catalogue may name one twice.
+
+        Raises `InputError` if it names two versions of a file.
+        """
+        if not self.is_catalog:
+            return self.rows
+        self._register(connection, ["uri"])
+        [(files,)] = connection.execute("SELECT count(DISTINCT md5_number(uri)) FROM named").fetchall()
+        if files < self.rows:
+            self._register(connection, ["uri", "scan_id"])
+            twice = connection.execute(
+                "SELECT min(uri) FROM named GROUP BY md5_number(uri) HAVING min(scan_id) <> max(scan_id) LIMIT 1"
+            ).fetchone()
+            if twice:
+                raise InputError(
+                    f"{self.uri}: the catalogue names {twice[0]} in two versions; make it again with `rayscan catalog`"
+                )
+        return int(files)
+
+    def _register(self, connection: duckdb.DuckDBPyConnection, columns: list[str]) -> None:
+        batches = (batch for table in stream_catalog(self.uri, columns) for batch in table.to_batches())
+        schema = pa.schema([(name, pa.string()) for name in columns])
+        connection.register("named", pa.RecordBatchReader.from_batches(schema, batches))
+
+    def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        try:
+            for table in self._tables():
+                self.stop.check()
+                self.rows += table.num_rows
+                yield from table.select(LISTED).cast(schema).to_batches()
+        except RayscanError as error:
+            self.error = error
+            raise
+
+    def _tables(self) -> Iterable[pa.Table]:
+        return (
+            stream_catalog(self.uri, columns=LISTED)
+            if self.is_catalog
+            else list_archive(open_store(self.uri), self.stop)
+        )
+
+
+class UriFile(Source):
+    """The files that a text file names, one URI a line; or the column `uri` of a CSV or Parquet file.
+
+    Each is looked up for its size and etag. One that is not there is left out; how many were is logged.
+    """
+
+    def __init__(self, uri: str, stop: Stop) -> None:
+        self.uri = open_store(uri).root
+        self.stop = stop
+        self.is_catalog = False
+        self.archive = None
+        self.listed_at = None
+        self.rows = 0
+        self.error = None
+        self._uris = list(dict.fromkeys(_named_uris(uri)))
+
+    def nothing(self) -> InputError:
+        """The error for a file none of whose URIs is there."""
+        return InputError(f"{self.uri}: of its {len(self._uris)} URIs none is there; check them")
+
+    def _tables(self) -> Iterator[pa.Table]:
+        waiting, absent = iter(self._uris), 0
+        with ThreadPoolExecutor(HEAD_THREADS) as threads:
+            while some := list(islice(waiting, ROWS)):
+                rows = [row for row in threads.map(_looked_up, some) if row]
+                absent += len(some) - len(rows)
+                yield pa.Table.from_pylist(rows, schema=pa.schema([PLAN.field(name) for name in LISTED]))
+        if absent:
+            log.warning("%s: %d of its %d URIs are not there and are left out", self.uri, absent, len(self._uris))
+
+
+def open_source(uri: str, *, names_uris: bool = False, stop: Stop | None = None) -> Source:
+    """The source at a URI; `names_uris`: it is a file of URIs. `stop` ends its stream.
+
+    Raises `NotFoundError` if there is none, `InputError` if the file names none.
+    """
+    return (UriFile if names_uris else Source)(uri, stop or never())
+
+
+def _looked_up(uri: str) -> dict[str, Any] | None:
+    store, key = split_uri(uri)
+    try:
+        info = store.head(key)
+    except NotFoundError:
+        return None
+    found = {"scan_id": scan_id(uri, info.etag), "uri": uri, "etag": info.etag, "size": info.size}
+    return {**dict.fromkeys(LISTED), **found}
+
+
+def _named_uris(file: str) -> Iterator[str]:
+    """The URIs that a file names, in their canonical form."""
+    data = read_object(file)
+    if file.endswith(".parquet"):
+        try:
+            uris: Iterable[str | None] = pq.read_table(io.BytesIO(data), columns=["uri"])["uri"].to_pylist()
+        except (pa.ArrowException, KeyError) as error:
+            raise InputError(
+                f"{file}: no Parquet file with a column uri ({first_line(error)}); give its URIs that name"
+            ) from error
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: neither text, CSV nor Parquet; write one URI a line") from error
+        if file.endswith(".csv"):
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            if "uri" not in (table.fieldnames or []):
+                raise InputError(f"{file}: the CSV file has no column uri; name it in the first line")
+            uris = (row["uri"] for row in table)
+        else:
+            uris = text.splitlines()
+    named = [uri.strip() for uri in uris if uri and uri.strip()]
+    if not named:
+        raise InputError(f"{file}: it names no URI; write one a line")
+    return (open_store(uri).root for uri in named)
