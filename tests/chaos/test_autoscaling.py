@@ -3,13 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.chaos.growing_cluster import ADDRESS, Seen, can_make_namespaces, watched_run
 from tests.nights import Night, make_night
 
-FILMS = 240
+FILMS = 1200
+"""Enough that the work is not over before the second node is there."""
 WHOLE = {"rows": FILMS, "scans": FILMS, "runs": 1}
 
 pytestmark = [
@@ -24,7 +26,7 @@ def night(rayscan_command: str, tmp_path: Path) -> Night:
     return replace(whole, options=(*whole.options, "--address", ADDRESS))
 
 
-def _record(night: Night) -> dict[str, object]:
+def _record(night: Night) -> dict[str, Any]:
     (path,) = (night.scores.path / "runs").glob("*/run.json")
     return dict(json.loads(path.read_text()))
 
@@ -45,7 +47,8 @@ def test_a_night_takes_the_nodes_it_can_get_and_gives_them_back(night: Night, tm
     assert max(look.nodes for look in seen.looks) == 2
     assert not any(look.gpus for look in seen.looks), "no GPU node is started for a model that gains nothing there"
     record = _record(night)
-    assert (record["actors"], record["cpus"], record["gpus"], record["nodes"]) == (4, 4, 0, 2)
+    assert (record["gpus"], record["nodes"]) == (0, 2)
+    assert 2 < record["actors"] == record["cpus"] <= 4
     assert seen.asked in {"", "[]"}, "nothing is asked of the autoscaler any more"
     assert seen.released is not None
 
