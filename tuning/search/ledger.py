@@ -83,7 +83,11 @@ class Ledger(Callback):
         self.board = Board(self.records, planned=planned, deadline=deadline, metric=metric)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Ray Tune looked after its trials: show how the search stands, once a second, and say if none has a place."""
+        """Ray Tune looked after its trials: show how the search stands, once a second, and say if none has a place.
+
+        New trials are numbered here, before one can die: Ray Tune puts a dead one at the end before it says so.
+        """
+        self._number(trials)
         if self.board.is_old():
             self._show()
             self.waiting.look(sum(trial.status == trial.PENDING for trial in trials), len(self.running))

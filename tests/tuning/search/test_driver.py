@@ -300,6 +300,15 @@ def test_a_trial_that_ray_puts_at_the_end_keeps_its_number(tmp_path: Path) -> No
     assert ledger.numbers == {"0": 0, "1": 9, "2": 1, "3": 2}
 
 
+def test_a_trial_that_dies_before_any_has_begun_keeps_its_number(tmp_path: Path) -> None:
+    """Ray Tune puts it at the end before it tells of anything."""
+    ledger = Ledger(open_store(str(tmp_path)), [], planned=3, seed=0, deadline=math.inf)
+    trials = [Trial("t", config={"family": "cnn"}, trial_id=f"{n}", stub=True) for n in range(3)]
+    ledger.on_step_end(0, trials)
+    ledger.on_trial_start(1, [*trials[1:], trials[0]], trials[1])
+    assert ledger.numbers == {"0": 0, "1": 1, "2": 2}
+
+
 @pytest.mark.parametrize(
     ("aucs", "patience", "converged"),
     [
