@@ -1,6 +1,8 @@
 """The table of scores: what is committed is there once, whoever commits, however often, on any store."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,19 +13,27 @@ from deltalake import DeltaTable
 from pipelines.errors import IncompleteError, InputError, StorageError
 from pipelines.storage import open_store
 from pipelines.table.delta import ScoresTable, create_table, open_table
+from tests.chaos.fault_proxy import Faults, faulty
 from tests.pipelines.table.parts import put_part
 from tests.servers import S3Server
 
 
-@pytest.fixture(params=["local", "s3", "s3_conditional"])
-def table(request: pytest.FixtureRequest, tmp_path: Path) -> ScoresTable:
-    """An empty table on local disk, on rclone (no conditional put) and on moto."""
-    if request.param == "local":
-        store = open_store(str(tmp_path / "hospital scores"))
-    else:
-        server: S3Server = request.getfixturevalue(request.param)
-        store = open_store(f"{server.bucket()}/scores of a hospital")
-    return create_table(store, conditional=store.has_conditional_put())
+@pytest.fixture(params=["local", "s3", "s3_conditional", "refusing"])
+def table(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScoresTable]:
+    """An empty table on local disk, on a store that ignores conditions, one that keeps them and one that refuses them.
+
+    The second is rclone, the third moto, the last moto behind a front that answers conditional puts with 501.
+    """
+    with ExitStack() as opened:
+        if request.param == "local":
+            store = open_store(str(tmp_path / "hospital scores"))
+        else:
+            server: S3Server = request.getfixturevalue("s3" if request.param == "s3" else "s3_conditional")
+            store = open_store(f"{server.bucket()}/scores of a hospital")
+            if request.param == "refusing":
+                front = opened.enter_context(faulty(server, Faults(conditional=(501, "NotImplemented"))))
+                monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        yield create_table(store, conditional=store.has_conditional_put())
 
 
 def keys(table: ScoresTable) -> list[str]:
