@@ -53,6 +53,18 @@ GONE: Final = """
 _KEY: Final = "md5_number(uri)"  # 16 bytes instead of a string of any length
 _SCAN: Final = "hash(scan_id)"  # 8 bytes: it is only compared with that of the same file
 
+_ROWS: Final = f"""
+    CREATE VIEW {{name}} AS SELECT {_KEY} AS key, {_SCAN} AS scan, status, run_id, plan_version,
+        (plan_version, run_id, scan_id) AS place,
+        CASE WHEN status NOT IN ('{Status.FAILED}', '{Status.REMOVED}') THEN {_SCAN} END AS final,
+        coalesce(list_contains(getvariable('again'), reason), false)
+            AND decoder_version <> '{DECODER_VERSION}' AS retry,
+        coalesce(starts_with(uri, getvariable('below')), false)
+            AND coalesce(scored_at < getvariable('listed_at'), true) AS below
+    FROM {{scores}}
+"""  # noqa: S608 (constants)
+"""What counts of each row, as a view; `place` orders the rows of a file."""
+
 T = TypeVar("T")
 log = logging.getLogger("rayscan")
 
@@ -127,34 +139,26 @@ def _load_known(connection: duckdb.DuckDBPyConnection, source: Source, again: Co
     connection.execute("SET VARIABLE again = ?::VARCHAR[]", [list(again)])
     connection.execute("SET VARIABLE below = ?::VARCHAR", [source.archive and f"{source.archive}/"])
     connection.execute("SET VARIABLE listed_at = ?::TIMESTAMPTZ", [source.listed_at])
+    several = f"SELECT DISTINCT hash(uri) AS short FROM scores WHERE supersedes OR status = '{Status.REMOVED}'"  # noqa: S608
+    connection.execute(f"CREATE TABLE several AS {several}")
+    connection.execute("CREATE VIEW single AS SELECT * FROM scores ANTI JOIN several ON hash(uri) = short")
+    connection.execute("CREATE VIEW repeated AS SELECT * FROM scores SEMI JOIN several ON hash(uri) = short")
+    for name, source_of in (("rows", "scores"), ("single_rows", "single"), ("repeated_rows", "repeated")):
+        connection.execute(_ROWS.format(name=name, scores=source_of))
     connection.execute(
         f"""
-        CREATE VIEW rows AS SELECT {_KEY} AS key, {_SCAN} AS scan, hash(uri) AS short, status, run_id, plan_version,
-            (plan_version, run_id, scan_id) AS place,
-            CASE WHEN status NOT IN ('{Status.FAILED}', '{Status.REMOVED}') THEN {_SCAN} END AS final,
-            coalesce(list_contains(getvariable('again'), reason), false)
-                AND decoder_version <> '{DECODER_VERSION}' AS retry,
-            coalesce(starts_with(uri, getvariable('below')), false)
-                AND coalesce(scored_at < getvariable('listed_at'), true) AS below
-        FROM scores
-        """  # noqa: S608 (constants)
-    )
-    connection.execute(
-        f"""
-        CREATE TABLE several AS SELECT DISTINCT hash(uri) AS short FROM scores
-            WHERE supersedes OR status = '{Status.REMOVED}';
         CREATE TABLE tombs AS SELECT key, max(plan_version) AS version FROM rows
             WHERE status = '{Status.REMOVED}' GROUP BY key;
         CREATE TABLE failing AS SELECT key, scan, count(DISTINCT run_id) AS nights FROM rows LEFT JOIN tombs USING (key)
             WHERE status = '{Status.FAILED}' AND coalesce(plan_version > version, true) GROUP BY key, scan;
         CREATE TABLE known AS
-            SELECT key, final, retry, below, false AS buried FROM rows ANTI JOIN several USING (short);
+            SELECT key, final, retry, below, false AS buried FROM single_rows;
         INSERT INTO known
             SELECT key, arg_max(final, place) FILTER (counts), coalesce(arg_max(retry, place) FILTER (counts), false),
                 bool_and(below), NOT bool_or(alive)
             FROM (
                 SELECT rows.*, coalesce(plan_version > version, true) AS alive, alive AND final IS NOT NULL AS counts
-                FROM rows SEMI JOIN several USING (short) LEFT JOIN tombs USING (key)
+                FROM repeated_rows AS rows LEFT JOIN tombs USING (key)
             ) GROUP BY key
         """  # noqa: S608 (constants)
     )

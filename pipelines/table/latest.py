@@ -26,8 +26,8 @@ KEPT_FROM_ROWS = 1_000_000
 KEPT_INDEXES = 4
 HASH = "hash(uri)"
 
-NEWEST: Final = "status = 'failed', plan_version DESC, run_id DESC, scan_id DESC"
-"""Order of a model's rows of one file: the newest that is not `failed`, else the newest. The ids only break ties."""
+NEWEST: Final = "status = 'failed', plan_version DESC, run_id DESC"
+"""Order of a model's rows of one file: the newest that is not `failed`, else the newest. A run has one row of a file."""
 
 
 def create_latest(connection: duckdb.DuckDBPyConnection) -> None:
@@ -67,8 +67,8 @@ def _look(connection: duckdb.DuckDBPyConnection) -> None:
             SELECT model_id, uri, max(plan_version) AS version FROM scores_parts
             WHERE status = '{Status.REMOVED}' GROUP BY ALL
         ), rows AS (
-            SELECT file_index, file_row_number, model_id, uri, scan_id, run_id, status, plan_version
-            FROM (SELECT *, {HASH} AS short FROM scores_parts) SEMI JOIN several USING (model_id, short)
+            SELECT file_index, file_row_number, model_id, uri, run_id, status, plan_version
+            FROM scores_parts SEMI JOIN several ON several.model_id = scores_parts.model_id AND short = {HASH}
         )
         INSERT INTO superseded SELECT file_index, file_row_number FROM (
             SELECT file_index, file_row_number, coalesce(plan_version <= version, false) AS buried,

@@ -1,4 +1,8 @@
-"""A question to `latest` over ten million rows: at most 2 seconds, one row in twenty a further version of a file."""
+"""A question to `latest` over ten million rows: the first in 6 CPU-seconds, the next in 2.
+
+7.5 % of the rows are further versions of a file. CPU time counts, that of the imports too, not the time that passes,
+because machines are shared.
+"""
 
 import json
 import shutil
@@ -9,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.tables import write_scores
+from tests.pace import pace
 
 ROWS = 10_000_000
-SECONDS = 2
+FIRST, NEXT = 6, 2
+"""CPU-seconds of a quiet machine."""
 
 ASK = """
 import json, resource, sys, time
@@ -20,14 +26,15 @@ uri, sql = sys.argv[1:]
 started = time.perf_counter()
 first = ask(uri, sql).to_pylist()
 seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"seconds": seconds, "answer": first, "gib": peak}))
+used = resource.getrusage(resource.RUSAGE_SELF)
+cpu = used.ru_utime + used.ru_stime
+print(json.dumps({"seconds": seconds, "cpu": cpu, "answer": first, "gib": used.ru_maxrss / 2**20}))
 """
 LATEST = "SELECT status, count(*) AS n, avg(probability) AS p FROM latest GROUP BY status ORDER BY status"
 WINDOW = """
     SELECT status, count(*) AS n, avg(probability) AS p FROM (
         SELECT * FROM scores QUALIFY row_number() OVER (
-            PARTITION BY uri ORDER BY status = 'failed', scored_at DESC, run_id DESC) = 1
+            PARTITION BY model_id, uri ORDER BY status = 'failed', plan_version DESC, run_id DESC) = 1
     ) GROUP BY status ORDER BY status
 """
 
@@ -45,7 +52,9 @@ def test_latest_over_ten_million_rows(
         )
         result: dict[str, object] = json.loads(answer.stdout)
         with capsys.disabled():
-            print(f"\n{what}: {result['seconds']:.2f} s in a process of its own, peak {result['gib']:.2f} GiB", end="")
+            print(
+                f"\n{what}: {result['cpu']:.2f} CPU-s, {result['seconds']:.2f} s, peak {result['gib']:.2f} GiB", end=""
+            )
         return result
 
     cold = asked("first question", LATEST)
@@ -54,4 +63,6 @@ def test_latest_over_ten_million_rows(
     shutil.rmtree(tmp_path / "scores")
     assert [row["n"] for row in warm["answer"]] == [row["n"] for row in window["answer"]]  # type: ignore[attr-defined]
     assert cold["answer"][0] == warm["answer"][0]  # type: ignore[index]
-    assert max(cold["seconds"], warm["seconds"]) <= SECONDS  # type: ignore[type-var]
+    slow = pace()
+    assert cold["cpu"] <= FIRST * slow  # type: ignore[operator]
+    assert warm["cpu"] <= NEXT * slow  # type: ignore[operator]
