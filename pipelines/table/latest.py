@@ -27,7 +27,7 @@ KEPT_INDEXES = 4
 HASH = "hash(uri)"
 
 NEWEST: Final = "status = 'failed', plan_version DESC, run_id DESC"
-"""Order of a model's rows of one file: the newest that is not `failed`, else the newest. A run has one row of a file."""
+"""Order of a model's rows of one file, of which a run has one: the newest that is not `failed`, else the newest."""
 
 
 def create_latest(connection: duckdb.DuckDBPyConnection) -> None:
