@@ -185,7 +185,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "study").mkdir()
     study = {"dataset": "file:///other", "fingerprint": "other", "space": {}, "settings": {"epochs": 8}}
     (folder / "study" / "study.json").write_text(json.dumps(study))
-    part = folder / "scores" / "scores" / "model=12ab" / "date=2026-11-20"
+    part = folder / "scores" / "scores" / "model_id=12ab" / "date=2026-11-20"
     part.mkdir(parents=True)
     pq.write_table(PART.empty_table(), part / "run-00000.parquet")
     run = folder / "scores" / "runs" / "run"

@@ -39,17 +39,26 @@ AT_ONCE: Mapping[str, Sequence[str]] = {
     "agree": ("own", "--dataset", "dataset"),
     "query": ("scores",),
     "report": ("scores", "--out", "night.html"),
+    "history": ("scores",),
     "compact": ("scores",),
     "dashboard": (),
 }
 """Verbs that start no Ray, with what a person would give them."""
+IN_TURN: Sequence[Sequence[str]] = (
+    ("promote", "scores", "bundle", "--as", "production", "--reason", "the first"),
+    ("promote", "scores", "own", "--as", "production", "--reason", "trained on our films"),
+    ("rollback", "scores", "--reason", "over-calls"),
+    ("models", "scores"),
+    ("erase", "scores", "--uris", "erase.txt", "--yes"),
+)
+"""Verbs that need what the one before left."""
 SCORE = ("archive", "--model", "bundle", "--out", "scores", "--shard-size", "10", "--no-report")
 ON_A_CLUSTER = ("submit", "jobs", "logs", "stop", "doctor")
 WITH_RAY = ("prepare", "score", "tune", "demo")
 
 
 def test_every_verb_is_walked() -> None:
-    assert sorted([*AT_ONCE, *ON_A_CLUSTER, *WITH_RAY]) == sorted(verb.__name__ for verb in VERBS)
+    assert sorted({*AT_ONCE, *ON_A_CLUSTER, *WITH_RAY, *(verb for verb, *_ in IN_TURN)}) == sorted(verb.__name__ for verb in VERBS)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +117,21 @@ def test_score_moves_scan_by_scan(scored: Shown) -> None:
 def test_verbs_without_ray(rayscan_command: str, environment: Mapping[str, str], place: Path, verb: str) -> None:
     shown = on_terminal([rayscan_command, verb, *AT_ONCE[verb]], env=environment, cwd=place, size=LARGE)
     assert_reads_well(shown, LARGE[0])
+
+
+@pytest.mark.usefixtures("scored")
+def test_a_model_comes_and_goes_and_a_film_is_erased(
+    rayscan_command: str, environment: Mapping[str, str], place: Path
+) -> None:
+    (place / "erase.txt").write_text(f"{open_store(str(place / 'archive')).root}/7.jpeg\n")
+    screens = []
+    for verb in IN_TURN:
+        shown = on_terminal([rayscan_command, *verb], env=environment, cwd=place, size=LARGE)
+        assert_reads_well(shown, LARGE[0])
+        screens.append(shown.text)
+    *_, models, erased = screens
+    assert "over-calls" in models
+    assert re.search(r"films +1\n", erased)
 
 
 @pytest.mark.usefixtures("scored")

@@ -162,6 +162,7 @@ def test_a_job_refuses_code_other_than_the_submitted(monkeypatch: pytest.MonkeyP
 def test_no_secret_goes_to_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TRAIN_ENABLE_STATE_TRACKING", raising=False)
     monkeypatch.delenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://name:word@ceph.example")
     for secret in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAYSCAN_PATIENT_SECRET"):

@@ -38,10 +38,13 @@ def test_the_whole_line_on_a_bucket(rayscan_command: str, s3: S3Server) -> None:
     assert first["counts"]["failed"] == 0
     assert not first["conditional_put"], "rclone has none, and the run must say so"
 
-    # As if the driver had been killed: no record, and one part never written.
+    # As if the driver had been killed before its first commit: no record, a table without rows, one part never written.
     scores = open_store(f"{bucket}/scores")
-    (part, *_) = [info.key for chunk in scores.list("scores") for info in chunk]
-    scores.delete(part)
+    keys = [info.key for chunk in scores.list("scores") for info in chunk]
+    part = next(key for key in keys if key.endswith(".parquet"))
+    _, *commits = sorted(key for key in keys if "_delta_log" in key)
+    for key in (part, *commits):
+        scores.delete(key)
     scores.delete(f"runs/{first['run_id']}/run.json")
     resumed, again = rayscan(*scoring)
     assert (resumed["run_id"], resumed["resumed_shards"]) == (first["run_id"], first["shards"] - 1)
