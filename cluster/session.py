@@ -36,6 +36,8 @@ _KNOCK_SECONDS = 5
 _ADMISSION = "copy the token of its head node to ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
 TERMINATED: Final = 128 + signal.SIGTERM
 """Exit code of a process that SIGTERM ended in good order, as a shell gives it."""
+_TOO_SLOW = "timed out during startup"
+"""Of a bare `Exception` in Ray 2.60's `_private/node.py`, whose 30 seconds cannot be set."""
 _NO_CLUSTER = "start one with `ray start --head`, or leave --address out to work on this machine"
 
 
@@ -178,6 +180,13 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
                 raise RayscanError(f"Ray does not start on this machine: {error}") from error
             raise InputError(  # to Ray a missing or wrong token looks the same as no answer
                 f"no Ray at {address} lets this machine in: if one runs there, {_ADMISSION}; if not, {_NO_CLUSTER}"
+            ) from error
+        except Exception as error:
+            if _TOO_SLOW not in str(error):
+                raise
+            raise RayscanError(
+                "Ray does not start on this machine: its node was not there after 30 s, the time that Ray allows; is"
+                " the machine busy? Run the same command again"
             ) from error
         return context.dashboard_url or None
 

@@ -41,7 +41,8 @@ class ScoreOptions:
     again: Annotated[
         str | None,
         typer.Option(
-            metavar="REASON[,REASON]", help="Try scans again that another decoder version gave up, e.g. unsupported."
+            metavar="REASON[,REASON]",
+            help="Try scans again that an older decoder (unsupported) or too many runs (access_denied) gave up.",
         ),
     ] = None
     allow_removals: Annotated[

@@ -7,7 +7,7 @@ It tells apart
     new          the model has no row of this file, or only rows from before it left the archive
     changed      it has, of another version of the file
     again        it failed in fewer than `max_nights` runs, or its reason is one that is to be tried again
-    given up     it failed in too many runs
+    given up     it failed in too many runs, and its reason is not to be tried again
     done         this version has a final row: nothing to do
     gone         it has rows, but the file is no longer listed
 
@@ -57,8 +57,8 @@ _ROWS: Final = f"""
     CREATE VIEW {{name}} AS SELECT {_KEY} AS key, {_SCAN} AS scan, status, run_id, plan_version,
         (plan_version, run_id, scan_id) AS place,
         CASE WHEN status NOT IN ('{Status.FAILED}', '{Status.REMOVED}') THEN {_SCAN} END AS final,
-        coalesce(list_contains(getvariable('again'), reason), false)
-            AND decoder_version <> '{DECODER_VERSION}' AS retry,
+        coalesce(list_contains(getvariable('again'), reason), false) AS named,
+        named AND decoder_version <> '{DECODER_VERSION}' AS retry,
         coalesce(starts_with(uri, getvariable('below')), false)
             AND coalesce(scored_at < getvariable('listed_at'), true) AS below
     FROM {{scores}}
@@ -104,7 +104,8 @@ def with_changes(
 ) -> T:
     """The result of `use`, called with a connection in which the queries PLANNED and GONE can be asked.
 
-    `again`: reasons of rows by another decoder version that are planned again. Without `allow_removals` nothing is
+    `again`: reasons. Scans that another decoder version gave up with one of them, or that failed with one in too many
+    runs, are planned again. Without `allow_removals` nothing is
     buried if more than half of what was known would be.
     Raises `InputError` for an unreadable part, an empty listing or a catalogue that names two versions of a file, and
     what the listing raises.
@@ -149,7 +150,8 @@ def _load_known(connection: duckdb.DuckDBPyConnection, source: Source, again: Co
         f"""
         CREATE TABLE tombs AS SELECT key, max(plan_version) AS version FROM rows
             WHERE status = '{Status.REMOVED}' GROUP BY key;
-        CREATE TABLE failing AS SELECT key, scan, count(DISTINCT run_id) AS nights FROM rows LEFT JOIN tombs USING (key)
+        CREATE TABLE failing AS SELECT key, scan, count(DISTINCT run_id) AS nights, bool_or(named) AS named
+            FROM rows LEFT JOIN tombs USING (key)
             WHERE status = '{Status.FAILED}' AND coalesce(plan_version > version, true) GROUP BY key, scan;
         CREATE TABLE known AS
             SELECT key, final, retry, below, false AS buried FROM single_rows;
@@ -172,7 +174,7 @@ def _compare(connection: duckdb.DuckDBPyConnection, source: Source, max_nights: 
     connection.execute(
         f"""
         CREATE TABLE found AS
-        SELECT {", ".join(LISTED)}, pair.key, supersedes, coalesce(nights >= ?, false) AS given_up,
+        SELECT {", ".join(LISTED)}, pair.key, supersedes, coalesce(nights >= ? AND NOT named, false) AS given_up,
             CASE
                 WHEN uri IS NULL THEN 'gone'
                 WHEN NOT supersedes OR buried THEN 'new'

@@ -29,7 +29,7 @@ class ScoreSettings:
     actors: ActorLimits = field(default=ActorLimits())
     """How many actors, GPUs and how much memory to ask the cluster for."""
     again: tuple[str, ...] = ()
-    """Reasons: scans that another version of the decoder gave up with one of them are planned again."""
+    """Reasons: scans that another version of the decoder, or `max_nights` runs, gave up with one are planned again."""
     names_uris: bool = False
     """The source is a file that lists the URIs to score, not an archive or a catalogue."""
     allow_removals: bool = False
@@ -54,12 +54,10 @@ class ScoreSettings:
 
 
 def reasons(names: str) -> tuple[str, ...]:
-    """The reasons of a comma-separated list. Raises `InputError` for an unknown one, or one of no final row."""
+    """The reasons of a comma-separated list. Raises `InputError` for one with which no scan is given up."""
     from pipelines.contracts import STATUS_OF_REASON, Status  # noqa: PLC0415 (pyarrow)
 
-    known = [
-        reason.value for reason, status in STATUS_OF_REASON.items() if status in (Status.UNREADABLE, Status.REJECTED)
-    ]
+    known = [reason.value for reason, status in STATUS_OF_REASON.items() if status is not Status.REMOVED]
     named = [name.strip() for name in names.split(",") if name.strip()]
     for name in named:
         if name not in known:

@@ -58,7 +58,9 @@ WITH_RAY = ("prepare", "score", "tune", "demo")
 
 
 def test_every_verb_is_walked() -> None:
-    assert sorted({*AT_ONCE, *ON_A_CLUSTER, *WITH_RAY, *(verb for verb, *_ in IN_TURN)}) == sorted(verb.__name__ for verb in VERBS)
+    assert sorted({*AT_ONCE, *ON_A_CLUSTER, *WITH_RAY, *(verb for verb, *_ in IN_TURN)}) == sorted(
+        verb.__name__ for verb in VERBS
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from cluster import source
 from cluster.session import ray_session as open_session
-from models.errors import InputError
+from models.errors import InputError, RayscanError
 from tests.cluster.ray_head import Head, alive, environment, processes_below, wait_for
 from tests.servers import free_port
 
@@ -206,3 +206,13 @@ def test_a_session_inside_a_session_is_the_same_and_stays_open() -> None:
     with open_session() as session:
         assert session.cpus == 4
     assert ray.is_initialized()
+
+
+def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr("ray.init", slow)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(RayscanError, match="is the machine busy"), open_session("local"):
+        pass

@@ -137,9 +137,8 @@ def _failed(facts: NightFacts) -> list[Task]:
     given_up = facts.record.get("given_up")
     if given_up:
         what = f"Given up: {_scans(given_up)} that failed in too many runs."
-        listed.append(
-            Task(urgency="warn", what=what, how="rayscan query lists them: the view rejects, status = 'failed'.")
-        )
+        how = "rayscan query lists them (view rejects, status = 'failed'); once mended: score --again REASON."
+        listed.append(Task(urgency="warn", what=what, how=how))
     return listed
 
 

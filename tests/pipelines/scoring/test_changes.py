@@ -235,6 +235,17 @@ def test_what_a_newer_decoder_can_read_is_tried_again_when_asked(stores: tuple[S
     assert plan_of(out, source.root, again=("unsupported",)).planned == 0, "this decoder has tried it"
 
 
+def test_what_was_given_up_is_tried_again_when_its_reason_is_named(stores: tuple[Store, Store]) -> None:
+    out, source = stores
+    for name in "fg":
+        source.put(name, b"new")
+    for _ in range(NIGHTS):
+        finish(out, plan_of(out, source.root), {"f": "access_denied", "g": "storage_error"})
+    assert plan_of(out, source.root).given_up == 2
+    asked = plan_of(out, source.root, again=("access_denied",))
+    assert (planned(out, asked), asked.given_up) == ({"f": True}, 1)
+
+
 def test_a_preview_tells_the_outcomes_apart(stores: tuple[Store, Store]) -> None:
     out, source = stores
     source.put("f", b"f")
