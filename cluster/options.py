@@ -50,6 +50,9 @@ MaxActors = Annotated[
 Memory = Annotated[
     str | None, typer.Option(metavar="2GiB", help="Memory each actor asks Ray for (none: Ray counts cores only).")
 ]
+Dashboard = Annotated[
+    bool, typer.Option("--dashboard", help="Start Ray's dashboard here, too; it takes 3 s. A cluster has its own.")
+]
 NoFilms = Annotated[
     bool, typer.Option("--no-films", help="Put no validation films into the bundle; they are patients' images.")
 ]

@@ -6,7 +6,7 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import labels_location, location
-from cluster.options import Address, Config, Json, MaxActors, Memory, MinActors, actor_limits, given
+from cluster.options import Address, Config, Dashboard, Json, MaxActors, Memory, MinActors, actor_limits, given
 from models.spec import Decode, Preprocessing
 
 
@@ -94,6 +94,7 @@ def prepare(
     min_actors: MinActors = None,
     max_actors: MaxActors = None,
     memory: Memory = None,
+    dashboard: Dashboard = False,
     address: Address = None,
     config: Config = None,
     json: Json = False,
@@ -109,6 +110,6 @@ def prepare(
     from cluster.session import ray_session
 
     settings = pipelines.ingest.prepare.PrepareSettings(**chosen, actors=actors)
-    with ray_session(address, working_on="prepare"):
+    with ray_session(address, dashboard=dashboard, working_on="prepare"):
         summary = pipelines.ingest.prepare.prepare(catalog, out, settings)
     output.show(summary, as_json=json)

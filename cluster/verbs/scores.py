@@ -7,8 +7,8 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import location, model_location, study_or_models
-from cluster.options import Address, Config, Json, MaxActors, Memory, MinActors, actor_limits, given
-from cluster.settings import seconds
+from cluster.options import Address, Config, Dashboard, Json, MaxActors, Memory, MinActors, actor_limits, given
+from cluster.settings import seconds, size
 from models.engines.machine import Precision
 from models.errors import InputError
 from pipelines.errors import IncompleteError
@@ -85,9 +85,7 @@ def score(
         bool, typer.Option("--dry-run", help="Print the plan: how many scans, how long, at what cost.")
     ] = False,
     price: Annotated[float | None, typer.Option(help="Price of a core-hour, for --dry-run.")] = None,
-    dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Start Ray's dashboard here, too; it takes 3 s. A cluster has its own.")
-    ] = False,
+    dashboard: Dashboard = False,
     address: Address = None,
     config: Config = None,
     json: Json = False,
@@ -185,10 +183,10 @@ def query(
 ) -> None:
     """Ask the scores in SQL. A question is one SELECT: it changes nothing, and reads nothing but the scores."""
     preflight.check_runs(scores)
-    from pipelines.table.guarded import Bounds, memory_size
+    from pipelines.table.guarded import Bounds
     from pipelines.table.versions import parse_as_of
 
-    bounds = Bounds(memory=memory_size(memory) if memory else 0)
+    bounds = Bounds(memory=size(memory) if memory else 0)
     when = None if as_of is None else parse_as_of(as_of)
     if out is None:
         from cluster.answers import print_answer

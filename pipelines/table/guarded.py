@@ -13,7 +13,6 @@ The last point is needed beside the first: the paths that DuckDB is allowed to r
 
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 import weakref
@@ -34,8 +33,6 @@ SPILL_FACTOR: Final = 4
 """The spill may take this many times the memory, and half of the free disk at most."""
 SMALLEST: Final = 64_000_000
 """Bytes of memory; less does not open a table of many parts."""
-_UNITS: Final = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([MGT]B)", re.IGNORECASE)
 _LOCK: Final = "lock"
 _LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -69,14 +66,6 @@ class Bounds:
             f"the question needs more than it may take: {memory} of memory and {disk} of temporary disk;"
             " ask for fewer rows or columns, or give it more with --memory"
         )
-
-
-def memory_size(text: str) -> int:
-    """Bytes of a size such as `800MB` or `4GB`. Raises `InputError`."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise InputError(f"{text!r} is no size of memory; write 800MB or 4GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def guarded_connection(files: Iterable[Path], bounds: Bounds | None = None) -> duckdb.DuckDBPyConnection:

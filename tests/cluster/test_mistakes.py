@@ -120,7 +120,7 @@ MISTAKES = [
     Mistake("query {scores} --as-of yesterday", "'yesterday' is no version: write its number, a day", DUCKDB),
     Mistake("history {nowhere}", "{nowhere}: no such folder"),
     Mistake("history {empty}", "no run was recorded here; score into it first, or check the path"),
-    Mistake("query {scores} --memory much", "'much' is no size of memory; write 800MB or 4GB", DUCKDB),
+    Mistake("query {scores} --memory much", "'much' is not a size; write 2GiB or 512MiB", DUCKDB),
     Mistake("query {scores} --format xml", "Invalid value for '--format'"),
     Mistake("score {films} --model production --out {scores}", "no model is production here; name one with: rayscan"),
     Mistake("models {nowhere}", "{nowhere}: no such folder"),

@@ -4,10 +4,11 @@ Two things are not as printed: the search has three trials and not a quarter of 
 are made here.
 """
 
+import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import boto3
@@ -21,9 +22,6 @@ from tests.terminal import on_terminal
 
 README = Path(__file__).parents[2] / "README.md"
 BUDGET = ("--time-budget 15m", "--trials 3 --epochs 2")
-
-Type = Callable[[str], str]
-"""Types one line into a shell; returns what was shown, logs and results alike."""
 
 
 def tour() -> list[str]:
@@ -54,19 +52,15 @@ def folder(tmp_path: Path) -> Path:
     return home
 
 
-def test_on_a_terminal(environment: Mapping[str, str], folder: Path) -> None:
-    def typed(line: str) -> str:
+def test_every_other_line_on_a_terminal_the_others_through_a_pipe(environment: Mapping[str, str], folder: Path) -> None:
+    def on_screen(line: str) -> str:
         shown = on_terminal(
             ["/bin/bash", "-c", line], env={**environment, "TERM": "xterm-256color"}, cwd=folder, size=(80, 24)
         )
         assert_reads_well(shown, 80)
         return shown.text
 
-    walk(typed, folder)
-
-
-def test_through_a_pipe(environment: Mapping[str, str], folder: Path) -> None:
-    def typed(line: str) -> str:
+    def through_a_pipe(line: str) -> str:
         shown = subprocess.run(
             ["/bin/bash", "-c", line], env=environment, cwd=folder, capture_output=True, text=True, check=False
         )
@@ -77,11 +71,8 @@ def test_through_a_pipe(environment: Mapping[str, str], folder: Path) -> None:
         assert not NATIVE.search(said)
         return said
 
-    walk(typed, folder)
-
-
-def walk(typed: Type, folder: Path) -> None:
-    shown = {line: typed(line) for line in tour()}
+    ways = itertools.cycle([on_screen, through_a_pipe])
+    shown = {line: typed(line) for line, typed in zip(tour(), ways, strict=False)}
     said = {line.split()[1]: text for line, text in shown.items()}
     assert {"catalog", "audit", "prepare", "tune", "report", "evaluate", "score", "query"} == set(said)
     assert "patients" in said["catalog"]

@@ -17,7 +17,7 @@ from pipelines.bundles import cache_folder
 from pipelines.errors import InputError
 from pipelines.storage import Store, open_store
 from pipelines.table.export import export_answer
-from pipelines.table.guarded import Bounds, guarded_connection, memory_size
+from pipelines.table.guarded import Bounds, guarded_connection
 from pipelines.table.query import ask, read_scores
 from tests.pipelines.table.test_query import fill
 from tests.servers import S3Server
@@ -214,17 +214,6 @@ def test_our_own_pages_get_tables_of_python_but_not_its_variables(tmp_path: Path
         assert connection.execute("SELECT sum(a) FROM given").fetchall() == [(3,)]
         with pytest.raises(duckdb.CatalogException):
             connection.execute("SELECT * FROM table_of_ours")
-
-
-@pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 tb", 1_500 * 10**9), ("800MB", 8 * 10**8)])
-def test_sizes_of_memory(text: str, size: int) -> None:
-    assert memory_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "much", "4", "-1GB", "4GiB"])
-def test_what_is_no_size_of_memory(text: str) -> None:
-    with pytest.raises(InputError, match="write 800MB or 4GB"):
-        memory_size(text)
 
 
 def test_too_little_memory_is_refused() -> None:
