@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from secrets import token_hex
 
 import duckdb
@@ -210,6 +211,14 @@ def read_shard(store: Store, run_id: str, shard: int) -> pa.Table:
             rows = _kept_rows(store, run_id, number, group)
             return rows.filter(pc.equal(rows["shard"], shard))
     raise InputError(f"{store.uri(_plan_file(run_id, number))} has no shard {shard}")
+
+
+def read_scan_ids(store: Store, run_id: str, first: int) -> list[pa.ChunkedArray]:
+    """The scan_ids of up to SHARDS_PER_FILE shards, shard by shard, from `first` on, the first shard of a plan file."""
+    data = store.get(_plan_file(run_id, first // SHARDS_PER_FILE))
+    rows = pq.read_table(pa.BufferReader(data), columns=["scan_id", "shard"])
+    ends = [*(np.flatnonzero(np.diff(rows["shard"].to_numpy())) + 1), rows.num_rows]
+    return [rows["scan_id"][start:end] for start, end in pairwise([0, *ends])]
 
 
 # Shards are handed out in order, so a process asks for the same file up to SHARDS_PER_FILE times.

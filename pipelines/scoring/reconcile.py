@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,13 +12,13 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import OUTCOMES, Status
 from pipelines.errors import IncompleteError, NotFoundError
-from pipelines.scoring.plan import Plan, read_shard
+from pipelines.scoring.plan import SHARDS_PER_FILE, Plan, read_scan_ids
 from pipelines.scoring.quarantine import Corner
 from pipelines.table.delta import Part, ScoresTable
 from pipelines.table.drift import DriftTally
 
 READ_THREADS = 8
-_COLUMNS = ["scan_id", "uri", "status", "reason", "site", "probability", "grey_mean", "grey_spread", "ood_score"]
+_COLUMNS = ["scan_id", "status", "reason", "site", "probability", "grey_mean", "grey_spread", "ood_score"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def reconcile(table: ScoresTable, plan: Plan, drift: DriftTally, corners: Sequen
             f"run {plan.run_id}: {missing} of {plan.shards} shards are not in the table; run the same command again"
         )
     account = Account()
-    for shard, (part, rows) in enumerate(_checked(table, plan, parts)):
+    for shard, (part, rows) in enumerate(_checked(table, plan, parts, [*_COLUMNS, "uri"] if corners else _COLUMNS)):
         account.counts.update(_counted(rows["status"]))
         account.reasons.update(_counted(rows["reason"].drop_null()))
         drift.add(rows)
@@ -64,25 +65,31 @@ def _counted(values: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(values).to_pylist()}
 
 
-def _checked(table: ScoresTable, plan: Plan, parts: dict[int, Part]) -> Iterator[tuple[Part, pa.Table]]:
+def _checked(
+    table: ScoresTable, plan: Plan, parts: dict[int, Part], columns: list[str]
+) -> Iterator[tuple[Part, pa.Table]]:
     """The checked parts in order, READ_THREADS at a time, so that a large run is never in memory at once."""
     with ThreadPoolExecutor(READ_THREADS) as threads:
-        for start in range(0, plan.shards, READ_THREADS):
-            shards = range(start, min(plan.shards, start + READ_THREADS))
-            yield from threads.map(lambda shard: _checked_part(table, plan, shard, parts[shard]), shards)
+        for first in range(0, plan.shards, SHARDS_PER_FILE):
+            planned = read_scan_ids(table.store, plan.run_id, first)
+            for start in range(0, len(planned), READ_THREADS):
+                some = planned[start : start + READ_THREADS]
+                theirs = [parts[first + start + number] for number in range(len(some))]
+                yield from threads.map(partial(_checked_part, table, columns), theirs, some)
 
 
-def _checked_part(table: ScoresTable, plan: Plan, shard: int, part: Part) -> tuple[Part, pa.Table]:
+def _checked_part(
+    table: ScoresTable, columns: list[str], part: Part, planned: pa.ChunkedArray
+) -> tuple[Part, pa.Table]:
     """The part as it is in the store, and its rows. A wrong one leaves the table, so that its shard is scored again."""
     store = table.store
-    planned = read_shard(store, plan.run_id, shard)
     try:
         data = store.get(part.key)
-        rows = pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
+        rows = pq.read_table(pa.BufferReader(data), columns=columns)
     except (NotFoundError, pa.ArrowException) as error:
         raise _removed(table, part, "cannot be read") from error
-    if not rows["scan_id"].equals(planned["scan_id"]):
-        raise _removed(table, part, f"holds {rows.num_rows} rows, not the {planned.num_rows} scans of its shard")
+    if not rows["scan_id"].equals(planned):
+        raise _removed(table, part, f"holds {rows.num_rows} rows, not the {len(planned)} scans of its shard")
     return replace(part, size=len(data), rows=rows.num_rows), rows
 
 

@@ -51,10 +51,10 @@ def originals(folder: Path) -> Originals:
     return Originals(paths=tuple(paths), what=f"{len(paths)} {kind}, mean {kilobytes:.0f} kB")
 
 
-def link(paths: tuple[Path, ...], folder: Path, count: int, *, per_folder: int = 1000) -> None:
-    """Make `count` keys of these films in a folder of the same disk, each film in turn."""
-    for number in range(count):
+def link(paths: tuple[Path, ...], folder: Path, count: int, *, first: int = 0, per_folder: int = 1000) -> None:
+    """Make `count` keys of these films in a folder of the same disk, each film in turn, numbered from `first` on."""
+    for number in range(first, first + count):
         home = folder / f"{number // per_folder:04d}"
-        if number % per_folder == 0:
+        if number in (first, number // per_folder * per_folder):
             home.mkdir(parents=True)
         os.link(paths[number % len(paths)], home / f"{number:07d}.jpeg")

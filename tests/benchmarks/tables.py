@@ -4,14 +4,19 @@ DuckDB makes them row by row from the row's number, so they are the same on ever
 """
 
 import json
-from datetime import date
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART
-from pipelines.storage import open_store
+from pipelines.scoring.plan import Plan, read_shard
+from pipelines.scoring.sink import write_part
+from pipelines.storage import Store, open_store
 from pipelines.table.delta import Part, create_table, part_folder
 
 MODEL = "aaaa000011112222"
@@ -103,6 +108,36 @@ def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool =
             select = _CATALOG.format(files=files, changed=changed, patient=patient)
             connection.execute(f"COPY ({select}) TO '{folder / names[-1]}' (FORMAT parquet)")
     open_store(str(folder)).put("catalog.json", json.dumps({"parts": names}).encode())
+
+
+def commit_scored(store: Store, plan: Plan, shards: Iterable[int]) -> None:
+    """Write and commit the parts of these shards of a plan, all of their films scored."""
+    random = np.random.default_rng(0)
+    parts = []
+    for shard in shards:
+        rows = read_shard(store, plan.run_id, shard)
+        n = rows.num_rows
+        probability = random.random(n, dtype=np.float32)
+        both = np.column_stack([1 - probability, probability]).ravel()
+        columns = {
+            **{name: rows[name] for name in rows.column_names if name in PART.names},
+            "probability": probability,
+            "class_probabilities": pa.FixedSizeListArray.from_arrays(both, 2),
+            "prediction": np.where(probability >= 0.5, "PNEUMONIA", "NORMAL"),
+            **{name: 100 * random.random(n, dtype=np.float32) for name in ("ood_score", "grey_mean", "grey_spread")},
+            "scored_at": pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * n),
+        }
+        same = {
+            "status": "scored",
+            "operating_point": plan.operating_point,
+            "decoder_version": "1",
+            "run_id": plan.run_id,
+            "plan_version": plan.table_version,
+        }
+        columns |= {name: pa.repeat(value, n) for name, value in same.items()}
+        filled = pa.table({name: columns.get(name, pa.nulls(n)) for name in PART.names}).cast(PART)
+        parts.append(write_part(store, plan, shard, filled))
+    create_table(store, conditional=True).commit(parts, plan.run_id)
 
 
 def _connection() -> duckdb.DuckDBPyConnection:
