@@ -53,7 +53,7 @@ def find_superseded(connection: duckdb.DuckDBPyConnection, store: Store, parts: 
         _look(connection, marks, new)
         if sum(part.rows for part in parts) >= KEPT_FROM_ROWS:
             _keep(mirror_folder(store), parts, marks)
-    bits = pa.array([np.packbits(mark).tobytes() for mark in marks], pa.binary())
+    bits = pa.array([np.packbits(mark).tobytes() or b"\0" for mark in marks], pa.binary())  # BIT has at least one
     connection.register("marks", pa.table({"file_index": pa.array(range(len(parts)), pa.uint64()), "bits": bits}))
     connection.execute("INSERT INTO superseded SELECT file_index, bits::BIT FROM marks")
     connection.unregister("marks")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from models.spec import DISCLAIMER
+from pipelines.contracts import Reason
 from pipelines.storage import Store
 
 NIGHTS: Final = 30
@@ -69,11 +70,18 @@ class RunRecord:
     notice: str = DISCLAIMER
 
     def left_out(self) -> list[str]:
-        """One line for each folder in quarantine."""
-        return [
+        """One line for each folder in quarantine, and one for scans elsewhere to which the store denied access."""
+        lines = [
             f"{c['prefix']}: {c['scans']} scans could not be read ({c['reason']}): {c['told']}"
             for c in self.quarantined
         ]
+        denied = Reason.ACCESS_DENIED.value
+        single = self.reasons.get(denied, 0) - sum(c["scans"] for c in self.quarantined if c["reason"] == denied)
+        if single > 0:
+            lines.append(
+                f"{self.source}: {single} single scans could not be read ({denied}); the view rejects has them"
+            )
+        return lines
 
     def in_short(self) -> dict[str, Any]:
         """The summary printed when the run is over; the rest is in run.json."""

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.growing_cluster import ADDRESS, Seen, can_make_namespaces, watched_run
 from tests.nights import Night, make_night
 
-FILMS = 1200
+FILMS = 2400
 """Enough that the work is not over before the second node is there."""
 WHOLE = {"rows": FILMS, "scans": FILMS, "runs": 1}
 
