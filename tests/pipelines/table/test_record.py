@@ -18,7 +18,7 @@ def finding(level: str, site: str | None = None) -> dict[str, Any]:
 
 def test_what_was_left_out_is_a_line_a_folder_and_one_for_the_rest() -> None:
     folder = {"prefix": "s3://films/south/", "scans": 40, "reason": "access_denied", "told": "Forbidden"}
-    assert record(reasons={"blank": 3}).left_out() == []
+    assert record(reasons={"blank": 3}, quarantined=[]).left_out() == []
     assert len(record(reasons={"access_denied": 40}, quarantined=[folder]).left_out()) == 1
     *_, rest = record(source="s3://films", reasons={"access_denied": 42}, quarantined=[folder]).left_out()
     assert rest == "s3://films: 2 single scans could not be read (access_denied); the view rejects has them"
