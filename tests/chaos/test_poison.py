@@ -4,9 +4,13 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pipelines.table.query import ask
 from tests.deadly import DEADLY, deadly_environment
 from tests.nights import make_night
+
+pytestmark = pytest.mark.chaos
 
 
 def test_a_deadly_film_costs_its_own_row_only(rayscan_command: str, tmp_path: Path) -> None:

@@ -4,7 +4,11 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.nights import Night, make_night, wait_for
+
+pytestmark = pytest.mark.chaos
 
 FILMS = 160
 STOPS = (signal.SIGINT, signal.SIGTERM)

@@ -4,7 +4,11 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.nights import make_night, wait_for
+
+pytestmark = pytest.mark.chaos
 
 FILMS = 240
 
