@@ -214,5 +214,6 @@ def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("ray.init", slow)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda **_: None)  # a Ray of other tests may be there
     with pytest.raises(RayscanError, match="is the machine busy"), open_session("local"):
         pass
