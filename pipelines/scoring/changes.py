@@ -105,8 +105,7 @@ def with_changes(
     """The result of `use`, called with a connection in which the queries PLANNED and GONE can be asked.
 
     `again`: reasons. Scans that another decoder version gave up with one of them, or that failed with one in too many
-    runs, are planned again. Without `allow_removals` nothing is
-    buried if more than half of what was known would be.
+    runs, are planned again. Without `allow_removals` nothing is buried if more than half of what was known would be.
     Raises `InputError` for an unreadable part, an empty listing or a catalogue that names two versions of a file, and
     what the listing raises.
     """
