@@ -13,6 +13,7 @@ DISCLAIMER = "rayscan assists triage; it is not a diagnosis."
 """Stands in every model card, report and README."""
 
 Decode = Literal["dct", "exact"]
+Fit = Literal["squash", "letterbox", "crop"]
 Normalise = Literal["film", "unit", "symmetric"]
 
 CalibrationMethod = Literal["temperature", "platt", "isotonic"]
@@ -39,6 +40,12 @@ class Preprocessing:
     it moves probabilities by 0.0013 on average and 0.04 at most (`tests/benchmarks/LOG.md`)."""
     normalise: Normalise = "film"
     """`film`: each film to mean 0, deviation 1; `unit`: grey/255; `symmetric`: grey/127.5 - 1."""
+    fit: Fit = "squash"
+    """How a film becomes a square: `squash`: stretched; `letterbox`: with black bars; `crop`: its middle. See
+    `pipelines/decoding/fit.py`."""
+    harmonise: float | None = None
+    """Width over height to which every film is cut before the fit; then what tells how it was made is taken out: its
+    border, its contrast, its finest detail. None: films are left as they are."""
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 2048:
@@ -49,11 +56,33 @@ class Preprocessing:
             raise InputError(f"unknown decode path {self.decode!r}; choose from {', '.join(get_args(Decode))}")
         if self.normalise not in get_args(Normalise):
             raise InputError(f"unknown normalisation {self.normalise!r}; choose from {', '.join(get_args(Normalise))}")
+        if self.fit not in get_args(Fit):
+            raise InputError(f"unknown fit {self.fit!r}; choose from {', '.join(get_args(Fit))}")
+        if self.harmonise is not None and not 0.25 <= self.harmonise <= 4:
+            raise InputError(f"films cannot be cut to {self.harmonise:g} times as wide as high; choose 0.25 to 4")
+
+    @property
+    def as_seen(self) -> str:
+        """What becomes of a film beside its size and decoding, in words; empty for films that are only stretched."""
+        fit = {"squash": "", "letterbox": "letterboxed", "crop": "its middle square"}[self.fit]
+        cut = "" if self.harmonise is None else f"harmonised at {self.harmonise:g}:1"
+        return ", ".join(part for part in (cut, fit) if part)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values.
+
+        A field that the first bundles did not have is left out at its default, so that hashes stay what they were.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value != _LATER[name]}
 
     @property
     def film_size(self) -> int:
         """Side of the films the model is given, as decoding leaves them."""
         return self.decoded_size or self.size
+
+
+_LATER: Final[Mapping[str, Any]] = {"fit": "squash", "harmonise": None}
+"""Fields of a preprocessing that the first bundles do not have, with what they mean by that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +99,12 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**asdict(self), "parameters": dict(self.parameters), "classes": list(self.classes)}
+        return {
+            "name": self.name,
+            "parameters": dict(self.parameters),
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_json(),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":

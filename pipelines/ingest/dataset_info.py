@@ -50,12 +50,27 @@ def read_dataset_info(uri: str) -> DatasetInfo:
 def check_fits(wanted: Preprocessing, info: DatasetInfo, dataset: str) -> None:
     """Raise `InputError` unless the films of the data set named `dataset` are what a model takes."""
     have = info.preprocessing
-    if (wanted.film_size, wanted.decode) != (have.film_size, have.decode):
+    if _films(wanted) != _films(have):
         raise InputError(
-            f"{dataset}: holds films of {have.film_size} pixels decoded by {have.decode}, the model takes"
-            f" {wanted.film_size} by {wanted.decode}; prepare the data set again with --size {wanted.film_size}"
-            f" --decode {wanted.decode}"
+            f"{dataset}: holds films of {_in_words(have)}, the model takes {_in_words(wanted)};"
+            f" prepare the data set again with {_options(wanted)}"
         )
+
+
+def _films(of: Preprocessing) -> tuple[object, ...]:
+    """What the pixels of a data set depend on."""
+    return of.film_size, of.decode, of.fit, of.harmonise
+
+
+def _in_words(of: Preprocessing) -> str:
+    seen = f", {of.as_seen}" if of.as_seen else ""
+    return f"{of.film_size} pixels decoded by {of.decode}{seen}"
+
+
+def _options(of: Preprocessing) -> str:
+    fit = "" if of.fit == "squash" else f" --fit {of.fit}"
+    aspect = "" if of.harmonise is None else f" --harmonise --aspect {of.harmonise:g}"
+    return f"--size {of.film_size} --decode {of.decode}{fit}{aspect}"
 
 
 def require_split(info: DatasetInfo, split: str, dataset: str) -> None:

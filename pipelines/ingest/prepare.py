@@ -155,7 +155,7 @@ def prepare(catalog: str, out: str, settings: PrepareSettings) -> DatasetSummary
     fingerprint = _fingerprint(written, settings.preprocessing)
     manifest = {
         "size": settings.size,
-        "preprocessing": asdict(settings.preprocessing),
+        "preprocessing": settings.preprocessing.to_json(),
         "fingerprint": fingerprint,
         "counts": counts,
         "unreadable": unreadable,
@@ -248,7 +248,7 @@ def _to_parquet(films: list[tuple[Mapping[str, Any], Scan]], size: int) -> bytes
 
 
 def _fingerprint(rows: list[tuple[str, str, str]], preprocessing: Preprocessing) -> str:
-    digest = blake2b(json.dumps(asdict(preprocessing), sort_keys=True).encode(), digest_size=16)
+    digest = blake2b(json.dumps(preprocessing.to_json(), sort_keys=True).encode(), digest_size=16)
     for row in rows:
         digest.update("\0".join(row).encode())
     return digest.hexdigest()

@@ -66,9 +66,10 @@ def render_card(
 
 def _data(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[str, str]:
     preprocessing = spec.preprocessing
+    seen = f", {preprocessing.as_seen}" if preprocessing.as_seen else ""
     return {
         "Fingerprint of the data set": plain(lineage.get("dataset_fingerprint", "not recorded")),
-        "Films": f"decoded ({preprocessing.decode}) to {preprocessing.film_size} pixels square, grey",
+        "Films": f"decoded ({preprocessing.decode}) to {preprocessing.film_size} pixels square, grey{seen}",
         "Input of the network": f"{preprocessing.size} pixels square, normalised ({preprocessing.normalise})",
     }
 

@@ -154,11 +154,13 @@ def _of_data(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
         f"{split}: {count['films']:,} films of {count['patients']:,} patients" for split, count in counts.items()
     )
     preprocessing = spec.preprocessing
+    seen = f", {preprocessing.as_seen}" if preprocessing.as_seen else ""
     return {
         6: f"To make a model that tells {' and '.join([', '.join(spec.classes[:-1]), spec.classes[-1]])} apart.",
         7: f"Data set of fingerprint {fingerprint}." if fingerprint else "",
-        9: f"Decoded to {preprocessing.film_size} x {preprocessing.film_size} grey levels ({preprocessing.decode}),"
-        f" shrunk to {preprocessing.size} x {preprocessing.size}, normalised ({preprocessing.normalise}).",
+        9: f"Decoded to {preprocessing.film_size} x {preprocessing.film_size} grey levels"
+        f" ({preprocessing.decode}){seen}, shrunk to {preprocessing.size} x {preprocessing.size}, normalised"
+        f" ({preprocessing.normalise}).",
         35: f"Included: {included}." if included else "",
     }
 

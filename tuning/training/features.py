@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
@@ -208,7 +208,7 @@ def _key(fingerprint: str, split: str, spec: ModelSpec, network: nn.Module) -> s
         "split": split,
         "backbone": [spec.name, dict(spec.parameters)],
         "weights": weights_hash(frozen),
-        "preprocessing": asdict(spec.preprocessing),
+        "preprocessing": spec.preprocessing.to_json(),
     }
     return blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
 
