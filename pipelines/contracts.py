@@ -39,11 +39,10 @@ class Reason(StrEnum):
     NO_PIXELS = "no_pixels"
     TOO_LARGE = "too_large"
     UNSUPPORTED = "unsupported"
-    CRASHED = "crashed"
-    TIMED_OUT = "timed_out"
-    OUT_OF_MEMORY = "out_of_memory"
     # rejected
+    NOT_IMAGE = "not_image"
     NOT_XRAY = "not_xray"
+    FOR_PROCESSING = "for_processing"
     NOT_CHEST = "not_chest"
     NOT_FRONTAL = "not_frontal"
     BLANK = "blank"
@@ -56,6 +55,9 @@ class Reason(StrEnum):
     CHANGED = "changed"
     ACCESS_DENIED = "access_denied"
     STORAGE_ERROR = "storage_error"
+    CRASHED = "crashed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
     WORKER_LOST = "worker_lost"
     # removed
     LEFT_ARCHIVE = "left_archive"
@@ -69,10 +71,9 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.NO_PIXELS: Status.UNREADABLE,
     Reason.TOO_LARGE: Status.UNREADABLE,
     Reason.UNSUPPORTED: Status.UNREADABLE,
-    Reason.CRASHED: Status.UNREADABLE,
-    Reason.TIMED_OUT: Status.UNREADABLE,
-    Reason.OUT_OF_MEMORY: Status.UNREADABLE,
+    Reason.NOT_IMAGE: Status.REJECTED,
     Reason.NOT_XRAY: Status.REJECTED,
+    Reason.FOR_PROCESSING: Status.REJECTED,
     Reason.NOT_CHEST: Status.REJECTED,
     Reason.NOT_FRONTAL: Status.REJECTED,
     Reason.BLANK: Status.REJECTED,
@@ -84,6 +85,9 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.CHANGED: Status.FAILED,
     Reason.ACCESS_DENIED: Status.FAILED,
     Reason.STORAGE_ERROR: Status.FAILED,
+    Reason.CRASHED: Status.FAILED,
+    Reason.TIMED_OUT: Status.FAILED,
+    Reason.OUT_OF_MEMORY: Status.FAILED,
     Reason.WORKER_LOST: Status.FAILED,
     Reason.LEFT_ARCHIVE: Status.REMOVED,
 }

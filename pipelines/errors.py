@@ -67,14 +67,19 @@ class ClusterError(IncompleteError):
 
 
 class ScanError(RayscanError):
-    """One scan cannot be scored. It becomes a row with this reason; it never stops a run."""
+    """One scan cannot be scored. It becomes a row with this reason; it never stops a run.
 
-    def __init__(self, reason: "Reason") -> None:
-        super().__init__(reason.value)
+    `detail` says more where the reason is a family: which transfer syntax, what kind of object. It is made of names
+    from standards and of counts, never of what stands in a file.
+    """
+
+    def __init__(self, reason: "Reason", detail: str = "") -> None:
+        super().__init__(f"{reason.value} ({detail})" if detail else reason.value)
         self.reason = reason
+        self.detail = detail
 
-    def __reduce__(self) -> "tuple[type[ScanError], tuple[Reason]]":
-        return type(self), (self.reason,)
+    def __reduce__(self) -> "tuple[type[ScanError], tuple[Reason, str]]":
+        return type(self), (self.reason, self.detail)
 
 
 class UnreadableScanError(ScanError):

@@ -33,19 +33,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.gate.orientation import Templates, load_templates, look
+from models.gate.words import MODALITIES, NOT_FRONTAL, NOT_FRONTAL_CODES, OTHER_PARTS
 
-MODALITIES: Final = frozenset({"CR", "DX", "DR", "RG", "OT"})
-"""DICOM PS3.3 C.7.3.1.1.1: computed and digital radiography, radiographic film; OT is what film digitisers write."""
-
-CHEST: Final = frozenset({"CHEST", "CXR", "THORAX", "TORAX", "LUNG", "LUNGS", "PORTCHEST"})
-OTHER_PARTS: Final = frozenset({"SPINE", "ABDOMEN", "ABD", "PELVIS", "NECK"})
-"""Named beside the chest, these make it another film: thoracic spine, a newborn's chest and abdomen in one."""
-
-NOT_FRONTAL: Final = frozenset(
-    {"LATERAL", "LAT", "LL", "RL", "LLAT", "RLAT", "LLD", "RLD", "DECUB", "DECUBITUS", "AXIAL"}
-    | {"OBLIQUE", "OBL", "LAO", "RAO", "LPO", "RPO", "LLO", "RLO"}
-)
-"""Words of the DICOM View Position (0018,5101) that say lateral, oblique or lying on the side."""
+_DIRECTIONS: Final = re.compile(r"[LRAPHF]{1,3}")
+"""A value of Patient Orientation: towards left, right, anterior, posterior, head or feet, the main direction first."""
 
 BLANK_SPREAD: Final = 16
 """Fewest grey levels between the 5th and 95th percentile of a film that shows something."""
@@ -69,6 +60,10 @@ class ScanTags:
     modality: str | None = None
     body_part: str | None = None
     view: str | None = None
+    view_code: str | None = None
+    """Code value of the View Code Sequence (PS3.16, CID 4010), SNOMED CT or its older form."""
+    orientation: str | None = None
+    """Patient Orientation (PS3.3 C.7.6.1.1.1): where the rows point to, then the columns."""
 
 
 def _words(value: str | None) -> set[str]:
@@ -81,11 +76,18 @@ def check_tags(tags: ScanTags) -> str | None:
     modality, part, view = _words(tags.modality), _words(tags.body_part), _words(tags.view)
     if modality and not modality <= MODALITIES:
         return "not_xray"
-    if part and (not part & CHEST or part & OTHER_PARTS):
+    if part & OTHER_PARTS:
         return "not_chest"
-    if view & NOT_FRONTAL:
+    if view & NOT_FRONTAL or tags.view_code in NOT_FRONTAL_CODES or _is_lateral(tags.orientation):
         return "not_frontal"
     return None
+
+
+def _is_lateral(orientation: str | None) -> bool:
+    """Whether rows or columns run from front to back. What cannot be read says nothing."""
+    directions = (orientation or "").upper().split()
+    valid = len(directions) == 2 and all(_DIRECTIONS.fullmatch(value) for value in directions)
+    return valid and any(value[0] in "AP" for value in directions)
 
 
 def check_pixels(pixels: npt.NDArray[np.uint8]) -> str | None:

@@ -1,7 +1,7 @@
-"""A DICOM file as pydicom reads it: the few tags rayscan may look at, and the stored values of a frame.
+"""A DICOM file: its elements, as far as rayscan may look at them.
 
-pydicom is asked to parse the tags of `_TAGS` and no others, so a patient's name is never even in memory. It quotes
-values in its warnings, logs and exceptions; those are silenced, or replaced by a `Reason` and never chained.
+pydicom quotes values in its messages and warnings, and a value may be a patient's name; here they are silenced, or
+replaced by a `Reason` and never chained.
 """
 
 import logging
@@ -15,29 +15,37 @@ from typing import Final
 import pydicom
 from pydicom import uid
 from pydicom.config import IGNORE, settings
+from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.pixels.decoders.base import get_decoder
+from pydicom.filereader import read_dataset
 
 from pipelines.contracts import Reason
-from pipelines.decoding.windowing import Stored
+from pipelines.decoding.elements import text
 from pipelines.errors import UnreadableScanError
 
-MALFORMED: Final = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError,
-                    SyntaxError, TypeError, ValueError, struct.error, zlib.error, BytesLengthException,
-                    InvalidDicomError)  # fmt: skip
+MALFORMED: Final = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, NotImplementedError,
+                    OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+                    BytesLengthException, InvalidDicomError)  # fmt: skip
 """What the decoders raise on bytes that only look like a scan: almost every kind of error there is."""
 
-_TAGS: Final = ["SOPClassUID", "Modality", "BodyPartExamined", "ViewPosition", "StudyDate", "PatientID",
+MOST_INFLATED: Final = 1 << 30
+"""Bytes that a deflated file may inflate to; more is a bomb."""
+
+_TAGS: Final = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
+                "Modality", "BodyPartExamined", "ViewPosition", "ViewCodeSequence", "PatientOrientation",
+                "PresentationIntentType", "StudyDate", "Manufacturer", "ManufacturerModelName", "InstitutionName",
+                "PatientID", "IssuerOfPatientID", "PatientAge", "PatientBirthDate", "PatientSex",
                 "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
                 "PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+                "PixelPaddingValue", "PixelPaddingRangeLimit",
+                "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
+                "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData",
+                "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData",
                 "ModalityLUTSequence", "RescaleIntercept", "RescaleSlope",
                 "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"]  # fmt: skip
 _PIXEL_TAGS: Final = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
 _STORAGE_CLASSES: Final = "1.2.840.10008.5.1.4.1.1."
-_DEFLATED: Final = uid.DeflatedExplicitVRLittleEndian.encode()
-"""Refused before pydicom inflates it, which it does without bounds; films are compressed by frame, not by file."""
-_META_BYTES: Final = 1 << 16
-"""Generous: the group that names the transfer syntax comes first and takes a few hundred bytes."""
+_PREAMBLE: Final = 132
 _QUIET: Final = re.compile(r"(pydicom|PIL)(\.|$)")
 
 
@@ -51,6 +59,11 @@ def silence() -> None:
     # First in the list, whoever has put a filter there since; warnings.catch_warnings would not be safe with threads.
     if not warnings.filters or warnings.filters[0][3] != _QUIET:
         warnings.filterwarnings("ignore", module=_QUIET.pattern)
+
+
+def has_preamble(data: bytes) -> bool:
+    """Whether `DICM` stands behind the preamble of 128 bytes, which may hold anything: headers of TIFF and JPEG do."""
+    return data[128:_PREAMBLE] == b"DICM"
 
 
 def is_bare_dicom(data: bytes) -> bool:
@@ -67,32 +80,55 @@ def is_bare_dicom(data: bytes) -> bool:
 
 
 def parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
-    """The tags rayscan may look at. Raises `UnreadableScanError`."""
+    """The elements rayscan may look at, with a transfer syntax in `file_meta`. Raises `UnreadableScanError`."""
     silence()
-    if _DEFLATED in data[:_META_BYTES]:
-        raise UnreadableScanError(Reason.UNSUPPORTED)
     tags = _TAGS + (_PIXEL_TAGS if pixels else [])
     try:
-        dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=not pixels, specific_tags=list(tags))
-        meta = dataset.file_meta
-        kind = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
-        if "TransferSyntaxUID" not in meta:
+        dataset = _inflated(data, tags) or pydicom.dcmread(
+            BytesIO(data), force=True, stop_before_pixels=not pixels, specific_tags=list(tags)
+        )
+        if not dataset.file_meta.get("TransferSyntaxUID"):
             implicit, _ = dataset.original_encoding
-            meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+            syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = syntax
     except EOFError:
         raise UnreadableScanError(Reason.TRUNCATED) from None
     except MemoryError:
         raise UnreadableScanError(Reason.TOO_LARGE) from None
     except MALFORMED:
         raise UnreadableScanError(Reason.CORRUPT) from None
-    if kind and len(dataset) == 0:  # pydicom gives up all it has read when a compressed frame does not end
+    # pydicom gives up all it has read when a compressed frame does not end
+    if len(dataset) == 0 and sop_class(dataset):
         raise UnreadableScanError(Reason.TRUNCATED)
-    if "Rows" not in dataset or "Columns" not in dataset:
-        raise UnreadableScanError(Reason.NO_PIXELS if kind else Reason.CORRUPT)
     return dataset
 
 
-def decode_frame(dataset: pydicom.Dataset, decoder: str) -> Stored:
-    """The stored values [height, width] by one of pydicom's decoders. Raises any of `MALFORMED`."""
-    pixels, _ = get_decoder(dataset.file_meta.TransferSyntaxUID).as_array(dataset, raw=True, decoding_plugin=decoder)
-    return pixels
+def sop_class(dataset: pydicom.Dataset) -> str | None:
+    """The UID of what kind of object the file holds."""
+    return text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
+
+
+def _inflated(data: bytes, tags: list[str]) -> pydicom.Dataset | None:
+    """The elements of a deflated file, inflated within MOST_INFLATED, as pydicom would not; None for other files.
+
+    The transfer syntax is (0002,0010) of the file's meta information (PS3.10 section 7.1), which is never deflated.
+    """
+    if not has_preamble(data):
+        return None
+    file = BytesIO(data)
+    file.seek(_PREAMBLE)
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
+    if text(meta, "TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        return None
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = inflate.decompress(data[file.tell() :], MOST_INFLATED)
+    if inflate.unconsumed_tail:
+        raise UnreadableScanError(Reason.TOO_LARGE, f"inflates to more than {MOST_INFLATED >> 20} MiB")
+    if not inflate.eof:
+        raise EOFError
+    elements = read_dataset(
+        BytesIO(inflated), is_implicit_VR=False, is_little_endian=True, specific_tags=[*map(pydicom.tag.Tag, tags)]
+    )
+    dataset = pydicom.FileDataset("", elements, file_meta=FileMetaDataset(meta))
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    return dataset

@@ -2,5 +2,5 @@
 
 from typing import Final
 
-DECODER_VERSION: Final = "1"
+DECODER_VERSION: Final = "2"
 """Raise it when decoder or gate can read, or judges, a scan otherwise: `score --again` tries what others gave up."""

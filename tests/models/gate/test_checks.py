@@ -28,6 +28,13 @@ from tests.models.chest_films import Film, kermany, phantoms
         ScanTags(modality="OT", body_part="LUNG", view=None),
         ScanTags(modality="DR", body_part="UNKNOWN", view="UNKNOWN"),
         ScanTags(modality="CR", body_part="PORT CHEST", view="AP"),
+        *(
+            ScanTags(modality="DX", body_part=part)
+            for part in ("TORACE", "PECHO", "POUMONS", "CHESTPA", "CHEST 2 VIEWS")
+        ),
+        ScanTags(modality="DX", body_part="CHEST", view_code="272479007", orientation="L F"),
+        ScanTags(modality="DX", orientation="A"),
+        ScanTags(modality="DX", orientation="LATERAL FILM"),
     ],
 )
 def test_frontal_chest_films_and_silent_headers_pass(tags: ScanTags) -> None:
@@ -48,6 +55,11 @@ def test_frontal_chest_films_and_silent_headers_pass(tags: ScanTags) -> None:
         (ScanTags(view="RL"), "not_frontal"),
         (ScanTags(view="L_LATERAL"), "not_frontal"),
         (ScanTags(view="PA OBLIQUE"), "not_frontal"),
+        (ScanTags(body_part="SKULL"), "not_chest"),
+        (ScanTags(body_part="CHEST", view_code="399173006"), "not_frontal"),
+        (ScanTags(body_part="CHEST", view_code="R-10232"), "not_frontal"),
+        (ScanTags(body_part="CHEST", orientation="A F"), "not_frontal"),
+        (ScanTags(body_part="CHEST", orientation="PH FA"), "not_frontal"),
     ],
 )
 def test_other_scans_are_rejected_with_their_reason(tags: ScanTags, reason: str) -> None:
