@@ -53,6 +53,17 @@ Memory = Annotated[
 Dashboard = Annotated[
     bool, typer.Option("--dashboard", help="Start Ray's dashboard here, too; it takes 3 s. A cluster has its own.")
 ]
+Include = Annotated[
+    str | None,
+    typer.Option(metavar="GLOB[,GLOB]", help="List only these files, e.g. '*.dcm' or 'radiology/2026/**' (all)."),
+]
+Exclude = Annotated[
+    str | None, typer.Option(metavar="GLOB[,GLOB]", help="List all but these files, e.g. 'ct/**,*_thumb.png' (none).")
+]
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="DATE|7d", help="List only files changed since then: 2026-11-01, or 7d or 12h ago (all)."),
+]
 NoFilms = Annotated[
     bool, typer.Option("--no-films", help="Put no validation films into the bundle; they are patients' images.")
 ]

@@ -44,7 +44,7 @@ def check_archive(uri: str) -> None:
     from pipelines.storage import open_store
 
     store = open_store(uri)
-    if not any(chunk for chunk in store.list()):
+    if not store.has_objects():
         raise no_scans(store)
 
 
@@ -69,6 +69,14 @@ def check_labels(labels: str | None) -> None:
 
     if labels not in {None, "path"}:
         require_file(str(labels), "file of labels")
+
+
+def check_inventory(manifest: str | None) -> None:
+    """The manifest of an S3 Inventory is there."""
+    from pipelines.storage import require_file
+
+    if manifest is not None:
+        require_file(manifest, "manifest of an S3 Inventory")
 
 
 def check_catalog(uri: str) -> None:

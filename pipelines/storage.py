@@ -42,7 +42,16 @@ _UNCONDITIONAL: set[str] = set()
 """The buckets that answered so to this process. One refusal costs RETRIES requests, because it may be a 5xx."""
 _ARCHIVED = "<Code>InvalidObjectState</Code>"
 _CUT_OFF = "response body"
+_NOT_PARTIAL = "non-partial response"
 _SCHEMES = ("s3", "gs", "az", "file")
+
+
+LIST_CHUNK = 16_000
+"""Objects of one Arrow batch of a listing."""
+
+
+class UnaddressableKeyError(InputError):
+    """A key with an empty, "." or ".." segment, or with control characters."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,30 @@ class Store:
                 else:
                     return
 
+    def list_arrow(self, after: str = "") -> Iterator[Any]:
+        """All objects after a key, in the order of bytes, as Arrow record batches of obstore: no Python object each.
+
+        Columns path, last_modified, size, e_tag (in quotes), version. Raises `UnaddressableKeyError` at a key that
+        obstore cannot address: the listing ends there, and what came before it may not have been handed over.
+        """
+        self._require_root()
+        with _translated(self.root):
+            yield from obstore.list(self._backend, offset=after or None, return_arrow=True, chunk_size=LIST_CHUNK)
+
+    def has_objects(self) -> bool:
+        """Whether the listing finds anything; of a local folder, whether anything is in it. Raises as `list` does."""
+        self._require_root()
+        if self.is_local:
+            try:
+                with os.scandir(self.path) as entries:
+                    return any(True for _ in entries)
+            except PermissionError as error:
+                raise AccessError(f"{self.path}: this folder may not be read; mend its rights") from error
+        try:
+            return any(chunk for chunk in self.list())
+        except UnaddressableKeyError:
+            return True
+
     def first_keys(self, after: str = "") -> Sequence[str]:
         """The keys of one page of the listing, after a key in the order of bytes; of a local folder in no order."""
         self._require_root()
@@ -154,6 +187,35 @@ class Store:
         with _translated(self.uri(key)):
             answer = obstore.get(self._backend, key)
             return bytes(answer.bytes()), _info(answer.meta).etag
+
+    def get_range(self, key: str, start: int, length: int) -> tuple[bytes, str]:
+        """Bytes of an object, fewer where it ends before, and the etag of the version that was read.
+
+        Raises `NotFoundError`, and `InputError` for a range that begins behind the end.
+        """
+        self._require_root()
+        with _translated(self.uri(key)):
+            try:
+                answer = obstore.get(self._backend, key, options={"range": (start, start + length)})
+            except exceptions.GenericError as error:
+                if _NOT_PARTIAL not in str(error):
+                    raise
+            else:
+                return bytes(answer.bytes()), _info(answer.meta).etag
+        return self._range_of_200(key, start, length)
+
+    def _range_of_200(self, key: str, start: int, length: int) -> tuple[bytes, str]:
+        """`get_range` from a server that sends the range as if it were the whole (rclone), or ignores the range."""
+        _, _, bucket, *prefix = self.root.split("/")
+        try:
+            answer = s3_client().get_object(
+                Bucket=bucket, Key="/".join([*prefix, key]), Range=f"bytes={start}-{start + length - 1}"
+            )
+            if "ContentRange" not in answer:
+                answer["Body"].read(start)
+            return bytes(answer["Body"].read(length)), answer["ETag"].strip('"')
+        except Exception as error:
+            raise StorageError(f"{self.uri(key)}: a range could not be read: {first_line(error)}") from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write one object, whole or not at all; replaces what was there."""
@@ -364,6 +426,16 @@ def _connect_s3(bucket: str, prefix: str, patience: dict[str, Any]) -> S3Store:
     return S3Store(bucket, prefix=prefix or None, credential_provider=credentials, **patience, **options)
 
 
+@lru_cache(maxsize=1)
+def s3_client() -> Any:
+    """boto3's client, with the endpoint and the credentials of the environment: for what obstore cannot ask."""
+    import boto3  # noqa: PLC0415 (0.2 s)
+    from botocore.config import Config  # noqa: PLC0415
+
+    retries = {"max_attempts": RETRIES, "mode": "standard"}
+    return boto3.client("s3", config=Config(retries=retries, connect_timeout=IMPATIENT_SECONDS))
+
+
 def _info(meta: Any) -> ObjectInfo:
     return ObjectInfo(
         key=meta["path"], size=meta["size"], etag=(meta["e_tag"] or "").strip('"'), modified=meta["last_modified"]
@@ -379,7 +451,9 @@ def _translated(uri: str) -> Iterator[None]:
         if _NO_BUCKET in str(error):
             raise NoBucketError(f"{uri}: no such bucket") from error
         raise NotFoundError(f"{uri}: no such object") from error
-    except (ValueError, exceptions.InvalidPathError) as error:
+    except exceptions.InvalidPathError as error:
+        raise UnaddressableKeyError(f"{uri}: not a usable object name: {first_line(error)}") from error
+    except ValueError as error:
         raise InputError(f"{uri}: not a usable object name: {first_line(error)}") from error
     except (exceptions.BaseError, OSError) as error:
         text = str(error)

@@ -24,6 +24,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "rayscan-cache"))
     storage._kept_store.cache_clear()
+    storage.s3_client.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,20 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import labels_location, location
-from cluster.options import Address, Config, Dashboard, Json, MaxActors, Memory, MinActors, actor_limits, given
+from cluster.options import (
+    Address,
+    Config,
+    Dashboard,
+    Exclude,
+    Include,
+    Json,
+    MaxActors,
+    Memory,
+    MinActors,
+    Since,
+    actor_limits,
+    given,
+)
 from models.spec import Decode, Preprocessing
 
 
@@ -42,6 +55,17 @@ def catalog(
     test_fraction: Annotated[
         float | None, typer.Option(help="Share of films for test (0.15; 0 where the archive has its own folders).")
     ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    since: Since = None,
+    inventory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MANIFEST.json",
+            help="Read this S3 Inventory (CSV or Parquet) of the bucket instead of listing it.",
+            parser=location,
+        ),
+    ] = None,
     site: Annotated[str | None, typer.Option(help="Name of the hospital or department, for the `site` column.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split (0).")] = None,
     config: Config = None,
@@ -49,13 +73,18 @@ def catalog(
 ) -> None:
     """List an archive: what is there, its labels, and a split that keeps each patient in one part."""
     from pipelines.ingest.catalog_info import CatalogSettings
+    from pipelines.ingest.filters import parse_filters
 
     settings = CatalogSettings(
         inspect=inspect,
+        filters=parse_filters(include, exclude, since),
+        inventory=inventory,
         **given(labels=labels, val_fraction=val_fraction, test_fraction=test_fraction, site=site, seed=seed),
     )
     preflight.check_labels(labels)
-    preflight.check_archive(archive)
+    preflight.check_inventory(inventory)
+    if inventory is None:
+        preflight.check_archive(archive)
     preflight.check_place(out)
     from pipelines.ingest.catalog import build_catalog
     from pipelines.stop import stoppable

@@ -7,7 +7,20 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import location, model_location, study_or_models
-from cluster.options import Address, Config, Dashboard, Json, MaxActors, Memory, MinActors, actor_limits, given
+from cluster.options import (
+    Address,
+    Config,
+    Dashboard,
+    Exclude,
+    Include,
+    Json,
+    MaxActors,
+    Memory,
+    MinActors,
+    Since,
+    actor_limits,
+    given,
+)
 from cluster.settings import seconds, size
 from models.engines.machine import Precision
 from models.errors import InputError
@@ -45,6 +58,9 @@ class ScoreOptions:
             help="Try scans again that an older decoder (unsupported) or too many runs (access_denied) gave up.",
         ),
     ] = None
+    include: Include = None
+    exclude: Exclude = None
+    since: Since = None
     allow_removals: Annotated[
         bool, typer.Option("--allow-removals", help="Mark files as removed even if most of them are gone.")
     ] = False
@@ -126,12 +142,14 @@ def score(
 
 def score_settings(options: ScoreOptions, *, names_uris: bool = False) -> "ScoreSettings":
     """The settings that the flags of `score` ask for. Raises `InputError` where a value is out of range."""
+    from pipelines.ingest.filters import parse_filters
     from pipelines.scoring.settings import ScoreSettings, reasons
 
     return ScoreSettings(
         report=not options.no_report,
         names_uris=names_uris,
         allow_removals=options.allow_removals,
+        filters=parse_filters(options.include, options.exclude, options.since),
         **given(
             shard_size=options.shard_size,
             operating_point=options.operating_point,

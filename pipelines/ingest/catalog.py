@@ -10,7 +10,7 @@ are held at once: a patient's films must be seen together to go into one split.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -18,6 +18,7 @@ from secrets import token_hex
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contracts import CATALOG
@@ -25,8 +26,9 @@ from pipelines.decoding.decode import read_header
 from pipelines.decoding.fetch import fetch
 from pipelines.errors import InputError, ScanError
 from pipelines.ingest.catalog_info import MANIFEST, CatalogSettings, catalog_parts, is_catalog
+from pipelines.ingest.inventory import inventory_objects
 from pipelines.ingest.labels import Label, label_from_path, labels_from_csv
-from pipelines.ingest.listing import Listing, Row
+from pipelines.ingest.listing import Listing
 from pipelines.ingest.patients import PatientKeys
 from pipelines.ingest.split import assign_splits
 from pipelines.progress import progress
@@ -48,6 +50,8 @@ ROWS_PER_TABLE = 65_536
 INSPECT_THREADS = 16
 DEFAULT_TEST_FRACTION = 0.15
 
+Row = dict[str, Any]
+
 log = logging.getLogger("rayscan")
 
 
@@ -58,7 +62,10 @@ class CatalogSummary:
     catalog: str
     scans: int
     ignored: int
-    """Files that are not scans by their names: hidden files, text, archives."""
+    """Files that are not listed as scans."""
+    ignored_by: Mapping[str, Mapping[str, Any]]
+    """Kind of `pipelines/ingest/ignored.py` -> how many, and an example: names that are no scans, and what cannot be
+    listed or addressed."""
     bytes: int
     formats: dict[str, int]
     labels: dict[str, int]
@@ -76,31 +83,53 @@ def build_catalog(archive: str, out: str, settings: CatalogSettings, stop: Stop 
     Raises `InputError` if the archive or the labels are unusable: nothing to list, or a label without a file.
     """
     stop = stop or never()
-    listing = Listing(open_store(archive), settings.site, stop)
+    listing = _listing(archive, settings, stop)
     labelled = settings.labels is not None
     keys = PatientKeys.from_environment() if labelled or settings.inspect else None
+    tables: Iterable[pa.Table] = listing
     if labelled:
-        rows = [row for chunk in listing for row in chunk]
+        rows = [row for table in listing for row in table.to_pylist()]
         if not rows:
             raise _nothing_in(listing)
-        chunks: Iterable[list[Row]] = [_finish(rows, _labels(rows, archive, settings), keys, settings, stop)]
-    else:
-        chunks = (_finish(chunk, {}, keys, settings, stop) for chunk in listing)
+        tables = [_table(_finish(rows, _labels(rows, archive, settings), keys, settings, stop))]
+    elif settings.inspect:
+        tables = (_table(_finish(table.to_pylist(), {}, keys, settings, stop)) for table in listing)
     counter = _Counter()
     store = open_store(out)
-    parts = list(_write_parts(store, counter.counted(chunks)))
+    parts = list(_write_parts(store, counter.counted(tables)))
     if counter.scans == 0:
         raise _nothing_in(listing)
     stop.check()
     summary = CatalogSummary(
-        catalog=store.root, ignored=listing.ignored, **counter.totals(labelled=labelled, inspected=settings.inspect)
+        catalog=store.root,
+        ignored=listing.ignored.total,
+        ignored_by=listing.ignored.account(),
+        **counter.totals(labelled=labelled, inspected=settings.inspect),
     )
-    _commit(store, {"source": listing.store.root, "settings": asdict(settings), "summary": asdict(summary)}, parts)
+    manifest = {
+        "source": listing.store.root,
+        "whole": not (settings.filters or settings.inventory or listing.ignored.hides_files),
+        "settings": asdict(settings),
+        "summary": asdict(summary),
+    }
+    _commit(store, manifest, parts)
     return summary
 
 
+def _listing(archive: str, settings: CatalogSettings, stop: Stop) -> Listing:
+    store = open_store(archive)
+    listing = Listing(store, settings.site, stop, settings.filters)
+    if settings.inventory:
+        listing.objects = inventory_objects(settings.inventory, store, listing.ignored)
+    return listing
+
+
+def _table(rows: list[Row]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=CATALOG)
+
+
 def _nothing_in(listing: Listing) -> InputError:
-    return InputError(f"{listing.store.root}: no scans here ({listing.ignored} other files); check the path")
+    return InputError(f"{listing.store.root}: no scans here ({listing.ignored.total} other files); check the path")
 
 
 def read_catalog(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -223,15 +252,20 @@ class _Counter:
         self._columns: dict[str, Counter[str]] = {name: Counter() for name in ("format", "label", "problem")}
         self._splits: Counter[tuple[str, str]] = Counter()
 
-    def counted(self, chunks: Iterable[list[Row]]) -> Iterator[list[Row]]:
-        for rows in chunks:
-            self.scans += len(rows)
-            self._bytes += sum(row["size"] for row in rows)
-            self._patients.update(row["patient_key"] for row in rows if row["patient_key"])
+    def counted(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            self.scans += table.num_rows
+            self._bytes += pc.sum(table["size"]).as_py() or 0
+            self._patients.update(pc.unique(table["patient_key"].drop_null()).to_pylist())
             for name, counter in self._columns.items():
-                counter.update(row[name] or ("unknown" if name == "format" else "none") for row in rows)
-            self._splits.update((row["split"], row["label"]) for row in rows if row["split"])
-            yield rows
+                for entry in pc.value_counts(table[name]).to_pylist():
+                    counter[entry["values"] or ("unknown" if name == "format" else "none")] += entry["counts"]
+            pairs = (
+                table.filter(pc.is_valid(table["split"])).group_by(["split", "label"]).aggregate([([], "count_all")])
+            )
+            for row in pairs.to_pylist():
+                self._splits[row["split"], row["label"]] += row["count_all"]
+            yield table
 
     def totals(self, *, labelled: bool, inspected: bool) -> dict[str, Any]:
         splits: dict[str, dict[str, int]] = {}
@@ -249,17 +283,17 @@ class _Counter:
         }
 
 
-def _write_parts(store: Store, chunks: Iterable[list[Row]]) -> Iterator[str]:
+def _write_parts(store: Store, tables: Iterable[pa.Table]) -> Iterator[str]:
     token = token_hex(4)
-    tables: list[pa.Table] = []
+    waiting: list[pa.Table] = []
     number = 0
-    for rows in chunks:
-        tables.append(pa.Table.from_pylist(rows, schema=CATALOG))
-        if sum(table.num_rows for table in tables) >= ROWS_PER_PART:
-            yield _write_part(store, f"{token}-{number:05d}.parquet", tables)
-            tables, number = [], number + 1
-    if tables:
-        yield _write_part(store, f"{token}-{number:05d}.parquet", tables)
+    for table in tables:
+        waiting.append(table)
+        if sum(part.num_rows for part in waiting) >= ROWS_PER_PART:
+            yield _write_part(store, f"{token}-{number:05d}.parquet", waiting)
+            waiting, number = [], number + 1
+    if waiting:
+        yield _write_part(store, f"{token}-{number:05d}.parquet", waiting)
 
 
 def _write_part(store: Store, name: str, tables: list[pa.Table]) -> str:

@@ -5,10 +5,11 @@ catalogue before pyarrow, Ray or torch is loaded. `catalog.py` builds and reads 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.errors import InputError, NotFoundError
+from pipelines.ingest.filters import Filters
 from pipelines.storage import Store, open_store
 
 MANIFEST = "catalog.json"
@@ -28,6 +29,10 @@ class CatalogSettings:
     """None: 0 if the archive has its own train, val or test folders, else 0.15."""
     site: str | None = None
     seed: int = 0
+    filters: Filters = field(default=Filters())
+    """What of the archive is listed."""
+    inventory: str | None = None
+    """URI of the manifest.json of an S3 Inventory, to be read instead of listing the bucket."""
 
     def __post_init__(self) -> None:
         test = self.test_fraction or 0.0
@@ -51,9 +56,13 @@ def catalog_parts(store: Store) -> list[str]:
 
 
 def catalog_source(store: Store) -> str | None:
-    """The root of the archive that a catalogue lists; None if it does not tell. Raises `InputError` without one."""
-    source = _manifest(store).get("source")
-    return source if isinstance(source, str) else None
+    """The root of the archive that a catalogue lists whole, so that a film it does not name is gone; else None.
+
+    Raises `InputError` if there is no catalogue.
+    """
+    manifest = _manifest(store)
+    source = manifest.get("source")
+    return source if isinstance(source, str) and manifest.get("whole", True) else None
 
 
 def require_labels(uri: str) -> None:

@@ -17,10 +17,10 @@ can have several rows of one model; these few are grouped, and all the others ar
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import duckdb
 
@@ -84,6 +84,8 @@ class Changes:
     """Size of the planned files."""
     table_version: int
     """Version of the table that the listing was compared with."""
+    ignored: Mapping[str, Mapping[str, Any]]
+    """What of the archive was not listed: kind -> how many, and an example."""
 
     @property
     def planned(self) -> int:
@@ -218,6 +220,15 @@ def _count(connection: duckdb.DuckDBPyConnection, source: Source, allow_removals
             source.archive,
         )
         gone = 0
+    if gone and source.ignored.hides_files:
+        log.warning(
+            "%d files known below %s are not listed any more, but parts of it could not be looked into: none is marked"
+            " as removed (%s)",
+            gone,
+            source.archive,
+            source.ignored.in_words(),
+        )
+        gone = 0
     connection.execute("CREATE TABLE gone AS SELECT key FROM found WHERE outcome = 'gone' AND ?", [gone > 0])
     return Changes(
         listed=listed,
@@ -226,4 +237,5 @@ def _count(connection: duckdb.DuckDBPyConnection, source: Source, allow_removals
         removed=gone,
         bytes=sum(int(size) for outcome, given_up, _, size in rows if outcome != "gone" and not given_up),
         table_version=table_version,
+        ignored=source.ignored.account(),
     )

@@ -12,14 +12,15 @@ million rows is not one of half a million files.
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from secrets import token_hex
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import PLAN
 from pipelines.errors import InputError, RayscanError
+from pipelines.ingest.filters import Filters
 from pipelines.scoring.batches import in_groups
 from pipelines.scoring.changes import BATCH_ROWS, GONE, PLANNED, Changes, with_changes
 from pipelines.scoring.removals import removal_parts, write_removals
@@ -80,6 +82,8 @@ class Plan:
     """Version of the table it was planned from."""
     lease_generation: int = 0
     """Number of the lease it was planned under."""
+    ignored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What of the archive was not listed: kind of `pipelines/ingest/ignored.py` -> how many, and an example."""
 
 
 def make_plan(
@@ -95,18 +99,20 @@ def make_plan(
     again: Collection[str] = (),
     names_uris: bool = False,
     allow_removals: bool = False,
+    filters: Filters | None = None,
     stop: Stop | None = None,
     confirm: Callable[[], int] = lambda: 0,
 ) -> Plan:
     """Plan a new run and write it; a file that failed in `max_nights` runs is given up. `stop` ends it without a plan.
 
-    `shard_size` None: it grows with the plan, up to `largest_shard`. `names_uris`: the source is a file of URIs.
+    `shard_size` None: it grows with the plan, up to `largest_shard`. `names_uris`: the source is a file of URIs;
+    `filters`: what of an archive is listed.
     `again`, `allow_removals`: see `with_changes`. `confirm` is called once the plan is made, before plan.json makes it
     valid: it gives the generation of the lease, or raises what this raises then, and no plan is left.
     Raises `NotFoundError` if the source is absent, `InputError` if it is empty or a part of the table is unreadable.
     """
     now = datetime.now(UTC)
-    listed = open_source(source, names_uris=names_uris, stop=stop)
+    listed = open_source(source, names_uris=names_uris, stop=stop, filters=filters)
 
     def write(connection: duckdb.DuckDBPyConnection, changes: Changes) -> Plan:
         run_id = f"{now:%Y%m%dT%H%M%SZ}-{token_hex(3)}"
@@ -129,6 +135,7 @@ def make_plan(
             given_up=changes.given_up,
             removed=changes.removed,
             table_version=changes.table_version,
+            ignored=changes.ignored,
         )
         if plan.removed:
             write_removals(

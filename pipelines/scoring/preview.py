@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from pipelines.ingest.filters import Filters
 from pipelines.scoring.changes import with_changes
 from pipelines.scoring.plan import LARGEST_SHARD, grown_shard, unfinished_plans
 from pipelines.scoring.sources import open_source
@@ -49,6 +50,8 @@ class PlanPreview:
     """Core-hours times the given price per core-hour."""
     basis: str
     """What the estimate is based on, in words."""
+    ignored: Mapping[str, Mapping[str, Any]]
+    """What of the archive is not listed: kind -> how many, and an example."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,14 @@ def preview_plan(
     again: Collection[str] = (),
     names_uris: bool = False,
     allow_removals: bool = False,
+    filters: Filters | None = None,
     price_per_core_hour: float | None = None,
     stop: Stop | None = None,
 ) -> PlanPreview:
     """Preview the next run. Raises as `make_plan` does."""
     changes = with_changes(
         store,
-        source=open_source(source, names_uris=names_uris, stop=stop),
+        source=open_source(source, names_uris=names_uris, stop=stop, filters=filters),
         model_id=model_id,
         max_nights=max_nights,
         again=again,
@@ -104,6 +108,7 @@ def preview_plan(
         core_hours=hours,
         cost=hours * price_per_core_hour if hours is not None and price_per_core_hour is not None else None,
         basis=rate.basis,
+        ignored=changes.ignored,
     )
 
 

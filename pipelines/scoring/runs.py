@@ -166,7 +166,7 @@ def preview(
 
 def _planning(settings: ScoreSettings, bundle: Bundle) -> dict[str, Any]:
     """What a plan and its preview are told alike."""
-    names = ("shard_size", "max_nights", "again", "names_uris", "allow_removals")
+    names = ("shard_size", "max_nights", "again", "names_uris", "allow_removals", "filters")
     # The films of a larger shard could not be handed from decoders to GPUs.
     largest = max(1, LARGEST_BLOCK // bundle.spec.preprocessing.film_size**2)
     return {**{name: getattr(settings, name) for name in names}, "largest_shard": largest}

@@ -10,6 +10,7 @@ from models.engines.machine import PRECISIONS, Precision
 from models.errors import InputError
 from models.messages import did_you_mean
 from models.statistics.calibration import Calibration
+from pipelines.ingest.filters import Filters
 from pipelines.pages.page_file import check_thumbnails
 from pipelines.pools import ActorLimits
 
@@ -34,6 +35,8 @@ class ScoreSettings:
     """The source is a file that lists the URIs to score, not an archive or a catalogue."""
     allow_removals: bool = False
     """Mark files as removed even if more than half of those known are no longer listed."""
+    filters: Filters = field(default=Filters())
+    """What of an archive is listed."""
     wait: float = 0.0
     """Seconds to wait for another run with this model on the same scores."""
     report: bool = True

@@ -18,7 +18,9 @@ from pipelines.contracts import PLAN, scan_id
 from pipelines.errors import InputError, NotFoundError, RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
 from pipelines.ingest.catalog_info import MANIFEST, catalog_source, no_scans
-from pipelines.ingest.listing import list_archive
+from pipelines.ingest.filters import Filters
+from pipelines.ingest.ignored import Ignored
+from pipelines.ingest.listing import Listing
 from pipelines.stop import Stop, never
 from pipelines.storage import open_store, read_object, split_uri
 
@@ -36,7 +38,7 @@ class Source:
     Counts the rows of its stream, and keeps the error that ends it, of which DuckDB would keep only the text.
     """
 
-    def __init__(self, uri: str, stop: Stop) -> None:
+    def __init__(self, uri: str, stop: Stop, filters: Filters | None = None) -> None:
         store = open_store(uri)
         self.stop = stop
         self.uri = store.root
@@ -48,8 +50,15 @@ class Source:
         """When a catalogue was made, by its store's clock: a file scored later may have come later."""
         self.rows = 0
         self.error: RayscanError | None = None
+        self.ignored = Ignored()
+        """What of an archive is not listed, and why; complete when the stream has ended."""
+        self.filters = filters or Filters()
         if self.is_catalog:
             self.archive, self.listed_at = catalog_source(store), store.head(MANIFEST).modified
+        if self.filters:
+            self.archive = None
+            if self.is_catalog:
+                raise filters_without_archive(uri)
 
     def reader(self) -> pa.RecordBatchReader:
         """The rows from the first on."""
@@ -97,11 +106,11 @@ class Source:
             raise
 
     def _tables(self) -> Iterable[pa.Table]:
-        return (
-            stream_catalog(self.uri, columns=LISTED)
-            if self.is_catalog
-            else list_archive(open_store(self.uri), self.stop)
-        )
+        if self.is_catalog:
+            return stream_catalog(self.uri, columns=LISTED)
+        listing = Listing(open_store(self.uri), stop=self.stop, filters=self.filters)
+        self.ignored = listing.ignored
+        return listing
 
 
 class UriFile(Source):
@@ -110,9 +119,12 @@ class UriFile(Source):
     Each is looked up for its size and etag. One that is not there is left out; how many were is logged.
     """
 
-    def __init__(self, uri: str, stop: Stop) -> None:
+    def __init__(self, uri: str, stop: Stop, filters: Filters | None = None) -> None:
+        if filters:
+            raise filters_without_archive(uri)
         self.uri = open_store(uri).root
         self.stop = stop
+        self.ignored = Ignored()
         self.is_catalog = False
         self.archive = None
         self.listed_at = None
@@ -135,12 +147,19 @@ class UriFile(Source):
             log.warning("%s: %d of its %d URIs are not there and are left out", self.uri, absent, len(self._uris))
 
 
-def open_source(uri: str, *, names_uris: bool = False, stop: Stop | None = None) -> Source:
+def open_source(
+    uri: str, *, names_uris: bool = False, stop: Stop | None = None, filters: Filters | None = None
+) -> Source:
     """The source at a URI; `names_uris`: it is a file of URIs. `stop` ends its stream.
 
-    Raises `NotFoundError` if there is none, `InputError` if the file names none.
+    Raises `NotFoundError` if there is none, `InputError` if the file names none, or `filters` do not go with it.
     """
-    return (UriFile if names_uris else Source)(uri, stop or never())
+    return (UriFile if names_uris else Source)(uri, stop or never(), filters)
+
+
+def filters_without_archive(uri: str) -> InputError:
+    """The error for --include, --exclude or --since with a source that has already been chosen from."""
+    return InputError(f"{uri}: --include, --exclude and --since choose from an archive; give them to `rayscan catalog`")
 
 
 def _looked_up(uri: str) -> dict[str, Any] | None:

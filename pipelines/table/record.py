@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from models.spec import DISCLAIMER
@@ -67,6 +67,8 @@ class RunRecord:
     finished: str
     quarantined: Sequence[Mapping[str, Any]] = ()
     """Folders left out because their scans could not be read: prefix, reason, told, scans. Then the run exits 3."""
+    ignored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What of the archive was not listed: kind of `pipelines/ingest/ignored.py` -> how many, and an example."""
     notice: str = DISCLAIMER
 
     def left_out(self) -> list[str]:
@@ -96,8 +98,8 @@ class RunRecord:
 
 
 _SHORT: Final = (
-    "run_id", "model_id", "source", "listed", "planned", "given_up", "removed", "counts", "reasons", "resumed_shards",
-    "lost_workers", "seconds", "scans_per_second", "layout", "operating_point", "threshold",
+    "run_id", "model_id", "source", "listed", "planned", "given_up", "removed", "ignored", "counts", "reasons",
+    "resumed_shards", "lost_workers", "seconds", "scans_per_second", "layout", "operating_point", "threshold",
 )  # fmt: skip
 
 

@@ -11,14 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipelines.ingest.listing import list_archive
-from pipelines.storage import open_store
 from tests.benchmarks.tables import MODEL, write_catalog, write_scores
 from tests.pace import pace
 
@@ -86,17 +83,3 @@ def test_an_idle_night_of_a_million(tmp_path: Path, capsys: pytest.CaptureFixtur
     with capsys.disabled():
         print(f"\n{result['listed']:,.0f} listed, {result['planned']:,.0f} planned: {result['cpu']:.1f} CPU-s")
     assert result["cpu"] <= 10 * pace()
-
-
-@pytest.mark.bench
-def test_listing_a_million_local_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for folder in range(1000):
-        (tmp_path / f"{folder:04d}").mkdir()
-        for number in range(1000):
-            (tmp_path / f"{folder:04d}" / f"{number}.dcm").touch()
-    started = time.perf_counter()
-    rows = sum(table.num_rows for table in list_archive(open_store(str(tmp_path))))
-    with capsys.disabled():
-        print(f"\n{rows:,} local files listed in {time.perf_counter() - started:.1f} s")
-    shutil.rmtree(tmp_path)
-    assert rows == 1_000_000

@@ -11,7 +11,7 @@ import pytest
 from pipelines.contracts import CATALOG, EXCLUDED, scan_id
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest import catalog as room
-from pipelines.ingest import listing
+from pipelines.ingest import listing, walk
 from pipelines.ingest.catalog import CatalogSettings, build_catalog, is_catalog, read_catalog
 from pipelines.ingest.patients import SECRET_VARIABLE
 from pipelines.storage import open_store
@@ -39,6 +39,10 @@ def test_a_listing_without_labels(kaggle: Path) -> None:
     assert table.schema.equals(CATALOG)
     assert summary.scans == table.num_rows == 151
     assert summary.ignored == 5
+    assert summary.ignored_by == {
+        "other_file": {"count": 4, "example": summary.ignored_by["other_file"]["example"]},
+        "hidden": {"count": 1, "example": ".DS_Store"},
+    }
     assert summary.formats == {"jpeg": 151}
     assert set(table["site"].to_pylist()) == {"north"}
     for name in ("label", "split", "patient_key", "width", "problem", "content_hash"):
@@ -220,6 +224,7 @@ def test_a_csv_knows_the_patient_better_than_a_header(tmp_path: Path) -> None:
 def test_a_catalogue_of_several_parts(kaggle: Path, monkeypatch: pytest.MonkeyPatch, labels: str | None) -> None:
     monkeypatch.setattr(room, "ROWS_PER_PART", 40)
     monkeypatch.setattr(listing, "ROWS_PER_CHUNK", 10)
+    monkeypatch.setattr(walk, "BATCH", 10)
     found = build(kaggle, labels=labels)
     parts = sorted(path.name for path in (kaggle.parent / "catalog").glob("*.parquet"))
     # Labelled rows are finished together, and so come as one part.

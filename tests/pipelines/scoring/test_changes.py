@@ -17,6 +17,7 @@ from pipelines.contracts import CATALOG, STATUS_OF_REASON, Reason, scan_id
 from pipelines.errors import InputError
 from pipelines.ingest.catalog import build_catalog
 from pipelines.ingest.catalog_info import CatalogSettings
+from pipelines.ingest.filters import Filters
 from pipelines.scoring.plan import Plan, make_plan, read_shard, tombstones
 from pipelines.scoring.preview import preview_plan
 from pipelines.storage import Store, open_store
@@ -295,3 +296,46 @@ def test_a_file_of_uris_that_is_none_is_one_line(tmp_path: Path, name: str, data
     with pytest.raises(InputError, match=told) as caught:
         plan_of(open_store(str(tmp_path / "scores")), str(tmp_path / name), names_uris=True)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_filter_leaves_out_is_not_gone(tmp_path: Path) -> None:
+    archive, out = tmp_path / "archive", open_store(str(tmp_path / "scores"))
+    archive.mkdir()
+    for name in ("a.dcm", "b.png", "notes.txt"):
+        (archive / name).touch()
+    finish(out, plan_of(out, str(archive)), {})
+    (archive / "c.dcm").touch()
+    chosen = Filters(include=("*.dcm",))
+    preview = preview_plan(out, source=str(archive), model_id=MODEL, allow_removals=True, filters=chosen)
+    assert (preview.new, preview.removed) == (1, 0)
+    assert preview.ignored == {
+        "excluded": {"count": 1, "example": "b.png"},
+        "other_file": {"count": 1, "example": "notes.txt"},
+    }
+    build_catalog(str(archive), str(tmp_path / "catalog"), CatalogSettings(filters=chosen))
+    plan = plan_of(out, str(tmp_path / "catalog"))
+    assert (plan.planned, plan.removed) == (1, 0)
+    with pytest.raises(InputError, match="give them to `rayscan catalog`"):
+        plan_of(out, str(tmp_path / "catalog"), filters=chosen)
+
+
+def test_films_behind_what_cannot_be_read_are_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive, out = tmp_path / "archive", open_store(str(tmp_path / "scores"))
+    (archive / "locked").mkdir(parents=True)
+    for name in ("a.dcm", "locked/b.dcm"):
+        (archive / name).touch()
+    finish(out, plan_of(out, str(archive)), {})
+    scan = os.scandir
+
+    def refused(path: str) -> Any:
+        if str(path).endswith("/locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    plan = plan_of(out, str(archive))
+    assert plan.removed == 0
+    assert plan.ignored == {"unreadable_folder": {"count": 1, "example": "locked/"}}
+    assert "could not be looked into" in caplog.text
