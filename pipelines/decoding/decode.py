@@ -16,6 +16,7 @@ from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.decoding.dicom import DicomScan, Header
 from pipelines.decoding.dicom_file import has_preamble, is_bare_dicom
+from pipelines.decoding.fit import fitted, least_side
 from pipelines.decoding.images import JPEG, PNG, ImageScan
 from pipelines.errors import RejectedScanError, UnreadableScanError
 
@@ -54,19 +55,19 @@ def read_header(data: bytes) -> Header:
 
 
 def decode(data: bytes, preprocessing: Preprocessing, gate: Gate | None = None) -> Scan:
-    """Decode and stretch to the model's square; antialiased bilinear. Raises `ScanError`.
+    """Decode, and fit to the model's square (`fit.py`). Raises `ScanError`.
 
     With a gate, scans whose header it refuses are not decoded.
     """
     scan = _opened(data, pixels=True)
     if gate and (refusal := gate(scan.header.tags)):
         raise RejectedScanError(Reason(refusal))
-    side = preprocessing.film_size
     if isinstance(scan, DicomScan):
         image = Image.fromarray(scan.grey())
     else:
-        image = scan.grey(side if preprocessing.decode == "dct" else None)
-    return Scan(pixels=_stretched(image, side), header=scan.header)
+        least = least_side(scan.header.width, scan.header.height, preprocessing)
+        image = scan.grey(least if preprocessing.decode == "dct" else None)
+    return Scan(pixels=fitted(image, preprocessing), header=scan.header)
 
 
 def _opened(data: bytes, *, pixels: bool) -> DicomScan | ImageScan:
@@ -76,7 +77,3 @@ def _opened(data: bytes, *, pixels: bool) -> DicomScan | ImageScan:
     if kind is None:
         raise UnreadableScanError(Reason.UNKNOWN_FORMAT)
     return DicomScan(data, pixels=pixels) if kind == "dicom" else ImageScan(data, kind)
-
-
-def _stretched(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.uint8)

@@ -60,6 +60,8 @@ def kept(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, 
 def least_side(width: int, height: int, preprocessing: Preprocessing) -> int:
     """The shorter side that an image of this shape may be decoded to, without what is kept of it getting too coarse."""
     size = preprocessing.film_size
+    if not width or not height:  # decoding will say so
+        return size
     left, top, right, bottom = kept(width, height, preprocessing)
     sides = (right - left, bottom - top)
     needed = max(sides) if preprocessing.fit == "letterbox" else min(sides)

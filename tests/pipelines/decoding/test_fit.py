@@ -7,8 +7,9 @@ from PIL import Image
 from models.errors import InputError
 from models.gate.checks import check_pixels
 from models.spec import Fit, Preprocessing
+from pipelines.decoding.decode import decode
 from pipelines.decoding.fit import Pixels, fitted, kept, least_side
-from tests.pipelines.decoding.films import ramp
+from tests.pipelines.decoding.films import encode, ramp
 
 
 def disc(width: int, height: int, radius: int = 30) -> Image.Image:
@@ -80,6 +81,16 @@ def test_a_film_is_decoded_fine_enough_for_what_is_kept_of_it() -> None:
     tall = Preprocessing(size=224, harmonise=2.0)
     assert kept(1000, 2000, tall) == (0, 750, 1000, 1250)
     assert least_side(1000, 2000, tall) == 448
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png"])
+def test_decoding_fits(form: str) -> None:
+    preprocessing = Preprocessing(size=32, fit="letterbox", decode="exact")
+    film = disc(200, 100)
+    scan = decode(encode(film, form, **({"quality": 98} if form == "jpeg" else {})), preprocessing)
+    assert np.abs(scan.pixels.astype(int) - fitted(film, preprocessing)).max() <= 2
+    coarse = decode(encode(disc(1600, 800), "jpeg"), Preprocessing(size=32, fit="letterbox")).pixels
+    assert np.abs(coarse.astype(int) - fitted(disc(1600, 800), preprocessing)).mean() < 3
 
 
 def test_out_of_range_is_refused() -> None:
