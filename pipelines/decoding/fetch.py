@@ -1,6 +1,7 @@
 """The bytes of one scan of a listing, or the reason they cannot be had."""
 
 from pipelines.contracts import Reason
+from pipelines.decoding.members import inflated, is_compressed, read_member, split_member
 from pipelines.errors import AccessError, NoBucketError, NotFoundError, ScanError, StorageError
 from pipelines.storage import split_uri
 
@@ -8,10 +9,15 @@ from pipelines.storage import split_uri
 def fetch(uri: str, etag: str) -> bytes:
     """The version of the file that was listed: another one would be another scan.
 
-    Raises `ScanError` with the reason vanished, changed, access_denied or storage_error.
+    A member of a container (`batch.zip!/p1.dcm`) is read from where it lies in it; `p1.dcm.gz` is inflated.
+    Raises `ScanError` with the reason vanished, changed, access_denied or storage_error, and for what is compressed
+    truncated, corrupt or too_large.
     """
-    store, key = split_uri(uri)
+    member = split_member(uri)
     try:
+        if member:
+            return read_member(member[0], etag)
+        store, key = split_uri(uri)
         data, version = store.get_version(key)
     except NoBucketError as error:  # the whole archive is away, which says nothing about this scan
         raise ScanError(Reason.STORAGE_ERROR) from error
@@ -23,4 +29,4 @@ def fetch(uri: str, etag: str) -> bytes:
         raise ScanError(Reason.STORAGE_ERROR) from error
     if version != etag:
         raise ScanError(Reason.CHANGED)
-    return data
+    return inflated(data) if is_compressed(uri) else data

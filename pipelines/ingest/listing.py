@@ -14,14 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contracts import CATALOG, TIMESTAMP
+from pipelines.decoding.members import COMPRESSED, CONTAINERS
+from pipelines.ingest.containers import members
 from pipelines.ingest.filters import Filters, glob_pattern
 from pipelines.ingest.ignored import Ignored
+from pipelines.ingest.objects import OBJECTS
 from pipelines.ingest.walk import walk
 from pipelines.stop import Stop, never
-from pipelines.storage import Store
+from pipelines.storage import ObjectInfo, Store
 
 ROWS_PER_CHUNK = 20_000
 HEAD_THREADS = 16
+CONTAINER_THREADS = 8
 
 _SUFFIXES: Final = {"jpeg": "jpe?g", "png": "png", "dicom": "dcm|dicom"}
 _VERSION: Final = r"(;\d+)?$"
@@ -29,6 +33,8 @@ _VERSION: Final = r"(;\d+)?$"
 _NEVER_SCANS: Final = "txt|csv|json|xml|html|md|parquet|zip|gz|tar|tgz|log|pdf|toml|yaml|ini|db|py"
 _HIDDEN: Final = r"(^|/)\."
 _OTHER: Final = rf"(?i)([^/]\.({_NEVER_SCANS})|(^|/)(DICOMDIR|README|LICENSE)){_VERSION}"
+_HIDDEN_INSIDE: Final = r"!/(.*/)?\."
+_AMBIGUOUS: Final = CONTAINERS.removesuffix("$") + "!/"
 _MARKER: Final = "/$"
 
 
@@ -74,15 +80,38 @@ class Listing:
             yield self._rows(pa.Table.from_batches(waiting))
 
     def _candidates(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        for kind, pattern in (("folder_marker", _MARKER), ("hidden", _HIDDEN), ("other_file", _OTHER)):
+        for kind, pattern in (("folder_marker", _MARKER), ("hidden", _HIDDEN), ("ambiguous_name", _AMBIGUOUS)):
             batch = self._without(batch, kind, pc.match_substring_regex(batch["key"], pattern))
-        batch = self._wanted(batch)
-        return self._without_markers(batch)
+        is_container = pc.match_substring_regex(batch["key"], CONTAINERS)
+        if not pc.any(is_container).as_py():
+            return self._without_markers(self._wanted(batch))
+        files = self._without_markers(self._wanted(batch.filter(pc.invert(is_container))))
+        inside = self._wanted(self._inside(self._unexcluded(batch.filter(is_container))))
+        return pa.concat_batches([files, inside])
+
+    def _inside(self, containers: pa.RecordBatch) -> pa.RecordBatch:
+        """The members of containers, several containers at a time."""
+
+        def opened(row: dict[str, Any]) -> list[dict[str, Any]]:
+            self.stop.check()
+            return members(self.store.uri(row["key"]), ObjectInfo(**row), self.ignored)
+
+        with ThreadPoolExecutor(CONTAINER_THREADS, thread_name_prefix="containers") as threads:
+            rows = [row for found in threads.map(opened, containers.to_pylist()) for row in found]
+        batch = pa.RecordBatch.from_pylist(rows, schema=OBJECTS)
+        return self._without(batch, "hidden", pc.match_substring_regex(batch["key"], _HIDDEN_INSIDE))
 
     def _wanted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        other = pc.and_not(
+            pc.match_substring_regex(batch["key"], _OTHER), pc.match_substring_regex(batch["key"], COMPRESSED)
+        )
+        batch = self._unexcluded(self._without(batch, "other_file", other))
         if self._filters.include:
             included = pc.match_substring_regex(batch["key"], _any_of(self._filters.include))
             batch = self._without(batch, "excluded", pc.invert(included))
+        return batch
+
+    def _unexcluded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if self._filters.exclude:
             batch = self._without(
                 batch, "excluded", pc.match_substring_regex(batch["key"], _any_of(self._filters.exclude))
@@ -151,7 +180,7 @@ def formats(keys: Any) -> Any:
     """jpeg, png or dicom by the names; null where a name does not tell."""
     found = pa.nulls(len(keys), pa.string())
     for name, suffixes in _SUFFIXES.items():
-        told = pc.match_substring_regex(keys, rf"(?i)[^/]\.({suffixes}){_VERSION}")
+        told = pc.match_substring_regex(keys, rf"(?i)[^/]\.({suffixes})(\.gz)?{_VERSION}")
         found = pc.if_else(told, name, found)
     return found
 

@@ -24,7 +24,8 @@ from pipelines.stop import Stop
 from pipelines.storage import Store
 
 BATCH: Final = 16_384
-THREADS: Final = 8
+THREADS: Final = 2
+"""More of them take longer on a local disk: they wait for the interpreter, not for the disk."""
 
 
 def walk(store: Store, ignored: Ignored, stop: Stop) -> Iterator[pa.RecordBatch]:

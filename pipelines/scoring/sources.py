@@ -18,6 +18,7 @@ from pipelines.contracts import PLAN, scan_id
 from pipelines.errors import InputError, NotFoundError, RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
 from pipelines.ingest.catalog_info import MANIFEST, catalog_source, no_scans
+from pipelines.ingest.containers import look_up
 from pipelines.ingest.filters import Filters
 from pipelines.ingest.ignored import Ignored
 from pipelines.ingest.listing import Listing
@@ -165,7 +166,7 @@ def filters_without_archive(uri: str) -> InputError:
 def _looked_up(uri: str) -> dict[str, Any] | None:
     store, key = split_uri(uri)
     try:
-        info = store.head(key)
+        info = look_up(uri) or store.head(key)
     except NotFoundError:
         return None
     found = {"scan_id": scan_id(uri, info.etag), "uri": uri, "etag": info.etag, "size": info.size}
