@@ -20,7 +20,7 @@ from cluster.options import (
     actor_limits,
     given,
 )
-from models.spec import Decode, Preprocessing
+from models.spec import Decode, Fit, Preprocessing
 
 
 def demo(
@@ -120,6 +120,15 @@ def prepare(
     decode: Annotated[
         Decode | None, typer.Option(help="exact: whole JPEG; dct: at the smallest scale that covers the size (dct).")
     ] = None,
+    fit: Annotated[
+        Fit | None, typer.Option(help="How a film becomes a square: stretched, with black bars, its middle (squash).")
+    ] = None,
+    harmonise: Annotated[
+        bool, typer.Option("--harmonise", help="Cut all films to one shape; drop border, contrast, finest detail.")
+    ] = False,
+    aspect: Annotated[
+        float | None, typer.Option(help="With --harmonise: width over height to cut to (that of most films).")
+    ] = None,
     min_actors: MinActors = None,
     max_actors: MaxActors = None,
     memory: Memory = None,
@@ -128,9 +137,9 @@ def prepare(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Decode every labelled film once, to grey levels in Parquet."""
-    chosen = given(size=size, decode=decode)
-    Preprocessing(**chosen)  # refuses values out of range
+    """Decode every labelled film once, to grey levels in Parquet; run again, a killed one goes on."""
+    chosen = given(size=size, decode=decode, fit=fit)
+    Preprocessing(**chosen, harmonise=aspect)  # refuses values out of range
     actors = actor_limits(min_actors, max_actors, memory)
     preflight.check_ray(address)
     preflight.check_labelled(catalog)
@@ -138,7 +147,7 @@ def prepare(
     import pipelines.ingest.prepare
     from cluster.session import ray_session
 
-    settings = pipelines.ingest.prepare.PrepareSettings(**chosen, actors=actors)
+    settings = pipelines.ingest.prepare.PrepareSettings(**chosen, harmonise=harmonise, aspect=aspect, actors=actors)
     with ray_session(address, dashboard=dashboard, working_on="prepare"):
         summary = pipelines.ingest.prepare.prepare(catalog, out, settings)
     output.show(summary, as_json=json)

@@ -2,20 +2,25 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from models.spec import Preprocessing
-from pipelines.contracts import dataset_schema
+from pipelines.contracts import Reason, dataset_schema
 from pipelines.decoding.decode import decode
-from pipelines.errors import InputError
+from pipelines.decoding.fetch import fetch
+from pipelines.errors import ClusterError, IncompleteError, InputError, ScanError
 from pipelines.ingest import prepare as room
 from pipelines.ingest.catalog import CatalogSettings, build_catalog, read_catalog
-from pipelines.ingest.dataset import load_films, read_dataset_info
+from pipelines.ingest.dataset import check_fits, load_films, read_dataset_info
 from pipelines.ingest.prepare import DatasetSummary, PrepareSettings, prepare
+from pipelines.shards import Stage
 from tests.pipelines.decoding.films import catalogue, write
 from tests.servers import S3Server
 
@@ -24,6 +29,7 @@ SMALL = PrepareSettings(size=32)
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 films a shard."""
     monkeypatch.setattr(room, "FILMS_PER_SHARD", 20)
 
 
@@ -129,3 +135,161 @@ def test_on_s3(s3: S3Server, kaggle: Path) -> None:
         len(load_films(f"{root}/dataset", split)) for split in ("val", "test")
     )
     assert np.unique(load_films(f"{root}/dataset", "val").labels).tolist() == [0, 1]
+
+
+Interrupt = Callable[[int], AbstractContextManager[list[int]]]
+
+
+@pytest.fixture
+def dying(in_process: None, small_shards: None, monkeypatch: pytest.MonkeyPatch) -> Interrupt:
+    """The run ends in an error after some shards are done; the list names the shards that were begun."""
+    whole = room.run_shards
+
+    @contextmanager
+    def after(shards: int) -> Iterator[list[int]]:
+        begun: list[int] = []
+
+        def run(name: str, planned: Sequence[dict[str, Any]], stage: Stage) -> Iterator[dict[str, Any]]:
+            for row in whole(name, planned, stage):  # type: ignore[arg-type]
+                begun.append(int(row["shard"]))
+                if len(begun) > shards:
+                    raise ClusterError("killed")
+                yield row
+
+        with monkeypatch.context() as patch:
+            patch.setattr(room, "run_shards", run)
+            yield begun
+
+    return after
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_killed_preparation_goes_on_with_the_missing_shards_only(
+    kaggle: Path, tmp_path: Path, dying: Interrupt
+) -> None:
+    catalog, out = catalogue(kaggle), tmp_path / "dataset"
+    with dying(3) as first, pytest.raises(ClusterError):
+        prepare(catalog, str(out), SMALL)
+    assert not (out / "dataset.json").exists()
+    with dying(99) as second:
+        summary = prepare(catalog, str(out), SMALL)
+    assert len(first) == summary.shards_found == 4  # the fourth was written, but its answer was lost
+    assert sorted(first + second) == list(range(summary.shards))
+    assert summary.planned == summary.films == 149
+    with dying(99):
+        assert prepare(catalog, str(tmp_path / "straight"), SMALL).fingerprint == summary.fingerprint
+    assert files(out) == files(tmp_path / "straight")  # no record, no part of the killed run is left
+
+
+def test_what_is_prepared_is_not_prepared_again(kaggle: Path, tmp_path: Path, dying: Interrupt) -> None:
+    catalog, out = catalogue(kaggle), str(tmp_path / "dataset")
+    with dying(99):
+        first = prepare(catalog, out, SMALL)
+    with dying(0) as begun:
+        again = prepare(catalog, out, SMALL)
+    assert begun == []
+    assert (again.fingerprint, again.films, again.shards_found) == (first.fingerprint, first.films, first.shards)
+
+
+def test_parts_that_went_are_made_again(kaggle: Path, tmp_path: Path, dying: Interrupt) -> None:
+    catalog, out = catalogue(kaggle), tmp_path / "dataset"
+    with dying(99):
+        first = prepare(catalog, str(out), SMALL)
+        next(out.glob("*.parquet")).unlink()
+        assert prepare(catalog, str(out), SMALL).fingerprint == first.fingerprint
+        load_films(str(out), "train")
+
+
+def test_a_killed_preparation_of_other_films_is_swept_away(kaggle: Path, tmp_path: Path, dying: Interrupt) -> None:
+    out = tmp_path / "dataset"
+    with dying(2), pytest.raises(ClusterError):
+        prepare(catalogue(kaggle), str(out), PrepareSettings(size=16))
+    (out / "notes.txt").write_text("not ours")
+    with dying(99):
+        prepare(catalogue(kaggle), str(out), SMALL)
+    named = {name for names in read_dataset_info(str(out)).parts.values() for name in names}
+    assert files(out).keys() == named | {"dataset.json", "notes.txt"}
+
+
+def test_a_failing_store_leaves_no_data_set_and_costs_only_its_own_shards(
+    kaggle: Path, tmp_path: Path, dying: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, out = catalogue(kaggle), tmp_path / "dataset"
+    real, refused = fetch, f"file://{kaggle}/train/NORMAL/IM-0003-0001.jpeg"
+
+    def refuse(uri: str, etag: str) -> bytes:
+        if uri == refused:
+            raise ScanError(Reason.STORAGE_ERROR)
+        return real(uri, etag)
+
+    with dying(99), monkeypatch.context() as patch:
+        patch.setattr(room, "fetch", refuse)
+        with pytest.raises(IncompleteError, match=r"1 films could not be fetched, the first is .*IM-0003-0001"):
+            prepare(catalog, str(out), SMALL)
+    assert not (out / "dataset.json").exists()
+    with dying(99) as begun:
+        summary = prepare(catalog, str(out), SMALL)
+    assert len(begun) == 1
+    assert (summary.films, summary.unreadable) == (149, {})
+
+
+def test_films_that_were_away_are_tried_again_under_new_names(kaggle: Path, tmp_path: Path, dying: Interrupt) -> None:
+    catalog, out = catalogue(kaggle), str(tmp_path / "dataset")
+    film = kaggle / "train/NORMAL/IM-0001-0001.jpeg"
+    with dying(99):
+        away = film.rename(tmp_path / "away.jpeg")
+        assert prepare(catalog, out, SMALL).unreadable == {"vanished": 1}
+        before = read_dataset_info(out).parts["train"]
+        away.rename(film)
+        with dying(0), pytest.raises(ClusterError):
+            prepare(catalog, out, SMALL)
+        load_films(out, "train")  # the data set in use is whole while it is prepared again
+        assert prepare(catalog, out, SMALL).unreadable == {}
+    assert not {*before} & {*read_dataset_info(out).parts["train"]}
+
+
+def test_another_preparation_at_the_same_place_is_told(
+    kaggle: Path, tmp_path: Path, dying: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "dataset"
+    real = room.own_keys
+    with dying(99), monkeypatch.context() as patch:
+        patch.setattr(room, "own_keys", lambda store: {key for key in real(store) if not key.endswith("3.parquet")})
+        with pytest.raises(IncompleteError, match="does another `prepare` write here"):
+            prepare(catalogue(kaggle), str(out), SMALL)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_fit_is_in_the_pixels_the_manifest_and_the_fingerprint(kaggle: Path, tmp_path: Path) -> None:
+    catalog = catalogue(kaggle, inspect=True)
+    settings = {
+        "squash": SMALL,
+        "letterbox": PrepareSettings(size=32, fit="letterbox"),
+        "harmonised": PrepareSettings(size=32, harmonise=True),
+        "at 1.5": PrepareSettings(size=32, harmonise=True, aspect=1.5),
+    }
+    prints = set()
+    for name, asked in settings.items():
+        summary = prepare(catalog, str(tmp_path / name), asked)
+        prints.add(summary.fingerprint)
+        info, films = read_dataset_info(str(tmp_path / name)), load_films(str(tmp_path / name), "val")
+        assert info.preprocessing.harmonise == summary.harmonise
+        uris = {row["scan_id"]: row["uri"] for row in read_catalog(catalog).to_pylist()}
+        data = Path(uris[films.scan_ids[0]].removeprefix("file://")).read_bytes()
+        assert (films.pixels[0] == decode(data, info.preprocessing).pixels).all()
+    assert len(prints) == 4
+    assert read_dataset_info(str(tmp_path / "harmonised")).preprocessing.harmonise == 1.2  # 96 x 80, all of them
+    wanted = read_dataset_info(str(tmp_path / "at 1.5")).preprocessing
+    with pytest.raises(InputError, match=r"prepare the data set again with .* --harmonise --aspect 1\.5"):
+        check_fits(wanted, read_dataset_info(str(tmp_path / "squash")), "squash")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_harmonising_needs_to_know_the_shapes(kaggle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--harmonise needs the sizes of the films"):
+        prepare(catalogue(kaggle), str(tmp_path / "out"), PrepareSettings(size=32, harmonise=True))
+    with pytest.raises(InputError, match="add --harmonise"):
+        PrepareSettings(aspect=1.5)
