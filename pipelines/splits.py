@@ -4,3 +4,6 @@ from typing import Final, Literal, get_args
 
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[str, ...]] = get_args(Split)
+
+Patients = Literal["known", "unknown"]
+"""Whether a labelled archive must name the patients of its films."""

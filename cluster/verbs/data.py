@@ -21,6 +21,7 @@ from cluster.options import (
     given,
 )
 from models.spec import Decode, Fit, Preprocessing
+from pipelines.splits import Patients
 
 
 def demo(
@@ -45,8 +46,14 @@ def catalog(
     labels: Annotated[
         str | None,
         typer.Option(
-            metavar="path|CSV", help="`path`: from folders NORMAL, PNEUMONIA; or a CSV file.", parser=labels_location
+            metavar="path|FILE",
+            help="`path`: from folders NORMAL, PNEUMONIA; or a CSV or Parquet file.",
+            parser=labels_location,
         ),
+    ] = None,
+    patients: Annotated[
+        Patients | None,
+        typer.Option(help="unknown: split even where films name no patient, each as a patient of its own (known)."),
     ] = None,
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Read every file: its size, tags, duplicates, what is broken.")
@@ -79,7 +86,14 @@ def catalog(
         inspect=inspect,
         filters=parse_filters(include, exclude, since),
         inventory=inventory,
-        **given(labels=labels, val_fraction=val_fraction, test_fraction=test_fraction, site=site, seed=seed),
+        **given(
+            patients=patients,
+            labels=labels,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            site=site,
+            seed=seed,
+        ),
     )
     preflight.check_labels(labels)
     preflight.check_inventory(inventory)

@@ -22,7 +22,7 @@ def erase(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Patients, one a line: patient keys, or raw ids, which need RAYSCAN_PATIENT_SECRET.",
+            help="Patients, one a line: keys, or raw ids (ID or ID^^^ISSUER), which need RAYSCAN_PATIENT_SECRET.",
             parser=location,
         ),
     ] = None,
@@ -41,9 +41,11 @@ def erase(
         raise InputError("say whom to erase: --patients FILE or --uris FILE")
     if not yes and not sys.stdin.isatty():
         raise InputError("what is erased cannot be brought back, and there is no terminal to ask on; add --yes")
-    keys = patient_keys(_lines(patients, "file of patients")) if patients else []
+    named = _lines(patients, "file of patients") if patients else []
     films = _lines(uris, "file of URIs") if uris else []
+    _require_secret(named)
     preflight.check_runs(scores)
+    keys = patient_keys(named, _sites(scores)) if named else []
     import pipelines.table.erase
 
     def agreed(found: int, rows: int) -> bool:
@@ -53,9 +55,29 @@ def erase(
     output.show(erased or "nothing was erased", as_json=json)
 
 
-def patient_keys(lines: list[str]) -> list[str]:
-    """The key of each patient: a key as it is, a raw id hashed. Raises `InputError` for raw ids without the secret."""
-    from pipelines.ingest.patients import SECRET_VARIABLE, PatientKeys
+def patient_keys(lines: list[str], sites: list[str]) -> list[str]:
+    """The keys of patients: a key as it is, a raw id hashed. Raises `InputError` for raw ids without the secret.
+
+    `4711^^^HOSPITAL` is the number that this issuer gave out. A number alone is looked for at each of the sites, too,
+    because the site stands for an issuer that the header does not name.
+    """
+    from pipelines.ingest.patients import PatientKeys
+
+    raw = _require_secret(lines)
+    keys = PatientKeys.from_environment() if raw else None
+    found: list[str] = []
+    for line in lines:
+        number, _, issuer = line.partition("^^^")
+        if keys is None or _KEY.fullmatch(line):
+            found.append(line)
+        else:
+            found += [keys.key(number, at) for at in ([issuer] if issuer else ["", *sites])]
+    return found
+
+
+def _require_secret(lines: list[str]) -> list[str]:
+    """The lines that are raw ids. Raises `InputError` if there are any, but no secret."""
+    from pipelines.ingest.patients import SECRET_VARIABLE
 
     raw = [line for line in lines if not _KEY.fullmatch(line)]
     if raw and not os.environ.get(SECRET_VARIABLE):
@@ -63,8 +85,14 @@ def patient_keys(lines: list[str]) -> list[str]:
             f"{len(raw)} of the patients are no patient keys; to find them by their raw ids set {SECRET_VARIABLE}"
             " to the secret of the catalogue"
         )
-    keys = PatientKeys.from_environment() if raw else None
-    return [keys.key(line) if keys and not _KEY.fullmatch(line) else line for line in lines]
+    return raw
+
+
+def _sites(scores: str) -> list[str]:
+    from pipelines.table.query import ask
+
+    found = ask(scores, "SELECT DISTINCT site FROM scores WHERE site IS NOT NULL ORDER BY site")
+    return [str(site) for site in found["site"].to_pylist()]
 
 
 def _lines(uri: str, what: str) -> list[str]:

@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import CATALOG
 from pipelines.decoding.decode import read_header
+from pipelines.decoding.dicom import Header
 from pipelines.decoding.fetch import fetch
 from pipelines.errors import InputError, ScanError
 from pipelines.ingest.catalog_info import MANIFEST, CatalogSettings, catalog_parts, is_catalog
 from pipelines.ingest.inventory import inventory_objects
-from pipelines.ingest.labels import Label, label_from_path, labels_from_csv
+from pipelines.ingest.labels import Label, label_from_path, labels_from_file, line_word
 from pipelines.ingest.listing import Listing
-from pipelines.ingest.patients import PatientKeys
+from pipelines.ingest.patients import PatientKeys, People
 from pipelines.ingest.split import assign_splits
 from pipelines.progress import progress
 from pipelines.stop import Stop, never
@@ -49,6 +50,8 @@ ROWS_PER_PART = 500_000
 ROWS_PER_TABLE = 65_536
 INSPECT_THREADS = 16
 DEFAULT_TEST_FRACTION = 0.15
+MOST_UNKNOWN = 0.2
+"""Share of the labelled films whose patients may be unknown."""
 
 Row = dict[str, Any]
 
@@ -73,6 +76,9 @@ class CatalogSummary:
     """Split -> label -> films."""
     patients: int | None
     """Known patients; None if nothing identifies patients."""
+    placeholder_ids: int | None
+    """Films whose patient id is a placeholder (0, ANON) or stands on an absurd share of the films: their patients count
+    as unknown. None if nobody looked."""
     problems: dict[str, int] | None
     """Files that cannot be read, by reason; None without --inspect."""
 
@@ -85,15 +91,15 @@ def build_catalog(archive: str, out: str, settings: CatalogSettings, stop: Stop 
     stop = stop or never()
     listing = _listing(archive, settings, stop)
     labelled = settings.labels is not None
-    keys = PatientKeys.from_environment() if labelled or settings.inspect else None
+    people = People(PatientKeys.from_environment()) if labelled or settings.inspect else None
     tables: Iterable[pa.Table] = listing
     if labelled:
         rows = [row for table in listing for row in table.to_pylist()]
         if not rows:
             raise _nothing_in(listing)
-        tables = [_table(_finish(rows, _labels(rows, archive, settings), keys, settings, stop))]
+        tables = [_table(_finish(rows, _labels(rows, archive, settings), people, settings, stop))]
     elif settings.inspect:
-        tables = (_table(_finish(table.to_pylist(), {}, keys, settings, stop)) for table in listing)
+        tables = (_table(_finish(table.to_pylist(), {}, people, settings, stop)) for table in listing)
     counter = _Counter()
     store = open_store(out)
     parts = list(_write_parts(store, counter.counted(tables)))
@@ -104,6 +110,7 @@ def build_catalog(archive: str, out: str, settings: CatalogSettings, stop: Stop 
         catalog=store.root,
         ignored=listing.ignored.total,
         ignored_by=listing.ignored.account(),
+        placeholder_ids=people.placeholders if people else None,
         **counter.totals(labelled=labelled, inspected=settings.inspect),
     )
     manifest = {
@@ -153,41 +160,52 @@ def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[st
     if settings.labels is None or settings.labels == "path":
         root = open_store(archive).root
         return {row["uri"]: label_from_path(row["uri"].removeprefix(root)) for row in rows}
-    labels = labels_from_csv(settings.labels, archive)
+    labels = labels_from_file(settings.labels, archive)
     absent = labels.keys() - {row["uri"] for row in rows}
     if absent:
         line, first = min((labels[uri].line or 0, uri) for uri in absent)
         raise InputError(
-            f"{settings.labels}, line {line}: {first} is not in the archive ({len(absent)} such lines);"
-            " mend the path or take the line out"
+            f"{settings.labels}, {line_word(settings.labels)} {line}: {first} is not in the archive"
+            f" ({len(absent)} such lines); mend the path or take the line out"
         )
     return labels
 
 
 def _finish(
-    rows: list[Row], labels: dict[str, Label], keys: PatientKeys | None, settings: CatalogSettings, stop: Stop
+    rows: list[Row], labels: dict[str, Label], people: People | None, settings: CatalogSettings, stop: Stop
 ) -> list[Row]:
     """Fill in these rows from labels and, with --inspect, from headers."""
-    patients = {uri: label.patient_id for uri, label in labels.items() if label.patient_id}
     for row in rows:
         if (label := labels.get(row["uri"])) is not None:
             row |= {"label": label.label, "subtype": label.subtype, "site": label.site or row["site"]}
+    if people is None:
+        return rows
+    # For the patient a table of labels is trusted more than a header, and a header more than a file name.
+    if settings.labels == "path":
+        _name(rows, labels, people)
     if settings.inspect:
-        # For the patient a CSV is trusted more than a header, and a header more than a file name.
-        inspected = _inspect(rows, stop)
-        patients = patients | inspected if settings.labels == "path" else inspected | patients
+        _inspect(rows, people, stop)
+    if settings.labels != "path":
+        _name(rows, labels, people)
+    people.drop_shared([row["uri"] for row in rows])
     if settings.labels is not None:
-        _assign_splits(rows, labels, patients, settings)
+        _assign_splits(rows, labels, people, settings)
     for row in rows:
-        if keys and (patient := patients.get(row["uri"])):
-            row["patient_key"] = keys.key(patient)
+        if patient := people.of.get(row["uri"]):
+            row["patient_key"] = patient.key
     return rows
 
 
-def _inspect(rows: list[Row], stop: Stop) -> dict[str, str]:
-    """Read every file and fill in its row; returns raw patient ids by URI."""
+def _name(rows: list[Row], labels: dict[str, Label], people: People) -> None:
+    for row in rows:
+        if (label := labels.get(row["uri"])) is not None:
+            people.add(row["uri"], label.patient_id, row["site"])
 
-    def read_into(row: Row) -> str | None:
+
+def _inspect(rows: list[Row], people: People, stop: Stop) -> None:
+    """Read every file and fill in its row."""
+
+    def read_into(row: Row) -> Header | None:
         stop.check()  # each film: when one raises, the pool still goes through those that wait
         try:
             data = fetch(row["uri"], row["etag"])
@@ -200,44 +218,46 @@ def _inspect(rows: list[Row], stop: Stop) -> dict[str, str]:
         row |= {"format": header.format, "width": header.width, "height": header.height}
         row |= {"view": tags.view, "modality": tags.modality, "body_part": tags.body_part}
         row |= {"study_date": header.study_date}
-        return header.patient_id
+        return header
 
-    patients = {}
     with ThreadPoolExecutor(INSPECT_THREADS) as threads, progress("inspect", len(rows)) as advance:
-        for row, patient in zip(rows, threads.map(read_into, rows), strict=True):
+        for row, header in zip(rows, threads.map(read_into, rows), strict=True):
             advance(1)
-            if patient:
-                patients[row["uri"]] = patient
-    return patients
+            if header:
+                people.add(row["uri"], header.patient_id, getattr(header, "issuer", None) or row["site"])
 
 
-def _assign_splits(
-    rows: list[Row], labels: dict[str, Label], patients: dict[str, str], settings: CatalogSettings
-) -> None:
+def _assign_splits(rows: list[Row], labels: dict[str, Label], people: People, settings: CatalogSettings) -> None:
     """Give every labelled film a split.
 
     Of folder names only `test` is kept: Kaggle's own val has 16 films, so train and val are pooled and split again. The
-    splits of a CSV are kept as they are.
+    splits of a table are kept as they are.
     """
     films = [row for row in rows if row["label"]]
     if not films:
         raise InputError(f"no label was found by {settings.labels}; name folders NORMAL and PNEUMONIA, or give a CSV")
-    unknown = sum(row["uri"] not in patients for row in films)
-    if unknown:
-        log.warning(
-            "%d films have no patient id, each counts as a patient; a CSV patient_id or --inspect may help", unknown
-        )
     own = [labels[row["uri"]].split for row in films]
     test = settings.test_fraction
     if test is None:
         test = 0.0 if any(own) else DEFAULT_TEST_FRACTION
     splits = assign_splits(
-        patients=[patients.get(row["uri"]) or str(row["uri"]) for row in films],
+        patients=[found.identity if (found := people.of.get(row["uri"])) else str(row["uri"]) for row in films],
         strata=[f"{row['label']}/{row['subtype'] or ''}" for row in films],
         kept=[split if split == "test" or settings.labels != "path" else None for split in own],
         fractions={"train": 1 - settings.val_fraction - test, "val": settings.val_fraction, "test": test},
         seed=settings.seed,
     )
+    unknown = sum(row["uri"] not in people.of for row in films)
+    if unknown > MOST_UNKNOWN * len(films) and len(set(splits)) > 1 and settings.patients != "unknown":
+        raise InputError(
+            f"{unknown} of the {len(films)} labelled films name no patient, so films of one could be trained on and"
+            " tested on; give a column patient_id with --labels FILE.csv, read DICOM headers with --inspect, or take"
+            " each film for a patient with --patients unknown"
+        )
+    if unknown:
+        log.warning(
+            "%d films have no patient id, each counts as a patient; a CSV patient_id or --inspect may help", unknown
+        )
     for row, split in zip(films, splits, strict=True):
         row["split"] = split
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.filters import Filters
+from pipelines.splits import Patients
 from pipelines.storage import Store, open_store
 
 MANIFEST = "catalog.json"
@@ -20,7 +21,9 @@ class CatalogSettings:
     """How to make a catalogue."""
 
     labels: str | None = None
-    """`path`, or the path or URI of a CSV file; None for an archive without labels."""
+    """`path`, or the path or URI of a CSV or Parquet file; None for an archive without labels."""
+    patients: Patients = "known"
+    """`unknown`: split a labelled archive even where films name no patient, each as a patient of its own."""
     inspect: bool = False
     """Read every file for its header, tags and content hash."""
     val_fraction: float = 0.15

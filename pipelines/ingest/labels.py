@@ -1,4 +1,4 @@
-"""Labels of the films, from their folders or from a CSV file; in memory, joined to the listing by path or URI."""
+"""Labels of the films, from their folders or from a CSV or Parquet file; in memory, joined by path or URI."""
 
 import csv
 import io
@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.messages import first_line
 from pipelines.contracts import LABELS
 from pipelines.errors import InputError
 from pipelines.ingest.patients import kermany_patient, kermany_subtype
@@ -27,7 +31,7 @@ class Label:
     """The split given by the archive itself, one of pipelines.splits.SPLITS."""
     site: str | None = None
     line: int | None = None
-    """Line number in the CSV file."""
+    """Line number in the CSV file, or number of the row in the Parquet file."""
 
 
 def label_from_path(key: str) -> Label:
@@ -38,16 +42,17 @@ def label_from_path(key: str) -> Label:
     return Label(label=label, subtype=kermany_subtype(key), patient_id=kermany_patient(key), split=split)
 
 
-def labels_from_csv(uri: str, archive: str) -> dict[str, Label]:
-    """Labels by URI from a CSV file with a column `path` (below the archive) or `uri`, and a column `label`.
+def labels_from_file(uri: str, archive: str) -> dict[str, Label]:
+    """Labels by URI from a CSV or Parquet file with a column `path` (below the archive) or `uri`, and a column `label`.
 
     Columns `subtype`, `patient_id`, `split` and `site` are optional. A label is NORMAL, PNEUMONIA,
     0 or 1; an empty one leaves the film unlabelled. Raises `InputError` naming the line.
     """
     store = open_store(archive)
     labels: dict[str, Label] = {}
-    for line, row in _rows(uri):
-        where = f"{uri}, line {line}"
+    word = line_word(uri)
+    for line, row in _parquet_rows(uri) if word == "row" else _rows(uri):
+        where = f"{uri}, {word} {line}"
         film = row.get("uri") or store.uri((row.get("path") or "").lstrip("/"))
         if film == store.root:
             raise InputError(f"{where}: names no film; fill in `path` or `uri`")
@@ -55,6 +60,11 @@ def labels_from_csv(uri: str, archive: str) -> dict[str, Label]:
             raise InputError(f"{where}: this film already has a line; keep one")
         labels[film] = replace(_label(row, where), line=line)
     return labels
+
+
+def line_word(uri: str) -> str:
+    """What the lines of a file of labels are called: `row` in Parquet, else `line`."""
+    return "row" if uri.lower().endswith(".parquet") else "line"
 
 
 def _rows(uri: str) -> Iterator[tuple[int, dict[str, str | None]]]:
@@ -70,6 +80,30 @@ def _rows(uri: str) -> Iterator[tuple[int, dict[str, str | None]]]:
             yield rows.line_num, row
     except csv.Error as error:
         raise InputError(f"{uri}, line {rows.line_num}: {error}; is a quote not closed?") from error
+
+
+def _parquet_rows(uri: str) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Numbers of rows, from 1 on, and rows, all values as text."""
+    known = ("path", "uri", "label", "subtype", "patient_id", "split", "site")
+    try:
+        with pq.ParquetFile(io.BytesIO(read_object(uri))) as file:
+            columns = [name for name in known if name in file.schema_arrow.names]
+            if "label" not in columns or not {"path", "uri"} & set(columns):
+                raise InputError(f"{uri}: the table needs the columns `path` (or `uri`) and `label`")
+            number = 0
+            for batch in file.iter_batches(columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {name: None if value is None else _plain(value) for name, value in row.items()}
+    except pa.ArrowException as error:
+        raise InputError(f"{uri}: no Parquet file that can be read: {first_line(error)}") from error
+
+
+def _plain(value: object) -> str:
+    """As a CSV file would have it: a label or an id that pandas made a float or a truth value is a number again."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _text(uri: str) -> str:

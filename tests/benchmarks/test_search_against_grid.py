@@ -91,7 +91,11 @@ def test_the_search_beats_the_grid(rayscan_command: str, tmp_path: Path) -> None
     cores = os.cpu_count() or 1
 
     def run(*arguments: str) -> None:
-        environment = {**os.environ, "RAYSCAN_PATIENT_SECRET": "bench", "RAYSCAN_CACHE": str(tmp_path / "cache")}
+        environment = {
+            **os.environ,
+            "RAYSCAN_PATIENT_SECRET": "the same in every bench",
+            "RAYSCAN_CACHE": str(tmp_path / "cache"),
+        }
         watch([rayscan_command, *arguments], environment)
 
     def tune(name: str, *options: str) -> str:

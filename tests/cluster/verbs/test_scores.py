@@ -103,12 +103,15 @@ def test_score_takes_the_model_in_production(tmp_path: Path, monkeypatch: pytest
 
 
 def test_patients_are_erased_by_raw_ids_or_keys(scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SECRET_VARIABLE, "long and secret")
-    anna, ben = (PatientKeys.from_environment().key(name) for name in ("Anna", "Ben"))
-    films = [("anna", anna), ("ben", ben), ("other", None)]
-    commit_part(open_store(scores), "night1", 7, [score_row(uri, patient_key=key) for uri, key in films])
+    monkeypatch.setenv(SECRET_VARIABLE, "long, and a secret")
+    keys = PatientKeys.from_environment()
+    ben = keys.key("Ben")
+    films = [("anna", keys.key("Anna"), None), ("at north", keys.key("Anna", "north"), "north"), ("ben", ben, None),
+             ("at st mary", keys.key("4711", "ST MARY"), "north"), ("other", None, None)]  # fmt: skip
+    rows = [score_row(uri, patient_key=key, site=site) for uri, key, site in films]
+    commit_part(open_store(scores), "night1", 7, rows)
     patients = tmp_path / "patients.txt"
-    patients.write_text(f"Anna\n\n{ben}\n")
+    patients.write_text(f"Anna\n\n{ben}\n4711^^^ST MARY\n")
     for night in ("night1", "night2"):
         open_store(scores).put(f"runs/{night}/run.json", json.dumps({"run_id": night, "model_id": MODEL}).encode())
     refused = rayscan("erase", scores, "--patients", str(patients))
@@ -116,7 +119,7 @@ def test_patients_are_erased_by_raw_ids_or_keys(scores: str, tmp_path: Path, mon
     done = rayscan("erase", scores, "--patients", str(patients), "--yes", "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["films"], told["rows"]) == (2, 2)
+    assert (told["films"], told["rows"]) == (4, 4)
     assert "Anna" not in done.stdout + done.stderr
     left = rayscan("query", scores, "SELECT DISTINCT uri FROM scores ORDER BY uri", "--format", "csv")
     assert left.stdout.split() == ['"uri"', '"a"', '"b"', '"c"', '"other"']

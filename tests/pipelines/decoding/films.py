@@ -86,5 +86,5 @@ def compressed(file: FileDataset, frame: bytes, syntax: UID) -> bytes:
 def catalogue(archive: Path, **settings: object) -> str:
     """The catalogue of an archive labelled by its folders, beside it."""
     out = str(archive.parent / "catalog")
-    build_catalog(str(archive), out, CatalogSettings(labels="path", **settings))  # type: ignore[arg-type]
+    build_catalog(str(archive), out, CatalogSettings(labels="path", patients="unknown", **settings))  # type: ignore[arg-type]
     return out

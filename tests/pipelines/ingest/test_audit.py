@@ -19,7 +19,7 @@ from tests.pipelines.decoding.films import encode, ramp, write
 
 def examine(archive: Path, **settings: object) -> Audit:
     out = str(archive.parent / "catalog")
-    build_catalog(str(archive), out, CatalogSettings(**settings))  # type: ignore[arg-type]
+    build_catalog(str(archive), out, CatalogSettings(patients="unknown", **settings))  # type: ignore[arg-type]
     return audit(out)
 
 

@@ -79,7 +79,7 @@ def test_labels_and_splits_from_kaggles_folders(kaggle: Path) -> None:
 
 def test_splits_depend_on_the_seed_and_not_on_the_secret(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(kaggle, labels="path")
-    monkeypatch.setenv(SECRET_VARIABLE, "hush")
+    monkeypatch.setenv(SECRET_VARIABLE, "hush, hush, hush!")
     second = build(kaggle, labels="path")
     third = build(kaggle, labels="path", seed=1)
     assert [row["split"] for row in first.values()] == [row["split"] for row in second.values()]
@@ -99,7 +99,7 @@ def test_a_flat_archive_gets_a_test_split(tmp_path: Path) -> None:
 def build_all(archive: Path) -> list[dict[str, object]]:
     """The rows where names repeat."""
     out = str(archive.parent / "catalog")
-    build_catalog(str(archive), out, CatalogSettings(labels="path"))
+    build_catalog(str(archive), out, CatalogSettings(labels="path", patients="unknown"))
     found: list[dict[str, object]] = read_catalog(out).to_pylist()
     return found
 
@@ -115,7 +115,7 @@ def test_labels_from_a_csv(tmp_path: Path) -> None:
     archive, labels = csv_archive(
         tmp_path,
         "path,label,subtype,patient_id,split,site\n"
-        "a.dcm,PNEUMONIA,virus,MRN-1,train,north\nb.dcm,0,,MRN-2,val,\nc.dcm,normal,,MRN-1,train,\n",
+        "a.dcm,PNEUMONIA,virus,MRN-1,train,north\nb.dcm,0,,MRN-2,val,\nc.dcm,normal,,MRN-1,train,north\n",
     )
     found = build(archive, labels=labels, site="south")
     assert {name[0]: row["label"] for name, row in found.items()} == {
@@ -133,7 +133,7 @@ def test_labels_from_a_csv(tmp_path: Path) -> None:
 def test_a_csv_by_uri(tmp_path: Path) -> None:
     archive, labels = csv_archive(tmp_path, "")
     Path(labels).write_text(f"uri,label\nfile://{archive}/a.dcm,1\nfile://{archive}/b.dcm,0\n")
-    assert build(archive, labels=labels)["a.dcm"]["label"] == "PNEUMONIA"
+    assert build(archive, labels=labels, patients="unknown")["a.dcm"]["label"] == "PNEUMONIA"
 
 
 def test_a_csv_line_without_a_file_is_named(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_csv_without_labels_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_raw_patient_ids_of_a_csv_are_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     archive, labels = csv_archive(tmp_path, "path,label,patient_id\na.dcm,1,SECRET-4711\nb.dcm,0,\n")
-    found = build(archive, labels=labels)
+    found = build(archive, labels=labels, patients="unknown")
     assert found["a.dcm"]["patient_key"]
     assert found["b.dcm"]["patient_key"] is None
     written = b"".join(path.read_bytes() for path in (tmp_path / "catalog").iterdir())
@@ -279,3 +279,34 @@ def test_on_s3(s3: S3Server, kaggle: Path) -> None:
     found = rows(f"{root}/catalog")
     assert len(found) == 20
     assert all(str(row["uri"]).startswith(f"{root}/archive/") and row["width"] == 96 for row in found.values())
+
+
+def test_labelled_films_without_patients_are_refused(tmp_path: Path) -> None:
+    archive = write(
+        tmp_path / "archive", {f"{label}/{i}.jpeg": b"x" for label in ("NORMAL", "PNEUMONIA") for i in range(9)}
+    )
+    with pytest.raises(InputError, match=r"18 of the 18 labelled films name no patient.*--patients unknown") as caught:
+        build(archive, labels="path")
+    assert "\n" not in str(caught.value)
+    assert not is_catalog(str(tmp_path / "catalog"))
+    assert len(build(archive, labels="path", patients="unknown")) == 9
+    # Films that are all of one split cannot be trained on and tested on.
+    lines = [f"{path.relative_to(archive)},{path.parent.name},test" for path in archive.rglob("*.jpeg")]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *lines]))
+    build(archive, labels=str(tmp_path / "labels.csv"))
+
+
+def test_placeholders_are_told_and_are_no_patients(tmp_path: Path) -> None:
+    files = {f"{label}/{i}.dcm": dicom(np.full((8, 8), i, np.uint8), PatientID="ANON" if i < 2 else f"{label}{i}")
+             for label in ("NORMAL", "PNEUMONIA") for i in range(12)}  # fmt: skip
+    archive = write(tmp_path / "archive", files)
+    settings = CatalogSettings(labels="path", inspect=True)
+    summary = build_catalog(str(archive), str(tmp_path / "catalog"), settings)
+    assert (summary.placeholder_ids, summary.patients) == (4, 20)
+
+
+def test_the_site_stands_for_the_issuer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, "hush, hush, hush!")
+    archive = write(tmp_path / "archive", {"a.dcm": dicom(FILM, PatientID="4711")})
+    keys = {build(archive, inspect=True, site=site)["a.dcm"]["patient_key"] for site in ("north", "south", None)}
+    assert len(keys) == 3

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import InputError, NotFoundError
-from pipelines.ingest.labels import Label, label_from_path, labels_from_csv
+from pipelines.ingest.labels import Label, label_from_path, labels_from_file
 from pipelines.storage import open_store
 from tests.servers import S3Server
 
@@ -35,7 +37,7 @@ def test_labels_of_folders(key: str, label: Label) -> None:
 def read(folder: Path, text: str | bytes) -> dict[str, Label]:
     path = folder / "labels.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return {uri.removeprefix(f"{ARCHIVE}/"): label for uri, label in labels_from_csv(str(path), ARCHIVE).items()}
+    return {uri.removeprefix(f"{ARCHIVE}/"): label for uri, label in labels_from_file(str(path), ARCHIVE).items()}
 
 
 def test_all_columns(tmp_path: Path) -> None:
@@ -109,10 +111,38 @@ def test_what_is_no_text_and_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"labels\.csv: not UTF-8"):
         read(tmp_path, "path,label\nGröße.dcm,1\n".encode("latin-1"))
     with pytest.raises(NotFoundError, match="absent"):
-        labels_from_csv(str(tmp_path / "absent.csv"), ARCHIVE)
+        labels_from_file(str(tmp_path / "absent.csv"), ARCHIVE)
 
 
 def test_a_file_on_s3(s3: S3Server) -> None:
     root = s3.bucket()
     open_store(root).put("labels.csv", b"path,label\na.dcm,1\n")
-    assert list(labels_from_csv(f"{root}/labels.csv", f"{root}/archive")) == [f"{root}/archive/a.dcm"]
+    assert list(labels_from_file(f"{root}/labels.csv", f"{root}/archive")) == [f"{root}/archive/a.dcm"]
+
+
+def test_a_parquet_table(tmp_path: Path) -> None:
+    path = str(tmp_path / "labels.parquet")
+    rows = [
+        {"path": "a.dcm", "label": 1.0, "patient_id": 4711.0, "split": "train", "other": [1]},
+        {"path": "/b.dcm", "label": 0.0, "patient_id": None, "split": None, "other": []},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert labels_from_file(path, ARCHIVE) == {
+        f"{ARCHIVE}/a.dcm": Label(label="PNEUMONIA", patient_id="4711", split="train", line=1),
+        f"{ARCHIVE}/b.dcm": Label(label="NORMAL", line=2),
+    }
+    pq.write_table(pa.table({"uri": [f"{ARCHIVE}/c.dcm", None], "label": ["NORMAL", "sick"]}), path)
+    with pytest.raises(InputError, match=r"row 2: the label is none of|row 2: names no film"):
+        labels_from_file(path, ARCHIVE)
+    pq.write_table(pa.table({"uri": ["x"], "finding": [True]}), path)
+    with pytest.raises(InputError, match="needs the columns"):
+        labels_from_file(path, ARCHIVE)
+    (tmp_path / "labels.parquet").write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="no Parquet file that can be read"):
+        labels_from_file(path, ARCHIVE)
+
+
+def test_truth_values_of_a_parquet_table(tmp_path: Path) -> None:
+    path = str(tmp_path / "labels.parquet")
+    pq.write_table(pa.table({"path": ["a.dcm", "b.dcm"], "label": [True, False]}), path)
+    assert [label.label for label in labels_from_file(path, ARCHIVE).values()] == ["PNEUMONIA", "NORMAL"]
