@@ -111,6 +111,9 @@ def audit(
     out: Annotated[
         str | None, typer.Option(metavar="R.html", help="Write the findings as a page too.", parser=location)
     ] = None,
+    films: Annotated[
+        int | None, typer.Option(min=0, help="Look at the pixels of at most so many films; 0: of none (6000).")
+    ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -121,7 +124,7 @@ def audit(
     from pipelines.pages.audit import audit_page
     from pipelines.pages.page_file import put_page
 
-    findings = pipelines.ingest.audit.audit(catalog)
+    findings = pipelines.ingest.audit.audit(catalog, **given(films=films))
     if out:
         put_page(audit_page(findings), out)
     output.show(findings, as_json=json)

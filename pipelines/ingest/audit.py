@@ -1,33 +1,30 @@
 """What in an archive would spoil a study: imbalance, duplicates, patients in two splits, shortcuts, broken files.
 
-Reads a catalogue only. Duplicates, broken files and image sizes need one made with `--inspect`; the audit says so if
-it was not.
+Reads the catalogue, and the pixels of a bounded sample of its films (`looked.py`). Exact duplicates, broken files and
+sizes of all files need a catalogue made with `--inspect`; the audit says so if it was not.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from models.spec import DISCLAIMER
-from models.statistics.metrics import auc
 from pipelines.contracts import EXCLUDED
+from pipelines.errors import InputError
 from pipelines.ingest.catalog import read_catalog
+from pipelines.ingest.looked import Film, Looked, look
+from pipelines.ingest.near_copies import grouped, near_pairs
+from pipelines.ingest.shapes import common_aspect
+from pipelines.ingest.shortcuts import border_parts, film_shortcuts, probe_films, shortcuts
+from pipelines.ingest.verdicts import verdicts
 from pipelines.storage import open_store
 
-SHORTCUT_AUC = 0.7
-"""Above this AUC, one fact about the file separates the classes well enough for a model to rely on it."""
-FACTS = {
-    "size": "File size",
-    "width": "Image width",
-    "height": "Image height",
-    "bytes_per_pixel": "Compression (bytes per pixel)",
-    "format": "File format",
-}
+FILMS: Final = 6_000
+"""Films whose pixels are looked at, at most: a minute or two of one core for JPEG files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,9 @@ class Audit:
     patients: int
     shared_patients: int
     """Patients with films in more than one of train, val and test."""
+    patients_of_both_labels: int
+    formats: Mapping[str, Mapping[str, int]]
+    """Label -> format -> films."""
     copies: int | None
     """Files whose bytes are identical to another file's; None without --inspect."""
     copies_across: int | None
@@ -49,38 +49,86 @@ class Audit:
     """Files that cannot be read, by reason; None without --inspect."""
     shortcuts: Mapping[str, float]
     """Fact -> AUC, 0.5 to 1, with which this fact about the file alone separates pneumonia from normal."""
+    films_read: int
+    """Films whose pixels were looked at; what follows is of them."""
+    films_unread: Mapping[str, int]
+    """Films of that sample that could not be read, by reason."""
+    near_copies: int | None
+    """Films that show what another film of the sample shows, their bytes alike or not; None if none was looked at."""
+    near_copies_across: int | None
+    """Groups of those in more than one of train, val and test."""
+    label_conflicts: int | None
+    """Groups of those with more than one label."""
+    probes: Mapping[str, Mapping[str, float | None]]
+    """Of PROBES -> `before` and `after` harmonising -> AUC; None where it does not apply, or films are too few."""
+    border_parts: Mapping[str, float | None]
+    """Of PARTS -> AUC of this part of the border alone, before harmonising."""
+    aspect: float | None
+    """Width over height that harmonised films were cut to."""
     verdicts: tuple[str, ...]
     notice: str = DISCLAIMER
+    looked: Looked | None = None
+    """The films themselves, for the page; not in the JSON."""
+    shapes: Mapping[str, Sequence[tuple[int, int]]] | None = None
+    """Label -> (width, height) of films, for the page; not in the JSON."""
+    groups: Sequence[Sequence[int]] = ()
+    """Copies among the films of `looked`, by index, those across splits or labels first; not in the JSON."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"looked", "shapes", "groups"}}
 
 
-def audit(catalog: str) -> Audit:
-    """Audit the catalogue at a URI. Raises `InputError` if there is none."""
+def audit(catalog: str, films: int = FILMS) -> Audit:
+    """Audit the catalogue at a URI, and look at no more than `films` of its films. Raises `InputError`."""
+    if films < 0:
+        raise InputError(f"{films} films cannot be looked at; give 0 or more")
     table = read_catalog(catalog)
-    rows = table.select(["split", "label", "patient_key", "content_hash", "problem"]).to_pylist()
+    rows = table.select(["split", "label", "patient_key", "content_hash", "problem", "format"]).to_pylist()
     inspected = any(row["content_hash"] for row in rows)
     splits: dict[str, Counter[str]] = defaultdict(Counter)
+    formats: dict[str, Counter[str]] = defaultdict(Counter)
     splits_of_patient: dict[str, set[str]] = defaultdict(set)
+    labels_of_patient: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row["label"]:
             splits[row["split"] or "none"][row["label"]] += 1
+        formats[row["label"] or "none"][row["format"] or "unknown"] += 1
         if row["patient_key"]:
             splits_of_patient[row["patient_key"]].add(row["split"])
+            labels_of_patient[row["patient_key"]].add(row["label"])
     copies, across = _copies(rows)
+    looked = look(table, films, _aspect(table, catalog)) if films else None
+    groups = _near_groups(looked.films) if looked else []
     facts: dict[str, Any] = {
         "scans": len(rows),
         "splits": {name: dict(sorted(labels.items())) for name, labels in sorted(splits.items())},
         "patients": len(splits_of_patient),
         "shared_patients": sum(len(own - {EXCLUDED, None}) > 1 for own in splits_of_patient.values()),
+        "patients_of_both_labels": sum(len(own - {None}) > 1 for own in labels_of_patient.values()),
+        "formats": {name: dict(found.most_common()) for name, found in sorted(formats.items())},
         "copies": copies if inspected else None,
         "copies_across": across if inspected else None,
         "problems": dict(Counter(r["problem"] for r in rows if r["problem"])) if inspected else None,
-        "shortcuts": _shortcuts(table),
+        "shortcuts": shortcuts(table) | (film_shortcuts(looked.films) if looked else {}),
+        "films_read": len(looked.films) if looked else 0,
+        "films_unread": dict(looked.problems) if looked else {},
+        "near_copies": sum(len(group) - 1 for group in groups) if looked else None,
+        "near_copies_across": sum(bool(group.sides) for group in groups) if looked else None,
+        "label_conflicts": sum(bool(group.labels) for group in groups) if looked else None,
+        "probes": probe_films(looked.films) if looked else {},
+        "border_parts": border_parts(looked.films) if looked else {},
+        "aspect": looked.aspect if looked else None,
     }
-    return Audit(catalog=open_store(catalog).root, **facts, verdicts=tuple(_verdicts(facts)))
+    groups.sort(key=lambda group: (not group.labels, not group.sides))
+    return Audit(
+        catalog=open_store(catalog).root,
+        **facts,
+        verdicts=verdicts(facts),
+        looked=looked,
+        shapes=_shapes(table),
+        groups=groups,
+    )
 
 
 def _copies(rows: list[dict[str, Any]]) -> tuple[int, int]:
@@ -96,51 +144,34 @@ def _copies(rows: list[dict[str, Any]]) -> tuple[int, int]:
     return sum(len(group) - 1 for group in groups.values()), across
 
 
-def _shortcuts(table: pa.Table) -> dict[str, float]:
-    labels = np.array([label == "PNEUMONIA" for label in table["label"].to_pylist()], dtype=np.int64)
-    labelled = table["label"].is_valid().to_numpy()
-    aucs = {}
-    for fact, values in _facts(table).items():
-        use = labelled & np.isfinite(values)
-        if len(set(labels[use])) == 2:
-            aucs[fact] = round(_separation(labels[use], values[use]), 3)
-    return aucs
+class _Group(list[int]):
+    """Indices of films that are copies of each other."""
+
+    def __init__(self, films: Sequence[Film], group: list[int]) -> None:
+        super().__init__(group)
+        rows = [films[at].row for at in group]
+        self.sides = len({row["split"] for row in rows} - {EXCLUDED, None}) > 1
+        self.labels = len({row["label"] for row in rows} - {None}) > 1
 
 
-def _facts(table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
-    """Facts about each file as numbers [N]; NaN if unknown."""
-    facts = {name: table[name].to_numpy().astype(np.float64) for name in ("size", "width", "height")}
-    # The degree of compression: a setting of the scanner or of the export.
-    facts["bytes_per_pixel"] = facts["size"] / (facts["width"] * facts["height"])
-    formats = table["format"].to_pylist()
-    order = [name for name, _ in Counter(formats).most_common()]
-    facts["format"] = np.array([order.index(name) for name in formats], dtype=np.float64)
-    return facts
+def _near_groups(films: Sequence[Film]) -> list[_Group]:
+    if not films:
+        return []
+    pairs = near_pairs(np.stack([film.hash for film in films]), np.stack([film.thumb for film in films]))
+    return [_Group(films, group) for group in grouped(pairs)]
 
 
-def _separation(labels: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> float:
-    """AUC of one number, in the direction in which it is at least 0.5."""
-    value = auc(labels, values)
-    return max(value, 1.0 - value)
+def _aspect(table: pa.Table, catalog: str) -> float:
+    """What `prepare --harmonise` would cut to; square where no sizes are known."""
+    try:
+        return common_aspect(table, catalog)
+    except InputError:
+        return 1.0
 
 
-def _verdicts(facts: Mapping[str, Any]) -> list[str]:
-    sentences = []
-    for split, labels in facts["splits"].items():
-        if len(labels) == 1 and split != EXCLUDED:
-            sentences.append(f"{split} holds only {next(iter(labels))}: nothing can be learned or evaluated on it.")
-    if facts["shared_patients"]:
-        sentences.append(f"{facts['shared_patients']} patients have films in two splits: results would be too good.")
-    if facts["copies_across"]:
-        sentences.append(f"{facts['copies_across']} groups of identical files lie in two splits or have two labels.")
-    for fact, value in facts["shortcuts"].items():
-        if value >= SHORTCUT_AUC:
-            sentences.append(
-                f"{FACTS[fact]} alone separates the classes (AUC {value}):"
-                " a model may learn how the films were made, not the disease."
-            )
-    if facts["problems"]:
-        sentences.append(f"{sum(facts['problems'].values())} files cannot be read.")
-    if facts["problems"] is None:
-        sentences.append("Duplicates, broken files, image sizes: not checked; make the catalogue with --inspect.")
-    return sentences or ["Nothing was found that would spoil a study."]
+def _shapes(table: pa.Table) -> dict[str, list[tuple[int, int]]]:
+    shapes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for label, width, height in zip(*(table[name].to_pylist() for name in ("label", "width", "height")), strict=True):
+        if width and height:
+            shapes[label or "none"].append((width, height))
+    return dict(sorted(shapes.items()))
