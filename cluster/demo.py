@@ -111,9 +111,9 @@ def run_demo(
     films = write_archive(open_store(at.uri("archive")), patients=patients, seed=seed, size=widths)
     log.info("generated a labelled archive of %d films", films)
     _deliver(at.uri("night"), night_patients, widths, seed + 1, HOME_SCANNER)
-    build_catalog(at.uri("archive"), at.uri("catalog"), CATALOG)
-    put_page(audit_page(audit(at.uri("catalog"))), at.page("audit"))
     with ray_session(working_on="demo"):
+        build_catalog(at.uri("archive"), at.uri("catalog"), CATALOG)
+        put_page(audit_page(audit(at.uri("catalog"))), at.page("audit"))
         prepare(at.uri("catalog"), at.uri("dataset"), PrepareSettings(size=128))
         study = search(at.uri("dataset"), at.uri("study"), _search_settings(trials, epochs, time_budget_s))
         evaluation = evaluate(at.best, at.uri("dataset"), "test", report=at.page("evaluation"))

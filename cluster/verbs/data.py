@@ -75,6 +75,11 @@ def catalog(
     ] = None,
     site: Annotated[str | None, typer.Option(help="Name of the hospital or department, for the `site` column.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split (0).")] = None,
+    min_actors: MinActors = None,
+    max_actors: MaxActors = None,
+    memory: Memory = None,
+    dashboard: Dashboard = False,
+    address: Address = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -86,6 +91,7 @@ def catalog(
         inspect=inspect,
         filters=parse_filters(include, exclude, since),
         inventory=inventory,
+        actors=actor_limits(min_actors, max_actors, memory),
         **given(
             patients=patients,
             labels=labels,
@@ -95,6 +101,8 @@ def catalog(
             seed=seed,
         ),
     )
+    if inspect:
+        preflight.check_ray(address)
     preflight.check_labels(labels)
     preflight.check_inventory(inventory)
     if inventory is None:
@@ -103,7 +111,13 @@ def catalog(
     from pipelines.ingest.catalog import build_catalog
     from pipelines.stop import stoppable
 
-    output.show(stoppable(lambda stop: build_catalog(archive, out, settings, stop), "catalog"), as_json=json)
+    if not inspect:
+        output.show(stoppable(lambda stop: build_catalog(archive, out, settings, stop), "catalog"), as_json=json)
+        return
+    from cluster.session import ray_session
+
+    with ray_session(address, dashboard=dashboard, working_on="catalog"):
+        output.show(build_catalog(archive, out, settings), as_json=json)
 
 
 def audit(

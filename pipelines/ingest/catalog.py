@@ -1,6 +1,7 @@
 """The catalogue: one row per scan of an archive, with its label and split if known.
 
     CATALOG/<token>-00000.parquet   rows of contracts.CATALOG
+    CATALOG/inspected-….parquet     with --inspect: what was found of each version of a file, for the next time
     CATALOG/catalog.json            written last: names the parts; a folder without it is not a catalogue
 
 Without labels the listing is streamed, and memory stays bounded whatever the size of the archive. With labels all rows
@@ -11,9 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from secrets import token_hex
 from typing import Any
 
@@ -22,17 +21,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contracts import CATALOG
-from pipelines.decoding.decode import read_header
-from pipelines.decoding.dicom import Header
-from pipelines.decoding.fetch import fetch
-from pipelines.errors import InputError, ScanError
-from pipelines.ingest.catalog_info import MANIFEST, CatalogSettings, catalog_parts, is_catalog
+from pipelines.decoding.version import DECODER_VERSION
+from pipelines.errors import InputError
+from pipelines.ingest.catalog_info import MANIFEST, CatalogSettings, catalog_manifest, catalog_parts, is_catalog
+from pipelines.ingest.inspect import TOLD, inspect, read_inspected, write_inspected
 from pipelines.ingest.inventory import inventory_objects
 from pipelines.ingest.labels import Label, label_from_path, labels_from_file, line_word
 from pipelines.ingest.listing import Listing
 from pipelines.ingest.patients import PatientKeys, People
 from pipelines.ingest.split import assign_splits
-from pipelines.progress import progress
 from pipelines.stop import Stop, never
 from pipelines.storage import Store, open_store
 
@@ -48,7 +45,6 @@ __all__ = [
 
 ROWS_PER_PART = 500_000
 ROWS_PER_TABLE = 65_536
-INSPECT_THREADS = 16
 DEFAULT_TEST_FRACTION = 0.15
 MOST_UNKNOWN = 0.2
 """Share of the labelled films whose patients may be unknown."""
@@ -79,6 +75,8 @@ class CatalogSummary:
     placeholder_ids: int | None
     """Films whose patient id is a placeholder (0, ANON) or stands on an absurd share of the films: their patients count
     as unknown. None if nobody looked."""
+    read_again: int | None
+    """Files that were opened; the others were inspected for the catalogue that lay here before. None: no --inspect."""
     problems: dict[str, int] | None
     """Files that cannot be read, by reason; None without --inspect."""
 
@@ -86,22 +84,27 @@ class CatalogSummary:
 def build_catalog(archive: str, out: str, settings: CatalogSettings, stop: Stop | None = None) -> CatalogSummary:
     """List an archive into a catalogue; `stop` ends it early, and then no catalogue is left.
 
-    Raises `InputError` if the archive or the labels are unusable: nothing to list, or a label without a file.
+    With `settings.inspect` Ray is already initialised; files that were inspected for the catalogue at `out` are not
+    read again.
+    Raises `InputError` if the archive or the labels are unusable: nothing to list, or a label without a file;
+    `StorageError` if files could not be inspected because the store failed.
     """
     stop = stop or never()
     listing = _listing(archive, settings, stop)
     labelled = settings.labels is not None
-    people = People(PatientKeys.from_environment()) if labelled or settings.inspect else None
+    store = open_store(out)
+    work = _Work(settings, store, stop) if labelled or settings.inspect else None
     tables: Iterable[pa.Table] = listing
     if labelled:
-        rows = [row for table in listing for row in table.to_pylist()]
-        if not rows:
+        whole = list(listing)
+        if not whole:
             raise _nothing_in(listing)
-        tables = [_table(_finish(rows, _labels(rows, archive, settings), people, settings, stop))]
+        tables = [pa.concat_tables(whole)]
     elif settings.inspect:
-        tables = (_table(_finish(table.to_pylist(), {}, people, settings, stop)) for table in listing)
+        tables = _rounds(listing)
+    if work:
+        tables = (work.finished(table, archive) for table in tables)
     counter = _Counter()
-    store = open_store(out)
     parts = list(_write_parts(store, counter.counted(tables)))
     if counter.scans == 0:
         raise _nothing_in(listing)
@@ -110,7 +113,8 @@ def build_catalog(archive: str, out: str, settings: CatalogSettings, stop: Stop 
         catalog=store.root,
         ignored=listing.ignored.total,
         ignored_by=listing.ignored.account(),
-        placeholder_ids=people.placeholders if people else None,
+        placeholder_ids=work.people.placeholders if work else None,
+        read_again=work.read if work and settings.inspect else None,
         **counter.totals(labelled=labelled, inspected=settings.inspect),
     )
     manifest = {
@@ -118,9 +122,22 @@ def build_catalog(archive: str, out: str, settings: CatalogSettings, stop: Stop 
         "whole": not (settings.filters or settings.inventory or listing.ignored.hides_files),
         "settings": asdict(settings),
         "summary": asdict(summary),
+        "inspected": work.kept() if work else None,
     }
     _commit(store, manifest, parts)
     return summary
+
+
+def _rounds(listing: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows in tables of about ROWS_PER_PART: each is one piece of work for Ray."""
+    waiting: list[pa.Table] = []
+    for table in listing:
+        waiting.append(table)
+        if sum(part.num_rows for part in waiting) >= ROWS_PER_PART:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _listing(archive: str, settings: CatalogSettings, stop: Stop) -> Listing:
@@ -129,10 +146,6 @@ def _listing(archive: str, settings: CatalogSettings, stop: Stop) -> Listing:
     if settings.inventory:
         listing.objects = inventory_objects(settings.inventory, store, listing.ignored)
     return listing
-
-
-def _table(rows: list[Row]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=CATALOG)
 
 
 def _nothing_in(listing: Listing) -> InputError:
@@ -171,60 +184,71 @@ def _labels(rows: list[Row], archive: str, settings: CatalogSettings) -> dict[st
     return labels
 
 
-def _finish(
-    rows: list[Row], labels: dict[str, Label], people: People | None, settings: CatalogSettings, stop: Stop
-) -> list[Row]:
-    """Fill in these rows from labels and, with --inspect, from headers."""
-    for row in rows:
-        if (label := labels.get(row["uri"])) is not None:
-            row |= {"label": label.label, "subtype": label.subtype, "site": label.site or row["site"]}
-    if people is None:
-        return rows
-    # For the patient a table of labels is trusted more than a header, and a header more than a file name.
-    if settings.labels == "path":
-        _name(rows, labels, people)
-    if settings.inspect:
-        _inspect(rows, people, stop)
-    if settings.labels != "path":
-        _name(rows, labels, people)
-    people.drop_shared([row["uri"] for row in rows])
-    if settings.labels is not None:
-        _assign_splits(rows, labels, people, settings)
-    for row in rows:
-        if patient := people.of.get(row["uri"]):
-            row["patient_key"] = patient.key
-    return rows
+class _Work:
+    """Fills in what labels and, with --inspect, the files themselves tell."""
+
+    def __init__(self, settings: CatalogSettings, store: Store, stop: Stop) -> None:
+        self.settings = settings
+        self.store = store
+        self.stop = stop
+        self.people = People(PatientKeys.from_environment())
+        self.read = 0
+        """Files that were opened."""
+        self._kept: list[str] = []
+        known = read_inspected(store, catalog_manifest(store)) if settings.inspect and is_catalog(store.root) else None
+        self._known = known.usable(self.people.keys) if known else None
+
+    def finished(self, table: pa.Table, archive: str) -> pa.Table:
+        """The rows with all that is known of them."""
+        self.stop.check()
+        rows: list[Row] = table.to_pylist()
+        labels = _labels(rows, archive, self.settings) if self.settings.labels else {}
+        for row in rows:
+            if (label := labels.get(row["uri"])) is not None:
+                row |= {"label": label.label, "subtype": label.subtype, "site": label.site or row["site"]}
+        # For the patient a table of labels is trusted more than a header, and a header more than a file name.
+        if self.settings.labels == "path":
+            _name(rows, labels, self.people)
+        if self.settings.inspect:
+            self._inspect(rows)
+        if self.settings.labels != "path":
+            _name(rows, labels, self.people)
+        self.people.drop_shared([row["uri"] for row in rows])
+        if self.settings.labels is not None:
+            _assign_splits(rows, labels, self.people, self.settings)
+        for row in rows:
+            if patient := self.people.of.get(row["uri"]):
+                row["patient_key"] = patient.key
+        return pa.Table.from_pylist(rows, schema=CATALOG)
+
+    def _inspect(self, rows: list[Row]) -> None:
+        table = pa.Table.from_pylist(rows, schema=CATALOG)
+        found, read = inspect(table, self.people.keys, self.settings.actors, self._known)
+        self.read += read
+        name = f"inspected-{token_hex(4)}-{len(self._kept):05d}.parquet"
+        write_inspected(self.store, name, found)
+        self._kept.append(name)
+        for row, told in zip(rows, found.to_pylist(), strict=True):
+            row |= {column: told[column] for column in TOLD if column != "format"}
+            row["format"] = told["format"] or row["format"]
+            self.people.placeholders += bool(told["placeholder"])
+            if told["patient_key"]:
+                self.people.know(row["uri"], told["patient_key"], told["identity"] or told["patient_key"])
+
+    def kept(self) -> dict[str, Any]:
+        """What catalog.json says of what was inspected, for the next catalogue."""
+        keys = self.people.keys
+        return {
+            "parts": self._kept,
+            "decoder": DECODER_VERSION,
+            "secret": None if keys.is_random else keys.fingerprint(),
+        }
 
 
 def _name(rows: list[Row], labels: dict[str, Label], people: People) -> None:
     for row in rows:
         if (label := labels.get(row["uri"])) is not None:
             people.add(row["uri"], label.patient_id, row["site"])
-
-
-def _inspect(rows: list[Row], people: People, stop: Stop) -> None:
-    """Read every file and fill in its row."""
-
-    def read_into(row: Row) -> Header | None:
-        stop.check()  # each film: when one raises, the pool still goes through those that wait
-        try:
-            data = fetch(row["uri"], row["etag"])
-            row["content_hash"] = blake2b(data, digest_size=16).hexdigest()
-            header = read_header(data)
-        except ScanError as error:
-            row["problem"] = error.reason.value
-            return None
-        tags = header.tags
-        row |= {"format": header.format, "width": header.width, "height": header.height}
-        row |= {"view": tags.view, "modality": tags.modality, "body_part": tags.body_part}
-        row |= {"study_date": header.study_date}
-        return header
-
-    with ThreadPoolExecutor(INSPECT_THREADS) as threads, progress("inspect", len(rows)) as advance:
-        for row, header in zip(rows, threads.map(read_into, rows), strict=True):
-            advance(1)
-            if header:
-                people.add(row["uri"], header.patient_id, getattr(header, "issuer", None) or row["site"])
 
 
 def _assign_splits(rows: list[Row], labels: dict[str, Label], people: People, settings: CatalogSettings) -> None:
@@ -241,7 +265,7 @@ def _assign_splits(rows: list[Row], labels: dict[str, Label], people: People, se
     if test is None:
         test = 0.0 if any(own) else DEFAULT_TEST_FRACTION
     splits = assign_splits(
-        patients=[found.identity if (found := people.of.get(row["uri"])) else str(row["uri"]) for row in films],
+        patients=people.identities([row["uri"] for row in films]),
         strata=[f"{row['label']}/{row['subtype'] or ''}" for row in films],
         kept=[split if split == "test" or settings.labels != "path" else None for split in own],
         fractions={"train": 1 - settings.val_fraction - test, "val": settings.val_fraction, "test": test},
@@ -325,7 +349,8 @@ def _write_part(store: Store, name: str, tables: list[pa.Table]) -> str:
 
 def _commit(store: Store, manifest: dict[str, Any], parts: list[str]) -> None:
     """Name the new parts with one put; then remove those of an earlier catalogue."""
-    old = json.loads(store.get(MANIFEST)).get("parts", []) if store.exists(MANIFEST) else []
+    before = json.loads(store.get(MANIFEST)) if store.exists(MANIFEST) else {}
+    old = [*before.get("parts", []), *(before.get("inspected") or {}).get("parts", [])]
     store.put(MANIFEST, json.dumps({**manifest, "parts": parts}, indent=1).encode())
     for part in old:
         store.delete(part)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.filters import Filters
+from pipelines.pools import ActorLimits
 from pipelines.splits import Patients
 from pipelines.storage import Store, open_store
 
@@ -34,6 +35,8 @@ class CatalogSettings:
     seed: int = 0
     filters: Filters = field(default=Filters())
     """What of the archive is listed."""
+    actors: ActorLimits = field(default=ActorLimits())
+    """How many actors and how much memory --inspect asks the cluster for; GPUs are never used."""
     inventory: str | None = None
     """URI of the manifest.json of an S3 Inventory, to be read instead of listing the bucket."""
 
@@ -54,7 +57,7 @@ def is_catalog(uri: str) -> bool:
 
 def catalog_parts(store: Store) -> list[str]:
     """Names of the parts of the catalogue at a store. Raises `InputError` when there is none."""
-    parts: list[str] = _manifest(store)["parts"]
+    parts: list[str] = catalog_manifest(store)["parts"]
     return parts
 
 
@@ -63,14 +66,14 @@ def catalog_source(store: Store) -> str | None:
 
     Raises `InputError` if there is no catalogue.
     """
-    manifest = _manifest(store)
+    manifest = catalog_manifest(store)
     source = manifest.get("source")
     return source if isinstance(source, str) and manifest.get("whole", True) else None
 
 
 def require_labels(uri: str) -> None:
     """Raise `InputError` unless a catalogue with labelled films lies at this URI."""
-    summary = _manifest(open_store(uri)).get("summary")
+    summary = catalog_manifest(open_store(uri)).get("summary")
     if isinstance(summary, dict) and not summary.get("splits"):
         raise no_labels(uri)
 
@@ -85,7 +88,8 @@ def no_scans(store: Store) -> InputError:
     return InputError(f"{store.root}: no scans here; check the path")
 
 
-def _manifest(store: Store) -> dict[str, Any]:
+def catalog_manifest(store: Store) -> dict[str, Any]:
+    """What catalog.json says. Raises `InputError` when there is none."""
     try:
         value: dict[str, Any] = json.loads(store.get(MANIFEST))
         _ = value["parts"]

@@ -68,8 +68,10 @@ def patient_secret() -> str | None:
 class PatientKeys:
     """Turns raw patient ids into keys with one secret."""
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, *, is_random: bool = False) -> None:
         self._secret = secret
+        self.is_random = is_random
+        """Whether the keys match those of no other catalogue."""
 
     @classmethod
     def from_environment(cls) -> "PatientKeys":
@@ -81,7 +83,7 @@ class PatientKeys:
                 " to a long random text that stays the same and secret",
                 SECRET_VARIABLE,
             )
-        return cls(secret or secrets.token_hex(32))
+        return cls(secret or secrets.token_hex(32), is_random=secret is None)
 
     def key(self, raw_id: str, issuer: str = "") -> str:
         """The key of a raw id, as `issuer` (who gave out the number, else the site) has it: 64 hexadecimal digits."""
@@ -120,6 +122,17 @@ class People:
             return
         identity = f"{issuer}\0{raw_id}" if issuer else raw_id
         self.of[uri] = Person(identity, self.keys.key(raw_id, issuer or ""))
+
+    def know(self, uri: str, key: str, identity: str) -> None:
+        """Note whose film this is by a key that was made elsewhere."""
+        self.of[uri] = Person(identity, key)
+
+    def identities(self, films: Sequence[str]) -> list[str]:
+        """What places each film in a split: equal for the films of one key, the URI where the patient is unknown."""
+        identity: dict[str, str] = {}
+        for person in self.of.values():
+            identity[person.key] = min(identity.get(person.key, person.identity), person.identity)
+        return [identity[found.key] if (found := self.of.get(uri)) else uri for uri in films]
 
     def drop_shared(self, films: Sequence[str]) -> None:
         """Forget the ids that stand on an absurd share of these films."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.capacity import Capacity, NodeType
+from pipelines.ingest import inspect as inspecting
 from pipelines.ingest import prepare
 from pipelines.shards import Stage
 from tests.pipelines.decoding.films import encode, ramp, write
@@ -40,16 +41,24 @@ def kaggle(tmp_path: Path) -> Path:
     return write(tmp_path / "archive", files | junk)
 
 
+def _run_here(_: str, shards: Sequence[dict[str, Any]], stage: Stage) -> Iterator[dict[str, Any]]:
+    assert stage.actors >= 1
+    worker = stage.actor(**stage.settings)
+    for shard in reversed(shards):
+        answer = worker({name: np.array([value]) for name, value in shard.items()})
+        yield {name: values[0] for name, values in answer.items()}
+
+
+@pytest.fixture(autouse=True)
+def _inspect_in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--inspect` without Ray, which is slow to start; except where a test asks for it."""
+    if "ray_session" not in request.fixturenames:
+        monkeypatch.setattr(inspecting, "run_shards", _run_here)
+        monkeypatch.setattr(inspecting, "cluster_capacity", lambda: Capacity(nodes=(NodeType(cpus=2),)))
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The actor called here, shard after shard: most of what prepare does needs no Ray, which is slow to start."""
-
-    def run(_: str, shards: Sequence[dict[str, Any]], stage: Stage) -> Iterator[dict[str, Any]]:
-        assert stage.actors >= 1
-        worker = stage.actor(**stage.settings)
-        for shard in reversed(shards):
-            answer = worker({name: np.array([value]) for name, value in shard.items()})
-            yield {name: values[0] for name, values in answer.items()}
-
-    monkeypatch.setattr(prepare, "run_shards", run)
+    monkeypatch.setattr(prepare, "run_shards", _run_here)
     monkeypatch.setattr(prepare, "cluster_capacity", lambda: Capacity(nodes=(NodeType(cpus=2),)))
