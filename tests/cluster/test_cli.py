@@ -58,6 +58,9 @@ def test_wrong_usage_is_exit_2(rayscan_command: str, args: list[str]) -> None:
     assert shown.stderr != ""
 
 
+LABELLED = ("--labels", "path", "--patients", "unknown")
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     for label in ("NORMAL", "PNEUMONIA"):
@@ -70,7 +73,7 @@ def archive(tmp_path: Path) -> Path:
 
 def test_results_on_stdout_logs_on_stderr(rayscan_command: str, archive: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "catalog")
-    shown = rayscan(rayscan_command, "catalog", str(archive), "--out", out, "--labels", "path", "--json")
+    shown = rayscan(rayscan_command, "catalog", str(archive), "--out", out, *LABELLED, "--json")
     assert shown.returncode == 0, shown.stderr
     summary = json.loads(shown.stdout)
     assert summary["scans"] == 8
@@ -120,9 +123,7 @@ def test_catalog_and_audit_on_a_bucket(rayscan_command: str, archive: Path, tmp_
         store.put(str(path.relative_to(archive)), path.read_bytes())
     catalog, page = f"{bucket}/catalog", str(tmp_path / "audit.html")
     env = s3.environment()
-    made = rayscan(
-        rayscan_command, "catalog", store.root, "--out", catalog, "--labels", "path", "--inspect", "--json", env=env
-    )
+    made = rayscan(rayscan_command, "catalog", store.root, "--out", catalog, *LABELLED, "--inspect", "--json", env=env)
     assert made.returncode == 0, made.stderr
     found = rayscan(rayscan_command, "audit", catalog, "--out", page, "--json", env=env)
     assert found.returncode == 0, found.stderr
