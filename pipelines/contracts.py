@@ -172,6 +172,7 @@ SCORES = pa.schema(
         pa.field("study_date", pa.date32()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),  # more on the reason: which transfer syntax, what kind of object
         pa.field("probability", pa.float32()),  # of pneumonia, calibrated
         pa.field("class_probabilities", pa.list_(pa.float32())),  # in the order of the bundle's classes
         pa.field("prediction", pa.string()),  # one of LABELS, at `operating_point`
@@ -179,6 +180,15 @@ SCORES = pa.schema(
         pa.field("ood_score", pa.float32()),  # distance from the training films in feature space
         pa.field("grey_mean", pa.float32()),  # mean grey level of the decoded film, 0 to 255; used to detect drift
         pa.field("grey_spread", pa.float32()),  # standard deviation of the grey levels
+        # Of the header, see pipelines/decoding/columns.py; null where it says nothing, and for JPEG and PNG.
+        pa.field("view", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("body_part", pa.string()),
+        pa.field("manufacturer", pa.string()),
+        pa.field("device_model", pa.string()),
+        pa.field("age_years", pa.int16()),  # 90 for all who are older
+        pa.field("sex", pa.string()),
+        pa.field("presentation_intent", pa.string()),
         pa.field("decoder_version", pa.string(), nullable=False),  # see pipelines/decoding/version.py
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
@@ -196,6 +206,19 @@ SCORES = pa.schema(
 PARTITIONS = ("model_id", "date")
 PART = pa.schema([field for field in SCORES if field.name not in PARTITIONS])
 """A file of the table: the names of its folders give the partitions."""
+
+IDENTITY_FOLDER = "identity"
+"""Of the scores, apart from the table; see pipelines/scoring/identity.py."""
+IDENTITY = pa.schema(
+    [
+        pa.field("scan_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("study_uid", pa.string(), nullable=False),
+        pa.field("series_uid", pa.string(), nullable=False),
+        pa.field("instance_uid", pa.string(), nullable=False),
+    ]
+)
+"""What leads from a score to its image in the PACS."""
 
 TRIALS = pa.schema(
     [

@@ -51,11 +51,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            whole = module.decode
-            def decode(data, preprocessing):
+            whole = module.open_scan
+            def open_scan(data):
                 _die(data)
-                return whole(data, preprocessing)
-            module.decode = decode
+                return whole(data)
+            module.open_scan = open_scan
         spec.loader.exec_module = exec_module
         return spec
 

@@ -61,6 +61,17 @@ class ScoreOptions:
     include: Include = None
     exclude: Exclude = None
     since: Since = None
+    site: Annotated[str | None, typer.Option(help="Name of the hospital or department of all these scans.")] = None
+    site_from: Annotated[
+        str | None,
+        typer.Option(metavar="N|institution", help="Read the site from the N-th folder below ARCHIVE, or the header."),
+    ] = None
+    no_identity: Annotated[
+        bool, typer.Option("--no-identity", help="Do not keep study, series and image UIDs in SCORES/identity.")
+    ] = False
+    largest_scan: Annotated[
+        str | None, typer.Option(help="Do not fetch larger files than this, e.g. 500MiB (1GiB).")
+    ] = None
     allow_removals: Annotated[
         bool, typer.Option("--allow-removals", help="Mark files as removed even if most of them are gone.")
     ] = False
@@ -148,6 +159,7 @@ def score_settings(options: ScoreOptions, *, names_uris: bool = False) -> "Score
     return ScoreSettings(
         report=not options.no_report,
         names_uris=names_uris,
+        identity=not options.no_identity,
         allow_removals=options.allow_removals,
         filters=parse_filters(options.include, options.exclude, options.since),
         **given(
@@ -157,6 +169,9 @@ def score_settings(options: ScoreOptions, *, names_uris: bool = False) -> "Score
             max_nights=options.max_nights,
             actors=actor_limits(options.min_actors, options.max_actors, options.memory, options.gpus),
             again=reasons(options.again) if options.again else None,
+            site=options.site,
+            site_from=options.site_from,
+            largest_scan=size(options.largest_scan) if options.largest_scan else None,
             wait=seconds(options.wait) if options.wait else None,
             thumbnails=options.thumbnails,
         ),

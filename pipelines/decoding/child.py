@@ -1,8 +1,9 @@
 """A decoder in a child process, for bytes that may crash it, hang it or make it eat memory: that costs one film.
 
 Parent and child talk by length-prefixed messages on the child's standard input and output, one request at a time; a
-round trip adds 0.02 ms. The child watches itself: a request that takes longer than the deadline ends it, even where C
-code holds the interpreter, and so does the end of its input. None outlives its parent by more than a deadline.
+round trip adds 0.02 ms. The child watches itself: a request that takes more processor time than the deadline ends it,
+even where C code holds the interpreter, and so does the end of its input. Time on the clock ends it only after
+PATIENCE deadlines, when it sleeps or its machine is hopeless. None outlives its parent by more than that.
 """
 
 import atexit
@@ -13,24 +14,26 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import IO, Final
 
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
 
 _LENGTH: Final = struct.Struct(">Q")
+PATIENCE: Final = 10
+"""Seconds on the clock for each second of processor time that a request may take."""
 
 
 class DecoderChild:
     """A running `python -m MODULE`, whose `main` calls `serve`."""
 
-    def __init__(self, module: str, *arguments: str, deadline: float, memory: int) -> None:
-        """Start it: `deadline` in seconds for one request, `memory` in bytes of address space."""
+    def __init__(self, module: str, *, deadline: float, memory: int) -> None:
+        """Start it: `deadline` in seconds of processor time for one request, `memory` in bytes of address space."""
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._deadline = deadline
         self._process = subprocess.Popen(  # noqa: S603 (this very Python, a module of our own)
-            [sys.executable, "-P", "-m", module, str(deadline), str(memory), *arguments],
+            [sys.executable, "-P", "-m", module, str(deadline), str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders talk of every fault there
@@ -63,16 +66,15 @@ class DecoderChild:
         self.close()
         if code == -signal.SIGKILL:  # nobody else kills it: the machine ran out of memory
             return Reason.OUT_OF_MEMORY
-        return Reason.TIMED_OUT if code == 1 and seconds >= self._deadline else Reason.CRASHED
+        slept = code == 1 and seconds >= PATIENCE * self._deadline
+        return Reason.TIMED_OUT if code == -signal.SIGPROF or slept else Reason.CRASHED
 
 
 class DecoderChildren:
     """Children of one kind, as many as threads ask at a time. Safe to use from several threads."""
 
-    def __init__(self, module: str, *arguments: str, deadline: float, memory: int) -> None:
-        self._start: Callable[[], DecoderChild] = lambda: DecoderChild(
-            module, *arguments, deadline=deadline, memory=memory
-        )
+    def __init__(self, module: str, *, deadline: float, memory: int) -> None:
+        self._start: Callable[[], DecoderChild] = lambda: DecoderChild(module, deadline=deadline, memory=memory)
         self.idle: list[DecoderChild] = []
 
     def ask(self, data: bytes) -> bytes:
@@ -91,15 +93,14 @@ class DecoderChildren:
             self.idle.pop().close()
 
 
-def serve(answer: Callable[[bytes, Sequence[str]], bytes]) -> None:
+def serve(answer: Callable[[bytes], bytes]) -> None:
     """The child's main: limit this process, then answer requests until the input ends.
 
-    `answer` gets the request and the arguments the child was started with. Decoders that print get nowhere: standard
-    output is the answers' alone.
+    Decoders that print get nowhere: standard output is the answers' alone.
     """
     import resource  # noqa: PLC0415 (only the child limits itself)
 
-    deadline, memory, *arguments = sys.argv[1:]
+    deadline, memory = sys.argv[1:]
     # A child's child, or one of a user with a limit, may not have more than that; asking for it would end this process.
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     allowed = int(memory) if most == resource.RLIM_INFINITY else min(int(memory), most)
@@ -112,9 +113,12 @@ def serve(answer: Callable[[bytes, Sequence[str]], bytes]) -> None:
             data = _receive(sys.stdin.buffer)
         except EOFError:
             return
-        faulthandler.dump_traceback_later(float(deadline), exit=True)
-        _send(answers, answer(data, arguments))
+        # The timer of the process's own time; its signal ends the process, whatever code is running.
+        signal.setitimer(signal.ITIMER_PROF, float(deadline))
+        faulthandler.dump_traceback_later(PATIENCE * float(deadline), exit=True)
+        _send(answers, answer(data))
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _send(stream: IO[bytes], data: bytes) -> None:

@@ -1,10 +1,8 @@
 """From the bytes of a scan to a square of grey levels. The format is told by the content, never by the name.
 
-The order is: header, the gate that judges it, pixels. What is no film, or a film of another part, is not decoded.
 Whatever the bytes are, the outcome is a `Scan` or a `ScanError` with a reason from the closed list.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +16,7 @@ from pipelines.decoding.dicom import DicomScan, Header
 from pipelines.decoding.dicom_file import has_preamble, is_bare_dicom
 from pipelines.decoding.fit import fitted, least_side
 from pipelines.decoding.images import JPEG, PNG, ImageScan
-from pipelines.errors import RejectedScanError, UnreadableScanError
-
-Gate = Callable[[ScanTags], str | None]
-"""Name of the reason to reject a scan by its header, or None: `models.gate.checks.check_tags`."""
+from pipelines.errors import UnreadableScanError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +49,31 @@ def read_header(data: bytes) -> Header:
     return _opened(data, pixels=False).header
 
 
-def decode(data: bytes, preprocessing: Preprocessing, gate: Gate | None = None) -> Scan:
-    """Decode, and fit to the model's square (`fit.py`). Raises `ScanError`.
+def decode(data: bytes, preprocessing: Preprocessing) -> Scan:
+    """Decode and fit into the model's square. Raises `ScanError`."""
+    return open_scan(data).film(preprocessing)
 
-    With a gate, scans whose header it refuses are not decoded.
-    """
-    scan = _opened(data, pixels=True)
-    if gate and (refusal := gate(scan.header.tags)):
-        raise RejectedScanError(Reason(refusal))
-    if isinstance(scan, DicomScan):
-        image = Image.fromarray(scan.grey())
-    else:
-        least = least_side(scan.header.width, scan.header.height, preprocessing)
-        image = scan.grey(least if preprocessing.decode == "dct" else None)
-    return Scan(pixels=fitted(image, preprocessing), header=scan.header)
+
+def open_scan(data: bytes) -> "OpenScan":
+    """The scan with its header read and its pixels still coded. Raises `ScanError`."""
+    return OpenScan(_opened(data, pixels=True))
+
+
+class OpenScan:
+    """A scan whose header can be judged before its pixels are decoded."""
+
+    def __init__(self, scan: DicomScan | ImageScan) -> None:
+        self.header = scan.header
+        self._scan = scan
+
+    def film(self, preprocessing: Preprocessing) -> Scan:
+        """Decode and fit into the model's square. Raises `UnreadableScanError`."""
+        if isinstance(self._scan, DicomScan):
+            image = Image.fromarray(self._scan.grey())
+        else:
+            draft = least_side(self.header.width, self.header.height, preprocessing)
+            image = self._scan.grey(draft if preprocessing.decode == "dct" else None)
+        return Scan(pixels=fitted(image, preprocessing), header=self.header)
 
 
 def _opened(data: bytes, *, pixels: bool) -> DicomScan | ImageScan:

@@ -13,8 +13,9 @@ import pydicom
 
 from models.gate.checks import ScanTags
 from pipelines.contracts import Reason
+from pipelines.decoding.columns import HeaderColumns, Identity, read_columns, read_identity
 from pipelines.decoding.dicom_file import MALFORMED, parse, sop_class
-from pipelines.decoding.elements import code, day, items, text, whole
+from pipelines.decoding.elements import code, items, text, whole
 from pipelines.decoding.objects import refuse_other_objects
 from pipelines.decoding.stored import is_grey, read_stored
 from pipelines.decoding.windowing import shown
@@ -32,9 +33,19 @@ class Header:
     width: int
     height: int
     tags: ScanTags = field(default_factory=ScanTags)
-    study_date: date | None = None
+    columns: HeaderColumns = field(default_factory=HeaderColumns)
+    institution: str | None = field(default=None, repr=False)
+    """InstitutionName, for those who take the site from it."""
     patient_id: str | None = field(default=None, repr=False)
     """Raw, in memory only: it is written as an HMAC or not at all."""
+    issuer: str | None = field(default=None, repr=False)
+    """IssuerOfPatientID: whose number that is."""
+    identity: Identity | None = field(default=None, repr=False)
+
+    @property
+    def study_date(self) -> date | None:
+        """The day of the study."""
+        return self.columns.study_date
 
 
 class DicomScan:
@@ -82,7 +93,12 @@ def _header(dataset: pydicom.Dataset) -> Header:
             view_code=next((code(item, "CodeValue") for item in items(dataset, "ViewCodeSequence")), None),
             orientation=text(dataset, "PatientOrientation"),
         )
-        patient_id, study_date = text(dataset, "PatientID"), day(dataset, "StudyDate")
+        texts = {
+            "institution": code(dataset, "InstitutionName"),
+            "patient_id": text(dataset, "PatientID"),
+            "issuer": text(dataset, "IssuerOfPatientID"),
+        }
+        columns, identity = read_columns(dataset), read_identity(dataset)
     except MALFORMED:
         raise UnreadableScanError(Reason.CORRUPT) from None
     if width is None or height is None:
@@ -91,4 +107,4 @@ def _header(dataset: pydicom.Dataset) -> Header:
         raise UnreadableScanError(Reason.NO_PIXELS)
     if width * height > MAX_PIXELS:
         raise UnreadableScanError(Reason.TOO_LARGE, f"{width} x {height} pixels")
-    return Header(format="dicom", width=width, height=height, tags=tags, study_date=study_date, patient_id=patient_id)
+    return Header(format="dicom", width=width, height=height, tags=tags, columns=columns, identity=identity, **texts)

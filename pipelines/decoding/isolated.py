@@ -1,67 +1,66 @@
-"""Decode a film in a child process: for shards that lost a worker, where any film may be the one that killed it."""
+"""Read a film in a child process: for shards that lost a worker, where any film may be the one that killed it.
+
+The child fetches the scan as well, so that a file too large for a machine's memory costs the child, too.
+"""
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Final
 
 import numpy as np
 
-from models.gate.checks import ScanTags
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.decoding.child import DecoderChildren, serve
-from pipelines.decoding.decode import Scan, decode
-from pipelines.decoding.dicom import Header
+from pipelines.decoding.film import FilmResult, ReadSettings, read_film
 from pipelines.errors import UnreadableScanError
+from pipelines.provenance import Provenance
 
 DEADLINE: Final = 60.0
-"""Seconds for one film."""
+"""Seconds of processor time for one film: a busy machine condemns none."""
 MEMORY: Final = 4 << 30
 """Bytes of address space: several times what the largest film takes."""
 
 
-class IsolatedDecoder:
-    """`decode`, in children that a film may end. Close it to end the idle ones."""
+class IsolatedReader:
+    """`read_film`, in children that a film may end. Close it to end the idle ones."""
 
-    def __init__(self, preprocessing: Preprocessing, *, deadline: float = DEADLINE, memory: int = MEMORY) -> None:
-        self._side = preprocessing.film_size
-        self._children = DecoderChildren(
-            "pipelines.decoding.isolated", json.dumps(asdict(preprocessing)), deadline=deadline, memory=memory
-        )
+    def __init__(self, settings: ReadSettings, *, deadline: float = DEADLINE, memory: int = MEMORY) -> None:
+        self._side = settings.preprocessing.film_size
+        # With each request, not among the child's arguments: those anyone on the machine can read.
+        self._settings = asdict(settings)
+        self._children = DecoderChildren("pipelines.decoding.isolated", deadline=deadline, memory=memory)
 
-    def __call__(self, data: bytes) -> Scan:
-        """As `decode`, and raises `UnreadableScanError` (crashed, timed_out, out_of_memory) for a deadly film.
-
-        The header has format, size and tags only.
-        """
-        head, _, pixels = self._children.ask(data).partition(b"\n")
-        answer = json.loads(head)
-        if "reason" in answer:
-            raise UnreadableScanError(Reason(answer["reason"]))
-        return Scan(
-            pixels=np.frombuffer(pixels, dtype=np.uint8).reshape(self._side, self._side),
-            header=Header(**{**answer, "tags": ScanTags(**answer["tags"])}),
-        )
+    def __call__(self, uri: str, etag: str, size: int) -> FilmResult:
+        """As `read_film`; a deadly film has the reason crashed, timed_out or out_of_memory."""
+        request = {"uri": uri, "etag": etag, "size": size, "settings": self._settings}
+        try:
+            answer = self._children.ask(json.dumps(request).encode())
+        except UnreadableScanError as error:
+            return FilmResult(reason=error.reason)
+        head, _, pixels = answer.partition(b"\n")
+        values = json.loads(head)
+        if not values["decoded"]:
+            return FilmResult.from_json(values, None)
+        return FilmResult.from_json(values, np.frombuffer(pixels, dtype=np.uint8).reshape(self._side, self._side))
 
     def close(self) -> None:
         """End the children."""
         self._children.close()
 
 
-def _answer(data: bytes, arguments: Sequence[str]) -> bytes:
-    """The child: one line of JSON, the reason or the header; then the grey levels."""
-    preprocessing = Preprocessing(**json.loads(arguments[0]))
+def _answer(request: bytes) -> bytes:
+    """The child: one line of JSON, the result without its pixels; then the grey levels."""
+    asked = json.loads(request)
+    settings = asked.pop("settings")
+    settings["preprocessing"] = Preprocessing(**settings["preprocessing"])
+    settings["provenance"] = Provenance(**settings["provenance"])
     try:
-        scan = decode(data, preprocessing)
-    except UnreadableScanError as error:
-        return json.dumps({"reason": error.reason.value}).encode()
+        film = read_film(**asked, settings=ReadSettings(**settings))
     except MemoryError:
-        return json.dumps({"reason": Reason.OUT_OF_MEMORY.value}).encode()
-    header = scan.header
-    answer = {"format": header.format, "width": header.width, "height": header.height, "tags": asdict(header.tags)}
-    return json.dumps(answer).encode() + b"\n" + scan.pixels.tobytes()
+        film = FilmResult(reason=Reason.OUT_OF_MEMORY)
+    return film.to_json().encode() + b"\n" + (b"" if film.pixels is None else film.pixels.tobytes())
 
 
 if __name__ == "__main__":

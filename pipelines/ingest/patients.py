@@ -1,8 +1,6 @@
 """The patient of a film: the raw id, in memory only, and the key that may be written.
 
-patient_key = HMAC-SHA256(secret, issuer NUL raw id). Equal keys show that two films are of one patient, but not of
-which patient; without the secret, not even by trying all ids. The issuer is who gave out the number, else the site, so
-that the equal numbers of two hospitals stay two people.
+The key is that of `pipelines/provenance.py`, which scoring uses, too.
 """
 
 import hmac
@@ -17,6 +15,7 @@ from pathlib import PurePosixPath
 
 from pipelines.decoding.placeholders import is_placeholder, is_shared
 from pipelines.errors import InputError
+from pipelines.provenance import patient_key
 
 SECRET_VARIABLE = "RAYSCAN_PATIENT_SECRET"  # noqa: S105 (the name of a variable)
 
@@ -87,7 +86,7 @@ class PatientKeys:
 
     def key(self, raw_id: str, issuer: str = "") -> str:
         """The key of a raw id, as `issuer` (who gave out the number, else the site) has it: 64 hexadecimal digits."""
-        return hmac.digest(self._secret.encode(), f"{issuer}\0{raw_id}".encode(), "sha256").hex()
+        return patient_key(self._secret, raw_id, issuer)
 
     def fingerprint(self) -> str:
         """Tells two secrets apart, and neither."""

@@ -10,59 +10,48 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from models.gate.checks import check_pixels, check_tags
-from models.spec import Preprocessing
-from models.statistics.fingerprint import grey_statistics
 from pipelines.contracts import Reason
-from pipelines.decoding.decode import Scan, decode
-from pipelines.decoding.fetch import fetch
-from pipelines.decoding.isolated import IsolatedDecoder
-from pipelines.errors import IncompleteError, ScanError
+from pipelines.decoding.film import FilmResult, ReadSettings, read_film
+from pipelines.decoding.isolated import IsolatedReader
+from pipelines.errors import IncompleteError
 from pipelines.scoring.quarantine import Quarantine, Refusal, StoreDownError
 
 AHEAD: Final = 48
 """Films read ahead of inference, at least; bounds an actor's memory."""
 MOST_THREADS: Final = 64
+SLOTS: Final = 2
+"""Films decoded at a time by an actor, which has one core: while one holds the interpreter's lock, one decodes."""
 FAILURES_IN_A_ROW: Final = 32
 """Consecutive scans that the store fails to deliver before the run stops."""
 _STORE_FAILS: Final = {Reason.STORAGE_ERROR, Reason.ACCESS_DENIED}
 
-Decoder = Callable[[bytes], Scan]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilmResult:
-    """The result of fetching and decoding one scan: pixels, or the reason there are none."""
-
-    pixels: npt.NDArray[np.uint8] | None = None
-    reason: Reason | None = None
-    grey: tuple[float, float] | None = None
-    """Mean and standard deviation of the grey levels, if the film was decoded."""
-    size: int = 0
-    """Bytes fetched."""
-    fetch_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    told: str = ""
-    """What the store said if it did not deliver the scan; empty for a scan in quarantine, which was not asked for."""
+Reader = Callable[[str, str, int], FilmResult]
+"""Of a scan's URI, etag and bytes."""
 
 
 class FilmReader:
     """Reads the films of shards in as many threads as keep a core busy.
 
-    Decoders release the interpreter's lock, so a few threads fill a core while the store answers quickly. If the caller
-    waited for films while the core was idle, the next shard gets twice the threads, up to MOST_THREADS.
+    Threads wait for the store; of those whose bytes have come, only `slots` decode at a time, which a core can do. If
+    the caller waited for films while the core was idle, the next shard gets twice the threads, up to MOST_THREADS.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, threads: int, quarantine: Quarantine | None = None) -> None:
+    def __init__(
+        self,
+        settings: ReadSettings,
+        *,
+        threads: int,
+        slots: int = SLOTS,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self.threads = threads
-        self._preprocessing = preprocessing
+        self._settings = settings
+        self._slots = BoundedSemaphore(slots)
         self._quarantine = quarantine
         self._refusals: list[Refusal] = []
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch-decode")
@@ -70,7 +59,7 @@ class FilmReader:
     def read(self, rows: pa.Table) -> Iterator[FilmResult]:
         """The films of a plan's rows, in their order. Raises `IncompleteError` if the store keeps failing."""
         started, cpu, waited = time.perf_counter(), time.process_time(), 0.0
-        for film, seconds in self._ahead(self._pool, self._decode, rows, max(AHEAD, 2 * self.threads)):
+        for film, seconds in self._ahead(self._pool, self._read_here, rows, max(AHEAD, 2 * self.threads)):
             waited += seconds
             yield film
         elapsed = time.perf_counter() - started
@@ -83,17 +72,17 @@ class FilmReader:
     def read_isolated(self, rows: pa.Table) -> Iterator[FilmResult]:
         """`read`, but films are decoded one by one in a child process, which a film may kill."""
         with (
-            closing(IsolatedDecoder(self._preprocessing)) as decoder,
+            closing(IsolatedReader(self._settings)) as reader,
             ThreadPoolExecutor(1, thread_name_prefix="isolated") as pool,
         ):
-            for film, _ in self._ahead(pool, decoder, rows, AHEAD):
+            for film, _ in self._ahead(pool, reader, rows, AHEAD):
                 yield film
 
-    def _decode(self, data: bytes) -> Scan:
-        return decode(data, self._preprocessing)
+    def _read_here(self, uri: str, etag: str, size: int) -> FilmResult:
+        return read_film(uri, etag, size, self._settings, self._slots)
 
     def _ahead(
-        self, pool: ThreadPoolExecutor, decoder: Decoder, rows: pa.Table, ahead: int
+        self, pool: ThreadPoolExecutor, reader: Reader, rows: pa.Table, ahead: int
     ) -> Iterator[tuple[FilmResult, float]]:
         """Films in order, with the seconds the caller waited for each, while the next `ahead` films are in work."""
         waiting: deque[tuple[str, Future[FilmResult]]] = deque()
@@ -106,8 +95,8 @@ class FilmReader:
             return film, time.perf_counter() - started
 
         try:
-            for uri, etag in zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True):
-                waiting.append((uri, pool.submit(self._read, uri, etag, decoder)))
+            for uri, etag, size in zip(*(rows[name].to_pylist() for name in ("uri", "etag", "size")), strict=True):
+                waiting.append((uri, pool.submit(self._read, reader, uri, etag, size)))
                 if len(waiting) > ahead:
                     yield take()
             while waiting:
@@ -116,9 +105,9 @@ class FilmReader:
             for _, future in waiting:
                 future.cancel()
 
-    def _read(self, uri: str, etag: str, decoder: Decoder) -> FilmResult:
+    def _read(self, reader: Reader, uri: str, etag: str, size: int) -> FilmResult:
         corner = self._quarantine and self._quarantine.corner_of(uri)
-        return FilmResult(reason=corner.reason) if corner else read_film(uri, etag, decoder)
+        return FilmResult(reason=corner.reason) if corner else reader(uri, etag, size)
 
     def _watch(self, uri: str, film: FilmResult) -> None:
         """Count refusals in a row, across shards, since a shard may hold fewer scans than FAILURES_IN_A_ROW."""
@@ -137,36 +126,6 @@ class FilmReader:
         except StoreDownError as error:
             raise IncompleteError(_failing(self._refusals)) from error
         self._refusals.clear()
-
-
-def read_film(uri: str, etag: str, decoder: Decoder) -> FilmResult:
-    """Fetch, decode and check one scan. A fault in the scan or in fetching it becomes the film's reason."""
-    pixels, grey, reason, size, told = None, None, None, 0, ""
-    started = fetched = time.perf_counter()
-    try:
-        data = fetch(uri, etag)
-        size = len(data)
-        fetched = time.perf_counter()
-        scan = decoder(data)
-        grey = grey_statistics(scan.pixels)
-        refusal = check_tags(scan.tags) or check_pixels(scan.pixels)
-        reason, pixels = (Reason(refusal), None) if refusal else (None, scan.pixels)
-    except ScanError as error:
-        reason = error.reason
-        if reason in _STORE_FAILS:  # what a decoder says of a file may quote it
-            told = str(error.__cause__).removeprefix(f"{uri}: ")
-    ended = time.perf_counter()
-    if not size:  # the fetch failed or returned nothing
-        fetched = ended
-    return FilmResult(
-        pixels=pixels,
-        reason=reason,
-        grey=grey,
-        size=size,
-        fetch_seconds=fetched - started,
-        decode_seconds=ended - fetched,
-        told=told,
-    )
 
 
 def _failing(refusals: list[Refusal]) -> str:

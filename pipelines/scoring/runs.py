@@ -33,10 +33,13 @@ from models.messages import first_line
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.capacity import cluster_capacity
+from pipelines.decoding.film import ReadSettings
 from pipelines.errors import AccessError, ClusterError, IncompleteError, NotFoundError, RayscanError, StorageError
+from pipelines.ingest.patients import patient_secret
 from pipelines.pages.page_file import put_page
 from pipelines.pools import check_memory
 from pipelines.progress import progress
+from pipelines.provenance import Provenance
 from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
 from pipelines.scoring.commits import GroupCommits, take_in
 from pipelines.scoring.layout import LARGEST_BLOCK, Layout, choose_layout, gpus_wanted
@@ -366,8 +369,8 @@ def _stopped_in_order(job: _Job, plan: Plan, under_way: Set[int]) -> Iterator[No
 
 def _stages(job: _Job, plan: Plan, layout: Layout, reporter: Reporter) -> list[Stage]:
     shared = {"scores": job.store.root, "plan": plan}
-    reading = {**shared, "reporter": reporter}
-    writing = {**shared, "layout": layout, "precision": job.settings.precision}
+    reading = {**shared, "read": _reading(job, plan), "reporter": reporter}
+    writing = {**shared, "layout": layout, "precision": job.settings.precision, "identity": job.settings.identity}
     infer, read, gpus, memory = layout.actors, layout.decoders, layout.gpus_per_actor, layout.memory
     if layout.is_split:
         return [
@@ -385,6 +388,14 @@ def _stages(job: _Job, plan: Plan, layout: Layout, reporter: Reporter) -> list[S
             memory=memory,
         )
     ]
+
+
+def _reading(job: _Job, plan: Plan) -> ReadSettings:
+    settings = job.settings
+    provenance = Provenance(site=settings.site, site_from=settings.site_from, root=plan.source, secret=patient_secret())
+    return ReadSettings(
+        preprocessing=job.bundle.spec.preprocessing, provenance=provenance, largest=settings.largest_scan
+    )
 
 
 def _once(open_session: Callable[[], object]) -> Callable[[], None]:

@@ -10,13 +10,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.bundle import Bundle
 from models.gate.checks import check_distance
@@ -24,10 +25,13 @@ from models.statistics.calibration import Calibration, called_positive
 from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, PART, STATUS_OF_REASON, Reason, Status
+from pipelines.decoding.columns import COLUMNS
+from pipelines.decoding.film import FilmResult, ReadSettings
 from pipelines.decoding.version import DECODER_VERSION
 from pipelines.errors import BundleError
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, no_death
-from pipelines.scoring.films import FilmReader, FilmResult
+from pipelines.scoring.films import FilmReader
+from pipelines.scoring.identity import write_identity
 from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.quarantine import Quarantine
@@ -51,8 +55,8 @@ class Verdict:
     """Calibrated class probabilities, in the order of the bundle's classes."""
     distance: float | None = None
     """Distance from the training films in feature space."""
-    grey: tuple[float, float] | None = None
-    """Mean and standard deviation of the grey levels."""
+    film: FilmResult = field(default=FilmResult())
+    """What was read, without its pixels."""
 
 
 class ScoreShard:
@@ -64,10 +68,12 @@ class ScoreShard:
         plan: Plan,
         layout: Layout,
         precision: "Precision | None" = None,
+        read: ReadSettings | None = None,
+        identity: bool = True,
         reporter: Reporter = SILENT,
     ) -> None:
-        self.reading = _Reading(scores, plan, reporter)
-        self.writing = _Writing(scores, plan, layout, precision)
+        self.reading = _Reading(scores, plan, read, reporter)
+        self.writing = _Writing(scores, plan, layout, precision, identity)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Takes one row `shard`, returns one summary row; the scores go straight into the part."""
@@ -79,8 +85,8 @@ class ScoreShard:
 class ReadShard:
     """Fetches and decodes, for `InferShard`."""
 
-    def __init__(self, scores: str, plan: Plan, reporter: Reporter = SILENT) -> None:
-        self.reading = _Reading(scores, plan, reporter)
+    def __init__(self, scores: str, plan: Plan, read: ReadSettings | None = None, reporter: Reporter = SILENT) -> None:
+        self.reading = _Reading(scores, plan, read, reporter)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Takes one row `shard`; returns one row: the grey levels of its films, concatenated, and their fields.
@@ -96,17 +102,24 @@ class ReadShard:
                 for film in films:
                     if film.pixels is not None:
                         pixels.append(film.pixels.tobytes())
-                    fields.append({**asdict(replace(film, pixels=None)), "decoded": film.pixels is not None})
+                    fields.append(film.to_json())
         return {"shard": [shard], "pixels": [b"".join(pixels)], "films": [json.dumps(fields)]}
 
 
 class InferShard:
     """Infers the films from `ReadShard`, and writes."""
 
-    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None" = None) -> None:
+    def __init__(
+        self,
+        scores: str,
+        plan: Plan,
+        layout: Layout,
+        precision: "Precision | None" = None,
+        identity: bool = True,
+    ) -> None:
         self.store = Store(scores)
         self.plan = plan
-        self.writing = _Writing(scores, plan, layout, precision)
+        self.writing = _Writing(scores, plan, layout, precision, identity)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Takes one row of `ReadShard`, returns one summary row."""
@@ -121,12 +134,13 @@ class InferShard:
 class _Reading:
     """The half of the work that needs the archive."""
 
-    def __init__(self, scores: str, plan: Plan, reporter: Reporter) -> None:
+    def __init__(self, scores: str, plan: Plan, read: ReadSettings | None, reporter: Reporter) -> None:
         self.store = Store(scores)
         self.plan = plan
         self.reporter = reporter
         self.quarantine = Quarantine(self.store, plan)
-        self.reader = FilmReader(_bundle(plan).spec.preprocessing, threads=THREADS, quarantine=self.quarantine)
+        settings = read or ReadSettings(preprocessing=_bundle(plan).spec.preprocessing)
+        self.reader = FilmReader(settings, threads=THREADS, quarantine=self.quarantine)
 
     def begin(self, shard: int) -> tuple[pa.Table, Iterator[FilmResult] | None]:
         """The rows of a shard and their films; None instead of films if the part is already written.
@@ -149,12 +163,13 @@ class _Reading:
 class _Writing:
     """The half of the work that needs the model."""
 
-    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None") -> None:
+    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None", identity: bool) -> None:
         from models.engines.choice import CPU_BATCH, GPU_BATCH, load_engine  # noqa: PLC0415 (not in the driver)
 
         self.store = Store(scores)
         self.plan = plan
         bundle = _bundle(plan)
+        self.identity = identity
         self.calibration = bundle.calibration
         self.limit = bundle.distance_limit()
         self.side = bundle.spec.preprocessing.film_size
@@ -172,6 +187,8 @@ class _Writing:
         read, verdicts, infer_seconds = infer(films, self.engine, self.batch, self.limit)
         started = time.perf_counter()
         scored = to_scores(rows, verdicts, self.plan, shard, self.calibration)
+        if self.identity:
+            write_identity(self.store, self.plan, shard, rows, read)
         summary["part_bytes"] = write_part(self.store, self.plan, shard, scored).size
         measured = {
             "bytes": sum(film.size for film in read),
@@ -229,17 +246,25 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
     probabilities = [None if v.classes is None else float(1.0 - v.classes[0]) for v in verdicts]
     n = rows.num_rows
     columns = {
-        **{name: rows[name] for name in ("scan_id", "uri", "etag", "site", "patient_key", "study_date")},
+        **{name: rows[name] for name in ("scan_id", "uri", "etag")},
+        # A catalogue, which a person may have mended, is believed before the header.
+        "site": pc.coalesce(rows["site"], pa.array([v.film.site for v in verdicts], pa.string())),
+        "patient_key": pc.coalesce(rows["patient_key"], pa.array([v.film.patient_key for v in verdicts], pa.string())),
+        "study_date": pc.coalesce(
+            rows["study_date"], pa.array([v.film.columns.study_date for v in verdicts], pa.date32())
+        ),
+        **{name: [getattr(v.film.columns, name) for v in verdicts] for name in COLUMNS if name != "study_date"},
         "supersedes": rows["supersedes"],
         "status": [v.status.value for v in verdicts],
         "reason": [v.reason and v.reason.value for v in verdicts],
+        "detail": [v.film.detail or None for v in verdicts],
         "probability": probabilities,
         "class_probabilities": [None if v.classes is None else v.classes.tolist() for v in verdicts],
         "prediction": [None if p is None else LABELS[int(called_positive(p, threshold))] for p in probabilities],
         "operating_point": [None if p is None else plan.operating_point for p in probabilities],
         "ood_score": [v.distance for v in verdicts],
-        "grey_mean": [v.grey and v.grey[0] for v in verdicts],
-        "grey_spread": [v.grey and v.grey[1] for v in verdicts],
+        "grey_mean": [v.film.grey and v.film.grey[0] for v in verdicts],
+        "grey_spread": [v.film.grey and v.film.grey[1] for v in verdicts],
         "decoder_version": [DECODER_VERSION] * n,
         "run_id": [plan.run_id] * n,
         "shard": [shard] * n,
@@ -261,13 +286,12 @@ def _verdict(film: FilmResult, limit: float, classes: npt.NDArray[np.float32] | 
     refusal = check_distance(distance, limit)
     reason = Reason(refusal) if refusal else film.reason
     status = Status.SCORED if reason is None else STATUS_OF_REASON[reason]
-    return Verdict(status, reason, None if refusal else classes, known, film.grey)
+    return Verdict(status, reason, None if refusal else classes, known, replace(film, pixels=None))
 
 
-def _handed_over(fields: list[dict[str, Any]], pixels: bytes, side: int) -> Iterator[FilmResult]:
+def _handed_over(fields: list[str], pixels: bytes, side: int) -> Iterator[FilmResult]:
     grey = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, side, side)
     decoded = iter(grey)
-    for film in fields:
-        has_pixels, reason = film.pop("decoded"), film.pop("reason")
-        known = {**film, "grey": film["grey"] and tuple(film["grey"]), "reason": reason and Reason(reason)}
-        yield FilmResult(**{**known, "pixels": next(decoded) if has_pixels else None})
+    for text in fields:
+        values = json.loads(text)
+        yield FilmResult.from_json(values, next(decoded) if values["decoded"] else None)

@@ -13,6 +13,7 @@ from models.statistics.calibration import Calibration
 from pipelines.ingest.filters import Filters
 from pipelines.pages.page_file import check_thumbnails
 from pipelines.pools import ActorLimits
+from pipelines.provenance import check_site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,14 @@ class ScoreSettings:
     """Mark files as removed even if more than half of those known are no longer listed."""
     filters: Filters = field(default=Filters())
     """What of an archive is listed."""
+    site: str | None = None
+    """The site of scans whose catalogue names none."""
+    site_from: str | None = None
+    """Where it stands instead: `institution` of the header, or the number of a folder below the archive, from 1."""
+    identity: bool = True
+    """Keep the unique identifiers of DICOM scans, apart from the scores: `pipelines/scoring/identity.py`."""
+    largest_scan: int = 1 << 30
+    """Bytes of the largest file that is fetched; a larger one is `too_large`."""
     wait: float = 0.0
     """Seconds to wait for another run with this model on the same scores."""
     report: bool = True
@@ -50,7 +59,8 @@ class ScoreSettings:
         if self.precision is not None and self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}; choose {' or '.join(PRECISIONS)}")
         check_thumbnails(self.thumbnails)
-        for name, low in (("max_nights", 1), ("wait", 0)):
+        check_site(self.site, self.site_from)
+        for name, low in (("max_nights", 1), ("wait", 0), ("largest_scan", 1)):
             value = getattr(self, name)
             if value < low:
                 raise InputError(f"{name}={value} is out of range; choose {low} or more")

@@ -1,4 +1,4 @@
-"""Erases patients, or single films, from the scores: from the table, from its older versions and from the plans.
+"""Erases patients, or single films, from the scores: the table, its older versions, the plans and the identifiers.
 
 The parts that hold their rows are written again without them, and all of these come into the table in one version.
 Then every file that left the table, now or before, and holds such a row is deleted: no `query --as-of` finds it.
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.contracts import PART
+from pipelines.contracts import IDENTITY_FOLDER, PART
 from pipelines.errors import InputError, NotFoundError
 from pipelines.storage import Store, open_store
 from pipelines.table.compact import put_merged
@@ -47,6 +47,8 @@ class Erasure:
     older_files: int
     """Files of older versions, and of runs that died, that were deleted."""
     plan_rows: int
+    identity_rows: int
+    """Unique identifiers of their images, in SCORES/identity."""
     still_named: list[str] = field(default_factory=list)
     """Keys under runs/ whose content still names a film or a patient: remove them, or make the reports again."""
     notice: str = NOTICE
@@ -86,6 +88,7 @@ def erase(
         runs = [info.key for chunk in store.list("runs") for info in chunk]
         _refuse_unfinished(store, runs)
         plans = [key for key in runs if key.endswith(".parquet")]
+        identities = [info.key for chunk in store.list(IDENTITY_FOLDER) for info in chunk]
         table = open_table(store, conditional=conditional)
         found = _find(store, table, plans, keys, set(uris))
         if not agreed(len(found.uris), found.rows):
@@ -99,7 +102,8 @@ def erase(
             rows=found.rows,
             parts=len(found.parts),
             older_files=older,
-            plan_rows=sum(_erase_plan(store, key, found.uris) for key in plans),
+            plan_rows=sum(_erase_rows(store, key, found.uris) for key in plans),
+            identity_rows=sum(_erase_rows(store, key, found.uris) for key in identities),
             still_named=sorted(_naming(store, [key for key in runs if key not in plans], found.uris | keys)),
         )
 
@@ -161,7 +165,7 @@ def _remove_older(table: ScoresTable, uris: set[str]) -> int:
     return len(doomed)
 
 
-def _erase_plan(store: Store, key: str, uris: set[str]) -> int:
+def _erase_rows(store: Store, key: str, uris: set[str]) -> int:
     rows = pq.read_table(pa.BufferReader(store.get(key)))
     rest = rows.filter(pc.invert(_is_in(rows["uri"], uris)))
     if rest.num_rows < rows.num_rows:

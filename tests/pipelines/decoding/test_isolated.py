@@ -1,9 +1,9 @@
-"""Films decoded in a child: the same pixels as in place, and deadly ones cost only themselves."""
+"""Films read in a child: the same pixels as in place, and deadly ones cost only themselves."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,44 +12,72 @@ import pytest
 
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
-from pipelines.decoding.decode import decode
-from pipelines.decoding.isolated import IsolatedDecoder
-from pipelines.errors import UnreadableScanError
+from pipelines.decoding.film import FilmResult, ReadSettings, read_film
+from pipelines.decoding.isolated import IsolatedReader
 from pipelines.phantom import broken_files, dicom_bytes, encode
+from pipelines.provenance import Provenance
+from pipelines.storage import open_store
 from tests.deadly import DEADLY, deadly_environment
 
-SMALL = Preprocessing(size=64)
+SMALL = ReadSettings(
+    preprocessing=Preprocessing(size=64), provenance=Provenance(site="north", secret="long enough to be one")
+)
 FILM = np.random.default_rng(0).integers(0, 255, (90, 80), dtype=np.uint8)
+Scan = tuple[str, str, int]
 
 
 @pytest.fixture
-def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
+def stored(tmp_path: Path) -> Callable[[bytes], Scan]:
+    """Puts bytes into an archive and gives URI, etag and size of the scan."""
+    store = open_store(str(tmp_path / "archive"))
+
+    def put(data: bytes) -> Scan:
+        store.put("scan", data)
+        return store.uri("scan"), store.head("scan").etag, len(data)
+
+    return put
+
+
+@pytest.fixture
+def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedReader]:
     monkeypatch.setenv("PYTHONPATH", "")
-    decoder = IsolatedDecoder(SMALL, deadline=5, memory=3 << 30)
-    yield decoder
-    decoder.close()
+    reader = IsolatedReader(SMALL, deadline=5, memory=3 << 30)
+    yield reader
+    reader.close()
 
 
-@pytest.mark.parametrize("data", [encode(FILM, "jpeg"), encode(FILM, "png"), dicom_bytes(FILM, view="PA")])
-def test_a_film_decodes_as_it_does_in_place(isolated: IsolatedDecoder, data: bytes) -> None:
-    here, there = decode(data, SMALL), isolated(data)
-    assert (there.pixels == here.pixels).all()
-    assert there.tags == here.tags
-    assert (there.header.width, there.header.height, there.header.format) == (80, 90, here.header.format)
+def comparable(film: FilmResult) -> dict[str, object]:
+    values = {**vars(film), "fetch_seconds": 0.0, "decode_seconds": 0.0, "pixels": None}
+    return {**values, "film": None if film.pixels is None else film.pixels.tolist()}
+
+
+@pytest.mark.parametrize("data", [encode(FILM, "jpeg"), encode(FILM, "png"), dicom_bytes(FILM, view="LL")])
+def test_a_film_is_read_as_it_is_in_place(
+    isolated: IsolatedReader, stored: Callable[[bytes], Scan], data: bytes
+) -> None:
+    scan = stored(data)
+    assert comparable(isolated(*scan)) == comparable(read_film(*scan, SMALL))
 
 
 @pytest.mark.parametrize("name", sorted(broken_files(1)))
-def test_a_broken_file_has_the_same_reason(isolated: IsolatedDecoder, name: str) -> None:
-    data = broken_files(1)[name]
+def test_a_broken_file_has_the_same_reason(
+    isolated: IsolatedReader, stored: Callable[[bytes], Scan], name: str
+) -> None:
+    scan = stored(broken_files(1)[name])
+    film = isolated(*scan)
+    assert film.reason is not None
+    assert comparable(film) == comparable(read_film(*scan, SMALL))
 
-    def outcome(decoder: object) -> str:
-        try:
-            decoder(data)  # type: ignore[operator]
-        except UnreadableScanError as error:
-            return error.reason
-        return "film"
 
-    assert outcome(isolated) == outcome(lambda data: decode(data, SMALL))
+def test_what_the_store_says_is_told(isolated: IsolatedReader, stored: Callable[[bytes], Scan]) -> None:
+    uri, _, size = stored(encode(FILM, "png"))
+    assert isolated(uri, "another", size).reason is Reason.CHANGED
+    assert isolated(uri + "x", "none", size).reason is Reason.VANISHED
+
+
+def test_a_file_larger_than_any_film_is_not_fetched(isolated: IsolatedReader) -> None:
+    film = isolated("file:///nowhere/huge.dcm", "etag", 3 << 30)
+    assert (film.reason, film.detail, film.size) == (Reason.TOO_LARGE, "3.0 GiB", 0)
 
 
 @pytest.mark.parametrize(
@@ -65,34 +93,46 @@ def test_a_broken_file_has_the_same_reason(isolated: IsolatedDecoder, name: str)
     ],
 )
 def test_a_deadly_film_is_named_and_the_next_is_fine(
-    kind: str, reason: Reason, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, reason: Reason, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: Callable[[bytes], Scan]
 ) -> None:
     monkeypatch.syspath_prepend(str(deadly_environment(tmp_path)))
-    isolated = IsolatedDecoder(SMALL, deadline=2, memory=3 << 30)
-    with pytest.raises(UnreadableScanError) as caught:
-        isolated(DEADLY[kind])
-    assert caught.value.reason is reason
-    assert isolated(encode(FILM, "png")).pixels.shape == (64, 64)
+    isolated = IsolatedReader(SMALL, deadline=0.5 if kind == "hang_in_c" else 2, memory=3 << 30)
+    assert isolated(*stored(DEADLY[kind])).reason is reason
+    assert isolated(*stored(encode(FILM, "png"))).size
     isolated.close()
     assert not [child for child in psutil.Process().children() if "pipelines.decoding.isolated" in child.cmdline()]
 
 
-def test_a_hanging_child_outlives_its_parent_by_a_deadline_at_most(tmp_path: Path) -> None:
+def test_the_secret_of_the_patients_is_not_among_the_arguments_of_a_child(isolated: IsolatedReader) -> None:
+    child = isolated._children._start()
+    assert "long enough" not in " ".join(psutil.Process(child._process.pid).cmdline())
+    child.close()
+
+
+def test_a_hanging_child_outlives_its_parent_by_a_deadline_at_most(
+    tmp_path: Path, stored: Callable[[bytes], Scan]
+) -> None:
+    uri, etag, size = stored(DEADLY["hang"])
     folder = deadly_environment(tmp_path)
     script = (
         "from models.spec import Preprocessing\n"
-        "from pipelines.decoding.isolated import IsolatedDecoder\n"
-        "from tests.deadly import DEADLY\n"
+        "import json, sys\n"
+        "from dataclasses import asdict\n"
+        "from pipelines.decoding.film import ReadSettings\n"
+        "from pipelines.decoding.isolated import IsolatedReader\n"
         "import os, threading\n"
-        "decoder = IsolatedDecoder(Preprocessing(size=64), deadline=3, memory=3 << 30)\n"
+        "settings = ReadSettings(preprocessing=Preprocessing(size=64))\n"
+        "decoder = IsolatedReader(settings, deadline=3, memory=3 << 30)\n"
         "print(decoder._children._start()._process.pid, flush=True)\n"
         "child = decoder._children._start()\n"
         "print(child._process.pid, flush=True)\n"
-        "threading.Thread(target=child.ask, args=(DEADLY['hang'],), daemon=True).start()\n"
+        "asked = {'uri': sys.argv[1], 'etag': sys.argv[2], 'size': int(sys.argv[3]), 'settings': asdict(settings)}\n"
+        "threading.Thread(target=child.ask, args=(json.dumps(asked).encode(),), daemon=True).start()\n"
         "threading.Event().wait()\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{Path.cwd()}"}
-    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", script, uri, etag, str(size)]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert parent.stdout
     children = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
     parent.kill()

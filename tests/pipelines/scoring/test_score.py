@@ -1,10 +1,10 @@
 """From the bytes of a scan to its row, without Ray. The oracle is the slow way: decode, engine, one film at a time."""
 
+import json
 import struct
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from datetime import date
 from io import BytesIO
 from pathlib import Path
@@ -22,14 +22,16 @@ from models.engines.engine import Inference
 from models.spec import Preprocessing
 from models.statistics.calibration import Calibration
 from pipelines.contracts import PART, PLAN, STATUS_OF_REASON, Reason, Status
-from pipelines.decoding.decode import Scan, decode
+from pipelines.decoding import film as film_module
+from pipelines.decoding.decode import decode
+from pipelines.decoding.film import FilmResult, ReadSettings, read_film
 from pipelines.errors import BundleError, IncompleteError
 from pipelines.ingest.listing import list_archive
 from pipelines.phantom import broken_files, dicom_bytes, encode
 from pipelines.phantom import film as draw_film
-from pipelines.scoring import films as films_module
+from pipelines.provenance import Provenance, patient_key
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers, take_back
-from pipelines.scoring.films import FAILURES_IN_A_ROW, FilmReader, FilmResult, read_film
+from pipelines.scoring.films import FAILURES_IN_A_ROW, FilmReader
 from pipelines.scoring.layout import choose_layout
 from pipelines.scoring.plan import Plan, make_plan, read_shard
 from pipelines.scoring.score import InferShard, ReadShard, ScoreShard, Verdict, infer, to_scores
@@ -62,11 +64,11 @@ def engine(model: Bundle) -> Engine:
 
 @pytest.fixture(scope="module")
 def reader(model: Bundle) -> FilmReader:
-    return FilmReader(model.spec.preprocessing, threads=4)
+    return FilmReader(reads(model), threads=4)
 
 
-def reads(model: Bundle) -> Callable[[bytes], Scan]:
-    return lambda data: decode(data, model.spec.preprocessing)
+def reads(model: Bundle) -> ReadSettings:
+    return ReadSettings(preprocessing=model.spec.preprocessing)
 
 
 def listed(store: Store) -> pa.Table:
@@ -177,8 +179,19 @@ class TestReasons:
         dataset.save_as(out)
         return out.getvalue()
 
+    @staticmethod
+    def _of_class(uid: str) -> bytes:
+        dataset = pydicom.dcmread(BytesIO(dicom_bytes(PIXELS)))
+        dataset.SOPClassUID = uid
+        del dataset.PresentationIntentType
+        out = BytesIO()
+        dataset.save_as(out)
+        return out.getvalue()
+
     @pytest.fixture
-    def scans(self, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Reason, tuple[str, str]]:
+    def scans(
+        self, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> dict[Reason, tuple[str, str, int]]:
         """Reason -> URI and etag of a scan."""
         store, damaged = open_store(str(tmp_path)), broken_files(2)
         good = dicom_bytes(PIXELS)
@@ -190,6 +203,8 @@ class TestReasons:
             Reason.NO_PIXELS: damaged["zero_size.png"],
             Reason.TOO_LARGE: self._huge_png(),
             Reason.UNSUPPORTED: self._two_frames(),
+            Reason.NOT_IMAGE: self._of_class("1.2.840.10008.5.1.4.1.1.88.11"),
+            Reason.FOR_PROCESSING: self._of_class("1.2.840.10008.5.1.4.1.1.1.1.1"),
             Reason.NOT_XRAY: dicom_bytes(PIXELS, modality="CT"),
             Reason.NOT_CHEST: dicom_bytes(PIXELS, body_part="HIP"),
             Reason.NOT_FRONTAL: dicom_bytes(PIXELS, view="LL"),
@@ -202,7 +217,7 @@ class TestReasons:
         for reason, data in contents.items():
             key = f"{reason.value}/scan"
             store.put(key, data)
-            scans[reason] = (store.uri(key), store.head(key).etag)
+            scans[reason] = (store.uri(key), store.head(key).etag, store.head(key).size)
         store.delete("vanished/scan")
         store.put("changed/scan", dicom_bytes(255 - PIXELS))
         store.delete("storage_error/scan")
@@ -210,11 +225,11 @@ class TestReasons:
         (tmp_path / "storage_error").write_text("a file where the path has a folder")
         remote = open_store(s3.bucket())
         remote.put("scan", good)
-        scans[Reason.ACCESS_DENIED] = (remote.uri("scan"), remote.head("scan").etag)
+        scans[Reason.ACCESS_DENIED] = (remote.uri("scan"), remote.head("scan").etag, len(good))
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         return scans
 
-    def test_each_reason_is_told(self, scans: dict[Reason, tuple[str, str]], model: Bundle) -> None:
+    def test_each_reason_is_told(self, scans: dict[Reason, tuple[str, str, int]], model: Bundle) -> None:
         assert set(scans) == set(Reason) - ISOLATED - SEEN - AFTERWARDS
         films = {reason: read_film(*scan, reads(model)) for reason, scan in scans.items()}
         assert {reason: film.reason for reason, film in films.items()} == {reason: reason for reason in scans}
@@ -234,15 +249,16 @@ class TestReasons:
         told = {}
         for reason, pixels in shown.items():
             store.put("scan", dicom_bytes(np.ascontiguousarray(pixels), body_part=""))
-            etag = store.head("scan").etag
-            told[reason] = read_film(store.uri("scan"), etag, lambda data: decode(data, Preprocessing(size=128)))
+            scan = store.head("scan")
+            settings = ReadSettings(preprocessing=Preprocessing(size=128))
+            told[reason] = read_film(store.uri("scan"), scan.etag, scan.size, settings)
         assert {reason: film.reason for reason, film in told.items()} == {reason: reason for reason in shown}
         assert {reason for reason, film in told.items() if film.pixels is not None} == {None}
 
     def test_each_becomes_a_row(
-        self, scans: dict[Reason, tuple[str, str]], model: Bundle, engine: Engine, reader: FilmReader
+        self, scans: dict[Reason, tuple[str, str, int]], model: Bundle, engine: Engine, reader: FilmReader
     ) -> None:
-        rows = pa.Table.from_pylist([{"uri": uri, "etag": etag} for uri, etag in scans.values()])
+        rows = pa.Table.from_pylist([dict(zip(("uri", "etag", "size"), scan, strict=True)) for scan in scans.values()])
         _, verdicts, seconds = infer(reader.read(rows), engine, 4)
         told = [(verdict.status, verdict.reason, verdict.classes) for verdict in verdicts]
         assert told == [(STATUS_OF_REASON[reason], reason, None) for reason in scans]
@@ -383,14 +399,14 @@ def test_a_store_that_fails_again_and_again_stops_the_run(
 ) -> None:
     remote = open_store(s3.bucket())
     uris = [remote.uri(f"{number}.png") for number in range(3 * FAILURES_IN_A_ROW)]
-    rows = pa.table({"uri": uris, "etag": ["e"] * len(uris)})
+    rows = pa.table({"uri": uris, "etag": ["e"] * len(uris), "size": [1] * len(uris)})
     assert {film.reason for film in reader.read(rows)} == {Reason.VANISHED}, "files that are gone are no failing store"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     _kept_store.cache_clear()
     line = rf"{FAILURES_IN_A_ROW} scans in a row .*access_denied.*credentials"
     with pytest.raises(IncompleteError, match=line):
         list(reader.read(rows))
-    small = FilmReader(model.spec.preprocessing, threads=4)
+    small = FilmReader(reads(model), threads=4)
     list(small.read(rows.slice(0, FAILURES_IN_A_ROW - 1)))
     with pytest.raises(IncompleteError, match=line):  # small shards make it no quieter
         list(small.read(rows.slice(0, 1)))
@@ -403,13 +419,13 @@ def test_a_store_that_answers_slowly_gets_more_threads(model: Bundle, monkeypatc
         pause.wait(0.02)
         return FILM
 
-    rows = pa.table({"uri": ["file:///x"] * 64, "etag": ["e"] * 64})
-    reader = FilmReader(model.spec.preprocessing, threads=2)
-    monkeypatch.setattr(films_module, "fetch", slow)
+    rows = pa.table({"uri": ["file:///x"] * 64, "etag": ["e"] * 64, "size": [1] * 64})
+    reader = FilmReader(reads(model), threads=2)
+    monkeypatch.setattr(film_module, "fetch", slow)
     assert all(film.pixels is not None for film in reader.read(rows))
     assert reader.threads == 4
-    monkeypatch.setattr(films_module, "fetch", lambda uri, etag: FILM)
-    busy = FilmReader(model.spec.preprocessing, threads=2)
+    monkeypatch.setattr(film_module, "fetch", lambda uri, etag: FILM)
+    busy = FilmReader(reads(model), threads=2)
     for film in busy.read(rows):
         assert film.pixels is not None
         sum(range(200_000))  # the taker is the slow one
@@ -448,6 +464,38 @@ def test_with_more_classes_the_probability_is_that_of_any_disease(plan: Plan, ar
     assert row["prediction"] == "PNEUMONIA"
 
 
+def test_what_the_header_says_goes_into_the_row_and_identifiers_lie_apart(
+    tmp_path: Path, bundle: Path, model: Bundle
+) -> None:
+    archive, scores = open_store(str(tmp_path / "archive")), open_store(str(tmp_path / "scores"))
+    archive.put("north/film.dcm", dicom_bytes(PIXELS, patient_id="PHANTOM-0007"))
+    archive.put("south/report.dcm", TestReasons._of_class("1.2.840.10008.5.1.4.1.1.88.11"))
+    archive.put("south/film.png", encode(PIXELS, "png"))
+    plan = make_plan(
+        scores, source=archive.root, bundle=str(bundle), model_id=model.model_id, operating_point="balanced"
+    )
+    provenance = Provenance(site_from="1", root=plan.source, secret="a secret of some length")
+    read = ReadSettings(preprocessing=model.spec.preprocessing, provenance=provenance)
+    for identity, files in ((False, 0), (True, 1)):
+        actor = ScoreShard(scores.root, plan, choose_layout(1, 0, 1), read=read, identity=identity)
+        actor({"shard": np.array([0])})
+        rows = pq.read_table(pa.BufferReader(scores.get(part_key(plan, 0)))).to_pylist()
+        kept = [info.key for chunk in scores.list("identity") for info in chunk]
+        assert len(kept) == files
+        if not identity:
+            scores.delete(part_key(plan, 0))
+    film, png, report = sorted(rows, key=lambda row: row["uri"])
+    assert (film["site"], film["view"], film["modality"], film["study_date"]) == ("north", "PA", "DX", date(2024, 1, 1))
+    assert (film["sex"], film["age_years"], film["presentation_intent"]) == ("O", 90, "FOR PRESENTATION")
+    assert film["patient_key"] == patient_key("a secret of some length", "PHANTOM-0007", "north")
+    assert (report["status"], report["reason"], report["detail"]) == ("rejected", "not_image", "Basic Text SR")
+    assert (png["site"], png["patient_key"], png["view"]) == ("south", None, None)
+    (kept,) = pq.read_table(pa.BufferReader(scores.get(kept[0]))).to_pylist()
+    header = pydicom.dcmread(BytesIO(archive.get("north/film.dcm")))
+    assert (kept["scan_id"], kept["instance_uid"]) == (film["scan_id"], header.SOPInstanceUID)
+    assert header.StudyInstanceUID not in json.dumps(rows, default=str)
+
+
 def test_what_the_catalogue_knows_goes_into_the_row(plan: Plan) -> None:
     known = {"site": "north", "patient_key": "5e" * 32, "study_date": date(2026, 1, 1)}
     row = {"scan_id": "s", "uri": "u", "etag": "e", "size": 1, "supersedes": True, "shard": 3, **known}
@@ -458,12 +506,10 @@ def test_what_the_catalogue_knows_goes_into_the_row(plan: Plan) -> None:
     assert (score["shard"], score["status"], score["reason"], score["supersedes"]) == (3, "failed", "vanished", True)
 
 
-def test_a_film_keeps_no_text_of_its_header(archive: Store, model: Bundle) -> None:
-    film = read_film(archive.uri("hip.dcm"), archive.head("hip.dcm").etag, reads(model))
-    assert film == FilmResult(
-        reason=Reason.NOT_CHEST,
-        grey=film.grey,
-        size=film.size,
-        fetch_seconds=film.fetch_seconds,
-        decode_seconds=film.decode_seconds,
-    )
+def test_of_a_header_only_known_words_are_kept(archive: Store, model: Bundle) -> None:
+    hip = archive.head("hip.dcm")
+    film = read_film(archive.uri("hip.dcm"), hip.etag, hip.size, reads(model))
+    assert (film.reason, film.pixels, film.grey) == (Reason.NOT_CHEST, None, None)
+    assert (film.columns.body_part, film.columns.modality, film.patient_key) == ("HIP", "DX", None)
+    assert "PHANTOM" not in repr(film)
+    assert FilmResult.from_json(json.loads(film.to_json()), None) == film

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.contracts import PLAN
+from pipelines.contracts import IDENTITY, PLAN
 from pipelines.errors import InputError
 from pipelines.storage import Store, open_store
 from pipelines.table.compact import compact
@@ -42,6 +42,10 @@ def write_run(store: Store, run: str, rows: list[dict[str, Any]], model: str) ->
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(planned, schema=PLAN), sink)
     store.put(f"runs/{run}/plan/00000.parquet", sink.getvalue().to_pybytes())
+    known = [{name: f"{name} of {row['uri']}" for name in IDENTITY.names} | {"uri": row["uri"]} for row in rows]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(known, schema=IDENTITY), sink)
+    store.put(f"identity/model_id={model}/date=2026-01-01/{run}-00000.parquet", sink.getvalue().to_pybytes())
     store.put(f"runs/{run}/plan.json", json.dumps({"run_id": run, "model_id": model}).encode())
     store.put(f"runs/{run}/run.json", json.dumps({"run_id": run, "model_id": model}).encode())
     commit_part(store, run, 0, rows, model_id=model)
@@ -75,7 +79,7 @@ def test_a_patient_is_nowhere_afterwards(scores: Store, tmp_path: Path) -> None:
     compact(scores.root)
     put_part(scores, "dead", 0, [score_row("s3://h/anna2", patient_key=ANNA)])  # of a run that died before its commit
     done = erased(scores, patients=[ANNA])
-    assert (done.films, done.rows, done.plan_rows, done.still_named) == (2, 3, 3, [])
+    assert (done.films, done.rows, done.plan_rows, done.identity_rows, done.still_named) == (2, 3, 3, 3, [])
     assert uris(scores) == ["s3://h/ben1", "s3://h/ben1", "s3://h/ben2", "s3://h/nobody"]
     left = everything(scores, tmp_path / "rayscan-cache")
     assert b"s3://h/ben1" in left
