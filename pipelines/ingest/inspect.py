@@ -96,15 +96,15 @@ class InspectFiles:
             header = read_header(data)
         except ScanError as error:
             return {**found, "problem": error.reason.value}
-        tags = header.tags
+        known = header.columns
         found |= {"format": header.format, "width": header.width, "height": header.height}
-        found |= {"view": tags.view, "modality": tags.modality, "body_part": tags.body_part}
+        found |= {"view": known.view, "modality": known.modality, "body_part": known.body_part}
         found |= {"study_date": header.study_date}
         if not header.patient_id:
             return found
         if is_placeholder(header.patient_id):
             return {**found, "placeholder": True}
-        issuer = getattr(header, "issuer", None) or row["site"] or ""
+        issuer = header.issuer or row["site"] or ""
         found["patient_key"] = self.keys.key(header.patient_id, issuer)
         if self.keys.is_random:
             found["identity"] = blake2b(f"{issuer}\0{header.patient_id}".encode(), digest_size=16).hexdigest()
