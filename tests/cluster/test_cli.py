@@ -84,8 +84,8 @@ def test_results_on_stdout_logs_on_stderr(rayscan_command: str, archive: Path, t
 def test_a_job_file_fills_in_what_flags_leave_out(rayscan_command: str, archive: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text(
-        f'[catalog]\narchive = "{archive}"\nout = "{tmp_path}/from-file"\nlabels = "path"\nval-fraction = 0.5\n'
-        "[score]\nshard-size = 1\n"
+        f'[catalog]\narchive = "{archive}"\nout = "{tmp_path}/from-file"\nlabels = "path"\n'
+        "patients = 'unknown'\nval-fraction = 0.5\n[score]\nshard-size = 1\n"
     )
     shown = rayscan(rayscan_command, "catalog", "--config", str(job), "--out", str(tmp_path / "from-flag"), "--json")
     assert shown.returncode == 0, shown.stderr
