@@ -70,7 +70,8 @@ def stored_bits(words: Samples, dataset: Dataset) -> Samples:
     low = max(0, min(stored if high is None else high + 1, allocated) - stored)
     if low:
         words = words >> low
-    if stored < allocated:
+    # Looking for bits above is a quarter of the work of masking them, and few films have any.
+    if stored < allocated and words.size and int(words.max()) >> stored:
         words = words & words.dtype.type((1 << stored) - 1)
     return signed(words, stored) if whole(dataset, "PixelRepresentation") == 1 else words
 

@@ -42,9 +42,7 @@ def shown(stored: Stored, dataset: Dataset) -> npt.NDArray[np.uint8]:
 
     Raises `UnreadableScanError`, and `FloatingPointError` where the header's numbers overflow.
     """
-    low, high = int(stored.min()), int(stored.max())
-    if high - low >= _VALUES:
-        raise UnreadableScanError(Reason.UNSUPPORTED, "values of more than 16 bits")
+    low, high = _range(stored)
     values = np.arange(low, high + 1)
     # Raised, since NumPy would otherwise warn and go on with a film that is all white.
     with np.errstate(over="raise", divide="raise", invalid="raise"):
@@ -57,6 +55,17 @@ def shown(stored: Stored, dataset: Dataset) -> npt.NDArray[np.uint8]:
     table = np.zeros(_VALUES, dtype=np.uint8)
     table[values.astype(np.uint16)] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     return table[stored.view(np.uint16) if stored.dtype.itemsize == 2 else stored.astype(np.uint16)]
+
+
+def _range(stored: Stored) -> tuple[int, int]:
+    """The values that can occur: all of 16 bits, without looking at four million pixels; of 32 bits those that do."""
+    if stored.dtype.itemsize <= 2:
+        limits = np.iinfo(stored.dtype)
+        return int(limits.min), int(limits.max)
+    low, high = int(stored.min()), int(stored.max())
+    if high - low >= _VALUES:
+        raise UnreadableScanError(Reason.UNSUPPORTED, "values of more than 16 bits")
+    return low, high
 
 
 def _presentation(stored: npt.NDArray[np.int64], film: Stored, dataset: Dataset) -> Values:
@@ -85,16 +94,15 @@ def _modality(stored: npt.NDArray[np.int64], dataset: Dataset) -> Values:
 
 def _ends(stored: npt.NDArray[np.int64], values: Values, film: Stored, dataset: Dataset) -> tuple[float, float]:
     """Lowest and highest value of the film, padding aside."""
-    padding = _padding(dataset)
-    if padding is None:
-        return float(values.min()), float(values.max())
-    # Which values the film really holds: the ends of the range are the padding's as a rule.
-    counts = np.zeros(_VALUES, dtype=bool)
-    counts[film.view(np.uint16) if film.dtype.itemsize == 2 else film.astype(np.uint16)] = True
-    kept = values[counts[stored.astype(np.uint16)] & ~padding.among(stored)]
-    if kept.size == 0:
-        return float(values.min()), float(values.max())
-    return float(kept.min()), float(kept.max())
+    first = int(stored[0])
+    among = values[int(film.min()) - first : int(film.max()) - first + 1]
+    if padding := _padding(dataset):
+        # Which values the film really holds: the ends of the range are the padding's as a rule.
+        there = np.zeros(_VALUES, dtype=bool)
+        there[film.view(np.uint16) if film.dtype.itemsize == 2 else film.astype(np.uint16)] = True
+        kept = values[there[stored.astype(np.uint16)] & ~padding.among(stored)]
+        among = kept if kept.size else among
+    return float(among.min()), float(among.max())
 
 
 def _padding(dataset: Dataset) -> _Padding | None:

@@ -1,0 +1,107 @@
+"""Processor time for one film of a hospital's size, by transfer syntax, against a bare loop with the best decoder.
+
+The bare loop knows its file: it finds the frame with pydicom, decodes it with imagecodecs, looks the window up in a
+table and resizes. What rayscan adds is everything that a strange file needs.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from io import BytesIO
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import uid
+from pydicom.dataset import FileDataset
+from pydicom.encaps import get_frame
+
+from models.spec import Preprocessing
+from pipelines.decoding.decode import decode
+from tests.pipelines.decoding.films import compressed, dataset, saved
+
+HEIGHT, WIDTH, SIDE = 2500, 2048, 224
+ROUNDS = 9
+ALLOWED = 1.1
+
+
+def film() -> npt.NDArray[np.uint16]:
+    """12-bit values with smooth structure and a detector's noise."""
+    down, across = np.mgrid[0:HEIGHT, 0:WIDTH]
+    smooth = (np.sin(across / 300) * np.cos(down / 400) + 1) * 1900
+    return (smooth + np.random.default_rng(0).normal(0, 20, (HEIGHT, WIDTH))).clip(0, 4095).astype(np.uint16)
+
+
+Frame = Callable[[pydicom.Dataset, bytes], npt.NDArray[np.integer]]
+
+
+def cases(values: npt.NDArray[np.uint16]) -> dict[str, tuple[bytes, Frame]]:
+    """Name -> a file, and the best way to its values."""
+
+    def twelve() -> FileDataset:
+        return dataset(values, BitsStored=12, HighBit=11, WindowCenter=2048, WindowWidth=4096)
+
+    def of(codec: Callable[[bytes], npt.NDArray[np.integer]]) -> Frame:
+        return lambda header, _: codec(get_frame(header.PixelData, 0, number_of_frames=1))
+
+    size = values.nbytes
+    rle = twelve()
+    rle.compress(uid.RLELossless)
+    frames = {
+        "JPEG lossless": (uid.JPEGLosslessSV1, imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=12)),
+        "JPEG Extended": (uid.JPEGExtended12Bit, imagecodecs.jpeg8_encode(values, level=95, bitspersample=12)),
+        "JPEG-LS": (uid.JPEGLSLossless, imagecodecs.jpegls_encode(values)),
+        "JPEG 2000": (
+            uid.JPEG2000Lossless,
+            imagecodecs.jpeg2k_encode(values, level=0, codecformat="J2K", bitspersample=12, reversible=True),
+        ),
+        "HTJ2K": (uid.HTJ2KLossless, imagecodecs.htj2k_encode(values, reversible=True)),
+    }
+    decoders = {
+        "JPEG lossless": imagecodecs.jpeg8_decode,
+        "JPEG Extended": imagecodecs.jpeg8_decode,
+        "JPEG-LS": imagecodecs.jpegls_decode,
+        "JPEG 2000": imagecodecs.jpeg2k_decode,
+        "HTJ2K": imagecodecs.htj2k_decode,
+    }
+    return {
+        "explicit little endian": (saved(twelve()), lambda header, _: np.frombuffer(header.PixelData, "<u2")),
+        "RLE": (
+            saved(rle),
+            of(lambda frame: np.frombuffer(imagecodecs.dicomrle_decode(frame, np.dtype("<u2"), out=size), "<u2")),
+        ),
+        **{name: (compressed(twelve(), frame, syntax), of(decoders[name])) for name, (syntax, frame) in frames.items()},
+    }
+
+
+def bare(data: bytes, frame: Frame) -> npt.NDArray[np.uint8]:
+    header = pydicom.dcmread(BytesIO(data))
+    values = frame(header, data).reshape(header.Rows, header.Columns)
+    center, width = float(header.WindowCenter), float(header.WindowWidth)
+    levels = np.clip((np.arange(65536) - (center - 0.5)) / (width - 1) + 0.5, 0, 1) * 255
+    grey = np.rint(levels).astype(np.uint8)[values]
+    return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.bench
+def test_decoding_costs_what_the_codec_costs() -> None:
+    preprocessing = Preprocessing(size=SIDE, decode="exact")
+    ratios = {}
+    for name, (data, frame) in cases(film()).items():
+        assert np.abs(decode(data, preprocessing).pixels.astype(int) - bare(data, frame)).max() <= 1
+        ours, theirs = [], []
+        for _ in range(ROUNDS):  # in turns, so that what the machine does else falls on both
+            for spent, work in (
+                (ours, lambda: decode(data, preprocessing)),  # noqa: B023 (called at once)
+                (theirs, lambda: bare(data, frame)),  # noqa: B023
+            ):
+                started = time.process_time()
+                work()
+                spent.append(time.process_time() - started)
+        mine, best = statistics.median(ours), statistics.median(theirs)
+        ratios[name] = mine / best
+        print(f"{name:>22}: {1e3 * mine:6.1f} CPU-ms, bare loop {1e3 * best:6.1f}, ratio {ratios[name]:.2f}")
+    assert {name: round(ratio, 2) for name, ratio in ratios.items() if ratio > ALLOWED} == {}
