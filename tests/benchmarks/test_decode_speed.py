@@ -5,9 +5,12 @@ table and resizes. What rayscan adds is everything that a strange file needs.
 """
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -105,3 +108,30 @@ def test_decoding_costs_what_the_codec_costs() -> None:
         ratios[name] = mine / best
         print(f"{name:>22}: {1e3 * mine:6.1f} CPU-ms, bare loop {1e3 * best:6.1f}, ratio {ratios[name]:.2f}")
     assert {name: round(ratio, 2) for name, ratio in ratios.items() if ratio > ALLOWED} == {}
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("name", sorted(cases(np.zeros((8, 8), np.uint16))))
+def test_a_film_takes_at_most_four_times_its_pixels_of_memory(name: str, tmp_path: Path) -> None:
+    """Of 16 megapixels, in a process of its own: what its peak rises by, the file's own bytes aside."""
+    values = np.tile(film(), (2, 2))[:4096, :4096]
+    data, _ = cases(values)[name]
+    (tmp_path / "film").write_bytes(data)
+    script = (
+        "from models.spec import Preprocessing\n"
+        "from pipelines.decoding.decode import decode\n"
+        "def kilobytes(name):\n"
+        "    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(name))\n"
+        f"small = decode(open({str(tmp_path / 'small')!r}, 'rb').read(), Preprocessing(size={SIDE}))\n"
+        f"data = open({str(tmp_path / 'film')!r}, 'rb').read()\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak starts anew: a fork inherits its parent's
+        "before = kilobytes('VmRSS')\n"
+        f"decode(data, Preprocessing(size={SIDE}))\n"
+        "print(kilobytes('VmHWM') - before)\n"
+    )
+    (tmp_path / "small").write_bytes(cases(values[:64, :64])[name][0])
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    share = int(told) * 1024 / values.nbytes
+    print(f"{name:>22}: {share:.1f} times the pixels' bytes")
+    # OpenJPEG decodes into 32 bits a pixel, and holds the wavelet's coefficients beside them.
+    assert share <= (4.5 if name == "JPEG 2000" else 4)
