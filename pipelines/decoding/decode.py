@@ -3,7 +3,7 @@
 Whatever the bytes are, the outcome is a `Scan` or a `ScanError` with a reason from the closed list.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ class Scan:
 
     pixels: npt.NDArray[np.uint8]
     """Grey levels [size, size], dense tissue bright."""
+    judged: npt.NDArray[np.uint8]
+    """The same as the gate knows films: squashed, not harmonised, which hides a negative and a missing half."""
     header: Header
 
     @property
@@ -73,7 +75,10 @@ class OpenScan:
         else:
             draft = least_side(self.header.width, self.header.height, preprocessing)
             image = self._scan.grey(draft if preprocessing.decode == "dct" else None)
-        return Scan(pixels=fitted(image, preprocessing), header=self.header)
+        pixels = judged = fitted(image, preprocessing)
+        if preprocessing.fit != "squash" or preprocessing.harmonise is not None:
+            judged = fitted(image, replace(preprocessing, fit="squash", harmonise=None))
+        return Scan(pixels=pixels, judged=judged, header=self.header)
 
 
 def _opened(data: bytes, *, pixels: bool) -> DicomScan | ImageScan:

@@ -112,10 +112,10 @@ def _decoded(data: bytes, uri: str, settings: ReadSettings, fetched: FilmResult)
         key = None if unknown else settings.provenance.patient_of(scan.header, site)
         found |= {"columns": scan.header.columns, "identity": scan.header.identity, "site": site, "patient_key": key}
         _refuse(check_tags(scan.header.tags))
-        pixels = scan.film(settings.preprocessing).pixels
-        found["grey"] = grey_statistics(pixels)
-        _refuse(check_pixels(pixels))
-        found["pixels"] = pixels
+        film = scan.film(settings.preprocessing)
+        found["grey"] = grey_statistics(film.pixels)
+        _refuse(check_pixels(film.judged))
+        found["pixels"] = film.pixels
     except ScanError as error:
         found |= {"reason": error.reason, "detail": error.detail}
     return replace(fetched, **found, decode_seconds=time.perf_counter() - started)

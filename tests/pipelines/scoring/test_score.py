@@ -8,6 +8,7 @@ from collections import Counter
 from datetime import date
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -254,6 +255,16 @@ class TestReasons:
             told[reason] = read_film(store.uri("scan"), scan.etag, scan.size, settings)
         assert {reason: film.reason for reason, film in told.items()} == {reason: reason for reason in shown}
         assert {reason for reason, film in told.items() if film.pixels is not None} == {None}
+
+    @pytest.mark.parametrize("how", [{"harmonise": 1.2}, {"fit": "crop"}, {"fit": "letterbox"}], ids=str)
+    def test_the_gate_sees_films_as_it_knows_them(self, tmp_path: Path, how: dict[str, Any]) -> None:
+        store = open_store(str(tmp_path))
+        film, _ = draw_film(np.random.default_rng(4), opacity=False, size=200)
+        for reason, pixels in {None: film, Reason.INVERTED: 255 - film, Reason.CROPPED: film[:, :100]}.items():
+            store.put("scan", encode(np.ascontiguousarray(pixels), "png"))
+            scan = store.head("scan")
+            settings = ReadSettings(preprocessing=Preprocessing(size=128, **how))
+            assert read_film(store.uri("scan"), scan.etag, scan.size, settings).reason is reason
 
     def test_each_becomes_a_row(
         self, scans: dict[Reason, tuple[str, str, int]], model: Bundle, engine: Engine, reader: FilmReader
