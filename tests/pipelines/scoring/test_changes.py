@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts import CATALOG, STATUS_OF_REASON, Reason, scan_id
+from pipelines.decoding.version import DECODER_VERSION
 from pipelines.errors import InputError
 from pipelines.ingest.catalog import build_catalog
 from pipelines.ingest.catalog_info import CatalogSettings
@@ -42,7 +43,7 @@ def planned(out: Store, plan: Plan) -> dict[str, bool]:
     return {row["uri"].rpartition("/")[2]: row["supersedes"] for row in rows}
 
 
-def finish(out: Store, plan: Plan, outcomes: dict[str, str], decoder: str = "1") -> None:
+def finish(out: Store, plan: Plan, outcomes: dict[str, str], decoder: str = DECODER_VERSION) -> None:
     """Write and commit what a run would: `outcomes` are reasons by file name; the others are scored."""
     table = create_table(out, conditional=True)
     if plan.removed:
