@@ -23,6 +23,6 @@ def test_a_deadly_film_costs_its_own_row_only(rayscan_command: str, tmp_path: Pa
     done = night.run()
     assert done.returncode == 0, done.stderr
     assert night.rows() == {"rows": 42, "scans": 42, "runs": 1}
-    assert night.statuses() == {("scored", None): 40, ("unreadable", "crashed"): 2}
-    crashed = ask(night.scores.root, "SELECT uri FROM rejects ORDER BY uri").to_pylist()
+    assert night.statuses() == {("scored", None): 40, ("failed", "crashed"): 2}
+    crashed = ask(night.scores.root, "SELECT uri FROM latest WHERE reason = 'crashed' ORDER BY uri").to_pylist()
     assert [os.path.basename(row["uri"]) for row in crashed] == ["17-deadly.png", "30-deadly.png"]
