@@ -21,7 +21,7 @@ from pipelines.contracts import Reason
 from pipelines.decoding.codecs import decode_frame
 from pipelines.decoding.dicom import MAX_PIXELS, Header
 from pipelines.decoding.dicom_file import MALFORMED, silence
-from pipelines.decoding.frames import LOSSLESS, FrameHeader, frame_header, whole_frame
+from pipelines.decoding.frames import END, LOSSLESS, FrameHeader, frame_header, whole_frame
 from pipelines.errors import UnreadableScanError
 
 JPEG: Final = b"\xff\xd8\xff"
@@ -139,7 +139,8 @@ def _fault(data: bytes, kind: str, error: BaseException) -> Reason:
     else:
         frame = _frame_of(data)
         sides = (frame.width, frame.height) if frame else (1, 1)
-        short = "truncated" in str(error).lower()  # as Pillow says it of data that end before the picture
+        # As Pillow says it of data that end before the picture, or before they have said how large it is.
+        short = "truncated" in str(error).lower() or (frame is None and END not in data)
     if 0 in sides:
         return Reason.NO_PIXELS
     return Reason.TRUNCATED if short else Reason.CORRUPT
