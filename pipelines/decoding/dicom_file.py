@@ -91,14 +91,15 @@ def parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
             implicit, _ = dataset.original_encoding
             syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
             dataset.file_meta.TransferSyntaxUID = syntax
+        # pydicom gives up all it has read when a compressed frame does not end
+        ended = len(dataset) > 0 or not sop_class(dataset)
     except EOFError:
         raise UnreadableScanError(Reason.TRUNCATED) from None
     except MemoryError:
         raise UnreadableScanError(Reason.TOO_LARGE) from None
     except MALFORMED:
         raise UnreadableScanError(Reason.CORRUPT) from None
-    # pydicom gives up all it has read when a compressed frame does not end
-    if len(dataset) == 0 and sop_class(dataset):
+    if not ended:
         raise UnreadableScanError(Reason.TRUNCATED)
     return dataset
 

@@ -85,6 +85,10 @@ ZOO: dict[str, tuple[bytes, Reason]] = {
     "png of 60,000 squared": (png_of(60_000, 60_000), Reason.TOO_LARGE),
     "png with a broken stream": (png_of(96, 80, b"\xff" * 90), Reason.CORRUPT),
     "png with a wrong checksum": (PNG[:29] + b"\0\0\0\0" + PNG[33:], Reason.CORRUPT),
+    "dicom with a VR that is none": (
+        dicom(FILM, SOPClassUID=None).replace(b"\x02\0\x02\0UI", b"\x02\0\x02\0UH", 1),
+        Reason.CORRUPT,
+    ),
     "dicom of no rows": (dicom(FILM, Rows=0), Reason.NO_PIXELS),
     "dicom without rows": (dicom(FILM, Rows=None), Reason.NO_PIXELS),
     "dicom without pixels": (dicom(FILM, PixelData=None), Reason.NO_PIXELS),
