@@ -1,8 +1,8 @@
 """The decoders of compressed frames: one table, from transfer syntax to decoder.
 
-imagecodecs (libjpeg-turbo, CharLS, OpenJPEG, OpenJPH) decodes them all, without holding the interpreter's lock. Within
-the JPEG family the frame's own marker decides, for files are seen that name another member than they hold. Codecs are
-not tried in turn: the most lenient one would decide which films are readable.
+imagecodecs (libjpeg-turbo, CharLS, OpenJPEG, OpenJPH) decodes them all. Within the JPEG family
+the frame's own marker decides, for files are seen that name another member than they hold. Codecs are not tried in
+turn: the most lenient one would decide which films are readable.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def stored_bits(words: Samples, dataset: Dataset) -> Samples:
     low = max(0, min(stored if high is None else high + 1, allocated) - stored)
     if low:
         words = words >> low
-    # Looking for bits above is a quarter of the work of masking them, and few films have any.
+    # Looking for bits above is less work than masking them, and few films have any.
     if stored < allocated and words.size and int(words.max()) >> stored:
         words = words & words.dtype.type((1 << stored) - 1)
     return signed(words, stored) if whole(dataset, "PixelRepresentation") == 1 else words

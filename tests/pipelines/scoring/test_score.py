@@ -8,7 +8,6 @@ from collections import Counter
 from datetime import date
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,6 @@ import pytest
 from models.bundle import Bundle, load_bundle
 from models.engines.choice import Engine, load_engine
 from models.engines.engine import Inference
-from models.spec import Preprocessing
 from models.statistics.calibration import Calibration
 from pipelines.contracts import PART, PLAN, STATUS_OF_REASON, Reason, Status
 from pipelines.decoding import film as film_module
@@ -29,7 +27,6 @@ from pipelines.decoding.film import FilmResult, ReadSettings, read_film
 from pipelines.errors import BundleError, IncompleteError
 from pipelines.ingest.listing import list_archive
 from pipelines.phantom import broken_files, dicom_bytes, encode
-from pipelines.phantom import film as draw_film
 from pipelines.provenance import Provenance, patient_key
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers, take_back
 from pipelines.scoring.films import FAILURES_IN_A_ROW, FilmReader
@@ -236,35 +233,6 @@ class TestReasons:
         assert {reason: film.reason for reason, film in films.items()} == {reason: reason for reason in scans}
         assert all(film.pixels is None for film in films.values())
         assert all(film.fetch_seconds >= 0 and film.decode_seconds >= 0 for film in films.values())
-
-    def test_pixels_tell_what_a_silent_header_does_not(self, tmp_path: Path) -> None:
-        store = open_store(str(tmp_path))
-        film, _ = draw_film(np.random.default_rng(4), opacity=False, size=200)
-        shown = {
-            None: film,
-            Reason.INVERTED: 255 - film,
-            Reason.ROTATED: np.rot90(film),
-            Reason.CROPPED: film[:, :100],
-            Reason.NOT_CHEST: np.random.default_rng(2).integers(0, 255, (200, 200), dtype=np.uint8),
-        }
-        told = {}
-        for reason, pixels in shown.items():
-            store.put("scan", dicom_bytes(np.ascontiguousarray(pixels), body_part=""))
-            scan = store.head("scan")
-            settings = ReadSettings(preprocessing=Preprocessing(size=128))
-            told[reason] = read_film(store.uri("scan"), scan.etag, scan.size, settings)
-        assert {reason: film.reason for reason, film in told.items()} == {reason: reason for reason in shown}
-        assert {reason for reason, film in told.items() if film.pixels is not None} == {None}
-
-    @pytest.mark.parametrize("how", [{"harmonise": 1.2}, {"fit": "crop"}, {"fit": "letterbox"}], ids=str)
-    def test_the_gate_sees_films_as_it_knows_them(self, tmp_path: Path, how: dict[str, Any]) -> None:
-        store = open_store(str(tmp_path))
-        film, _ = draw_film(np.random.default_rng(4), opacity=False, size=200)
-        for reason, pixels in {None: film, Reason.INVERTED: 255 - film, Reason.CROPPED: film[:, :100]}.items():
-            store.put("scan", encode(np.ascontiguousarray(pixels), "png"))
-            scan = store.head("scan")
-            settings = ReadSettings(preprocessing=Preprocessing(size=128, **how))
-            assert read_film(store.uri("scan"), scan.etag, scan.size, settings).reason is reason
 
     def test_each_becomes_a_row(
         self, scans: dict[Reason, tuple[str, str, int]], model: Bundle, engine: Engine, reader: FilmReader
