@@ -28,6 +28,7 @@ from models.messages import first_line
 from pipelines.errors import AccessError, InputError, NoBucketError, NotFoundError, StorageError
 
 RETRIES = 6
+CLOCK_TRIES = 5
 RETRY_SECONDS = 60
 IMPATIENT_SECONDS = 10
 """Seconds after which an impatient store gives up."""
@@ -260,13 +261,22 @@ class Store:
             self.delete(key)
 
     def clock(self) -> datetime:
-        """The time on the store's own clock, read from an object written just now; UTC, whole seconds on S3."""
-        key = f".rayscan-clock-{secrets.token_hex(8)}"
-        try:
-            self.put(key, b"")
-            return self.head(key).modified
-        finally:
-            self.delete(key)
+        """The time on the store's own clock, read from an object written just now; UTC, whole seconds on S3.
+
+        Tried up to CLOCK_TRIES times: `rclone serve s3` removes a folder with its last object, and loses at times what
+        another client puts into it just then. Raises `NotFoundError` after the last.
+        """
+        for attempt in range(1, CLOCK_TRIES + 1):
+            key = f".rayscan-clock-{secrets.token_hex(8)}"
+            try:
+                self.put(key, b"")
+                return self.head(key).modified
+            except NotFoundError:
+                if attempt == CLOCK_TRIES:
+                    raise
+            finally:
+                self.delete(key)
+        raise AssertionError("the last attempt returns or raises")
 
     def require_writable(self) -> None:
         """Raise what a later put would raise, before the work whose result is to be stored here."""

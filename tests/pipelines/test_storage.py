@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import AccessError, InputError, NotFoundError, StorageError
-from pipelines.storage import RETRIES, Store, open_store, split_uri
+from pipelines.storage import CLOCK_TRIES, RETRIES, ObjectInfo, Store, open_store, split_uri
 from pipelines.table.lease import held_lease
 from tests.chaos.fault_proxy import Faults, faulty
 from tests.servers import S3Server
@@ -73,6 +73,23 @@ class TestContract:
         head = store.head("a/1")
         assert (head.size, head.etag) == (info.size, info.etag)
         assert abs(head.modified - info.modified) < timedelta(seconds=1), "HEAD tells whole seconds"
+
+    def test_its_clock_is_read_again_when_its_object_is_lost(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        head, lost = Store.head, iter([True, True])
+
+        def losing(store: Store, key: str) -> ObjectInfo:
+            if next(lost, False):
+                store.delete(key)
+            return head(store, key)
+
+        monkeypatch.setattr(Store, "head", losing)
+        assert store.clock()
+        lost = iter([True] * CLOCK_TRIES)
+        with pytest.raises(NotFoundError):
+            store.clock()
+        assert not [info for chunk in store.list() for info in chunk]
 
     def test_its_clock_is_that_of_its_objects(self, store: Store) -> None:
         store.put("a", b"")
