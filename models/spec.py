@@ -12,7 +12,7 @@ from models.errors import InputError
 DISCLAIMER = "rayscan assists triage; it is not a diagnosis."
 """Stands in every model card, report and README."""
 
-Decode = Literal["dct", "exact"]
+Decode = Literal["reduced", "dct", "exact"]
 Fit = Literal["squash", "letterbox", "crop"]
 Normalise = Literal["film", "unit", "symmetric"]
 
@@ -34,10 +34,11 @@ class Preprocessing:
     decoded_size: int | None = None
     """Side of the square a film is decoded and stretched to (the Kermany films are stretched, too) before it is shrunk
     to `size` in the graph; None: `size` itself. A model trained at 64 on films prepared at 224 is scored that way."""
-    decode: Decode = "dct"
-    """`exact`: the whole JPEG is decoded; `dct`: libjpeg decodes at the smallest of the scales 1/8, 1/4, 1/2 and 1 that
-    covers the decoded size, in half the time. A model is scored with the path it was trained on; against full decoding
-    it moves probabilities by 0.0013 on average and 0.04 at most (`tests/benchmarks/LOG.md`)."""
+    decode: Decode = "reduced"
+    """`exact`: every pixel is decoded; `dct`: libjpeg decodes at the smallest of the scales 1/8, 1/4, 1/2 and 1 that
+    covers the decoded size, in half the time; `reduced`: so, and JPEG 2000 and HTJ2K at the smallest of their
+    resolutions that has twice the decoded size. A model is scored with the path it was trained on; against every pixel,
+    `dct` moves probabilities by 0.0013 on average and 0.04 at most (`tests/benchmarks/LOG.md`)."""
     normalise: Normalise = "film"
     """`film`: each film to mean 0, deviation 1; `unit`: grey/255; `symmetric`: grey/127.5 - 1."""
     fit: Fit = "squash"

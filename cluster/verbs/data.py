@@ -149,7 +149,7 @@ def prepare(
     out: Annotated[str, typer.Option(help="Where the data set goes.", parser=location)],
     size: Annotated[int | None, typer.Option(help="Side of the square films in pixels (224).")] = None,
     decode: Annotated[
-        Decode | None, typer.Option(help="exact: whole JPEG; dct: at the smallest scale that covers the size (dct).")
+        Decode | None, typer.Option(help="exact: all pixels; dct: JPEG scaled down; reduced: JPEG 2000, too (reduced).")
     ] = None,
     fit: Annotated[
         Fit | None, typer.Option(help="How a film becomes a square: stretched, with black bars, its middle (squash).")

@@ -1,13 +1,14 @@
 """A decoder in a child process, for bytes that may crash it, hang it or make it eat memory: that costs one film.
 
-Parent and child talk by length-prefixed messages on the child's standard input and output, one request at a time; a
-round trip adds 0.02 ms. The child watches itself: a request that takes more processor time than the deadline ends it,
-even where C code holds the interpreter, and so does the end of its input. Time on the clock ends it only after
-PATIENCE deadlines, when it sleeps or its machine is hopeless. None outlives its parent by more than that.
+Parent and child talk on the child's standard input and output, one request at a time; a message is a JSON object and
+bytes, each behind its length. The child watches itself: a request that takes more processor time than the deadline
+ends it, even where C code holds the interpreter, and so does the end of its input. Time on the clock ends it only
+after PATIENCE deadlines, when it sleeps or its machine is hopeless. None outlives its parent by more than that.
 """
 
 import atexit
 import faulthandler
+import json
 import os
 import signal
 import struct
@@ -15,12 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from pipelines.contracts import Reason
 from pipelines.errors import UnreadableScanError
 
-_LENGTH: Final = struct.Struct(">Q")
+Head = dict[str, Any]
+"""Of a message: what JSON can say."""
+Body = bytes | bytearray | memoryview
+
+_LENGTHS: Final = struct.Struct(">QQ")
 PATIENCE: Final = 10
 """Seconds on the clock for each second of processor time that a request may take."""
 
@@ -41,13 +46,13 @@ class DecoderChild:
         )
         atexit.register(self.close)
 
-    def ask(self, data: bytes) -> bytes:
+    def ask(self, head: Head, body: Body = b"") -> tuple[Head, bytearray]:
         """The child's answer. Raises `UnreadableScanError` (crashed, timed_out, out_of_memory) when that ends it."""
         assert self._process.stdin
         assert self._process.stdout
         started = time.monotonic()
         try:
-            _send(self._process.stdin, data)
+            _send(self._process.stdin, head, body)
             return _receive(self._process.stdout)
         except (EOFError, BrokenPipeError):
             raise UnreadableScanError(self._cause(time.monotonic() - started)) from None
@@ -77,13 +82,13 @@ class DecoderChildren:
         self._start: Callable[[], DecoderChild] = lambda: DecoderChild(module, deadline=deadline, memory=memory)
         self.idle: list[DecoderChild] = []
 
-    def ask(self, data: bytes) -> bytes:
+    def ask(self, head: Head, body: Body = b"") -> tuple[Head, bytearray]:
         """An idle child's answer, or a new one's; raises as `DecoderChild.ask`."""
         try:
             child = self.idle.pop()
         except IndexError:  # asking first would let another thread take the last one in between
             child = self._start()
-        answer = child.ask(data)
+        answer = child.ask(head, body)
         self.idle.append(child)
         return answer
 
@@ -93,7 +98,7 @@ class DecoderChildren:
             self.idle.pop().close()
 
 
-def serve(answer: Callable[[bytes], bytes]) -> None:
+def serve(answer: Callable[[Head, bytearray], tuple[Head, Body]]) -> None:
     """The child's main: limit this process, then answer requests until the input ends.
 
     Decoders that print get nowhere: standard output is the answers' alone.
@@ -110,29 +115,32 @@ def serve(answer: Callable[[bytes], bytes]) -> None:
     os.dup2(2, 1)
     while True:
         try:
-            data = _receive(sys.stdin.buffer)
+            request = _receive(sys.stdin.buffer)
         except EOFError:
             return
         # The timer of the process's own time; its signal ends the process, whatever code is running.
         signal.setitimer(signal.ITIMER_PROF, float(deadline))
         faulthandler.dump_traceback_later(PATIENCE * float(deadline), exit=True)
-        _send(answers, answer(data))
+        _send(answers, *answer(*request))
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _send(stream: IO[bytes], data: bytes) -> None:
-    stream.write(_LENGTH.pack(len(data)) + data)
+def _send(stream: IO[bytes], head: Head, body: Body) -> None:
+    text = json.dumps(head).encode()
+    stream.write(_LENGTHS.pack(len(text), len(body)) + text)
+    stream.write(body)  # not put together first: it may be of a film's size
     stream.flush()
 
 
-def _receive(stream: IO[bytes]) -> bytes:
+def _receive(stream: IO[bytes]) -> tuple[Head, bytearray]:
     """The next message. Raises `EOFError` when the other side is gone."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(head)
-    data = stream.read(length)
-    if len(data) < length:
+    head, body = _LENGTHS.unpack(_exactly(stream, _LENGTHS.size))
+    return json.loads(_exactly(stream, head)), _exactly(stream, body)
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytearray:
+    data = bytearray(length)
+    if stream.readinto(data) < length:  # type: ignore[attr-defined]
         raise EOFError
     return data

@@ -1,8 +1,8 @@
 """The decoders of compressed frames: one table, from transfer syntax to decoder.
 
-imagecodecs (libjpeg-turbo, CharLS, OpenJPEG, OpenJPH) decodes them all. Within the JPEG family
-the frame's own marker decides, for files are seen that name another member than they hold. Codecs are not tried in
-turn: the most lenient one would decide which films are readable.
+imagecodecs (libjpeg-turbo, CharLS, OpenJPEG, OpenJPH) decodes them all, HTJ2K in a child (`htj2k.py`). Within the JPEG
+family the frame's own marker decides, for files are seen that name another member than they hold. Codecs are not tried
+in turn: the most lenient one would decide which films are readable.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,17 @@ from pydicom.encaps import get_frame
 
 from pipelines.contracts import Reason
 from pipelines.decoding.elements import photometric, whole
-from pipelines.decoding.frames import JPEG_LS, LOSSLESS, FrameHeader, decomposition_levels, frame_header, whole_frame
+from pipelines.decoding.frames import (
+    HTJ2K,
+    J2K,
+    JPEG_LS,
+    LOSSLESS,
+    FrameHeader,
+    frame_header,
+    whole_frame,
+)
+from pipelines.decoding.htj2k import decode_htj2k
+from pipelines.decoding.resolutions import decode_reduced
 from pipelines.errors import UnreadableScanError
 
 Samples = npt.NDArray[np.integer[Any]]
@@ -30,11 +40,21 @@ def _jpeg_family(dataset: Dataset, smallest: int | None) -> Samples:
         raise UnreadableScanError(Reason.CORRUPT, "the compressed image is not of the header's size")
     if header.components not in {1, 3}:
         raise UnreadableScanError(Reason.UNSUPPORTED, f"{header.components} components")
-    values = decode_frame(frame, header, smallest)
+    values = None
+    if smallest is not None and _has_resolutions(dataset, header):
+        values = decode_reduced(frame, header, smallest, whole(dataset, "BitsStored"))
+    if values is None:
+        values = decode_frame(frame, header)
     if values.dtype.kind == "i":  # only JPEG 2000 can say that its values are signed, and is believed
         return values
     bits = min(header.bits, whole(dataset, "BitsStored") or header.bits)
     return signed(values, bits) if whole(dataset, "PixelRepresentation") == 1 else values
+
+
+def _has_resolutions(dataset: Dataset, header: FrameHeader) -> bool:
+    """Whether values between two values mean something: not for palettes, padding, or signs hidden from the codec."""
+    grey = photometric(dataset) in {"MONOCHROME1", "MONOCHROME2"} and "PixelPaddingValue" not in dataset
+    return grey and (header.is_signed or whole(dataset, "PixelRepresentation") != 1)
 
 
 def _rle(dataset: Dataset, _: int | None) -> Samples:
@@ -100,29 +120,17 @@ DECODERS: Final[dict[str, Callable[[Dataset, int | None], Samples]]] = {
 """Transfer syntax -> decoder of the one frame. Uncompressed syntaxes are `stored.py`'s; all others are unsupported."""
 
 
-def decode_frame(frame: bytes, header: FrameHeader, smallest: int | None = None) -> Samples:
+def decode_frame(frame: bytes, header: FrameHeader) -> Samples:
     """A frame's values, bit for bit.
 
-    HTJ2K is decoded at the smallest of its resolutions that still has `smallest` pixels on each side; None: at the full
-    one. Raises `ValueError` or `RuntimeError` for bytes that do not decode.
+    Raises `ValueError`, `RuntimeError` or `UnreadableScanError` for bytes that do not decode.
     """
-    if header.marker == 0x50:
-        return imagecodecs.htj2k_decode(frame, skipres=_skipped(frame, header, smallest))
-    if header.marker == 0x51:
+    if header.marker == HTJ2K:
+        return decode_htj2k(frame)
+    if header.marker == J2K:
         return imagecodecs.jpeg2k_decode(frame)
     if header.marker == JPEG_LS:
         return imagecodecs.jpegls_decode(frame)
     # Grey is the Y of a colour JPEG: the colours need not be decoded. Of a lossless frame libjpeg converts nothing.
     grey = header.components == 3 and header.marker != LOSSLESS
     return imagecodecs.jpeg8_decode(frame, outcolorspace="GRAYSCALE" if grey else None)
-
-
-def _skipped(frame: bytes, header: FrameHeader, smallest: int | None) -> int:
-    """How many of the highest resolutions can be left out."""
-    if smallest is None:
-        return 0
-    levels = decomposition_levels(frame)
-    skipped = 0
-    while skipped < levels and min(header.height, header.width) >> (skipped + 1) >= smallest:
-        skipped += 1
-    return skipped

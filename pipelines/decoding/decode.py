@@ -4,6 +4,7 @@ Whatever the bytes are, the outcome is a `Scan` or a `ScanError` with a reason f
 """
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,10 @@ from pipelines.decoding.dicom_file import has_preamble, is_bare_dicom
 from pipelines.decoding.fit import fitted, least_side
 from pipelines.decoding.images import JPEG, PNG, ImageScan
 from pipelines.errors import UnreadableScanError
+
+WAVELET_MARGIN: Final = 2
+"""Pixels of a lower resolution of JPEG 2000 for each of the film, along a side. With 1 the film would be the wavelet's
+own, which is sharper than a resized one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +75,17 @@ class OpenScan:
 
     def film(self, preprocessing: Preprocessing) -> Scan:
         """Decode and fit into the model's square. Raises `UnreadableScanError`."""
+        side = least_side(self.header.width, self.header.height, preprocessing)
         if isinstance(self._scan, DicomScan):
-            image = Image.fromarray(self._scan.grey())
+            smallest = WAVELET_MARGIN * side if preprocessing.decode == "reduced" else None
+            image = Image.fromarray(self._scan.grey(smallest))
+            full = (self.header.width, self.header.height)
         else:
-            draft = least_side(self.header.width, self.header.height, preprocessing)
-            image = self._scan.grey(draft if preprocessing.decode == "dct" else None)
-        pixels = judged = fitted(image, preprocessing)
+            image = self._scan.grey(None if preprocessing.decode == "exact" else side)
+            full = None
+        pixels = judged = fitted(image, preprocessing, full)
         if preprocessing.fit != "squash" or preprocessing.harmonise is not None:
-            judged = fitted(image, replace(preprocessing, fit="squash", harmonise=None))
+            judged = fitted(image, replace(preprocessing, fit="squash", harmonise=None), full)
         return Scan(pixels=pixels, judged=judged, header=self.header)
 
 

@@ -4,7 +4,6 @@ The order is: size, fetch, header, gate by header, pixels, gate by pixels. Each 
 what is no film for the model costs as little as can be. A fault of the scan is never an exception.
 """
 
-import json
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -52,14 +51,16 @@ class FilmResult:
     told: str = ""
     """What the store said if it did not deliver the scan; empty for a scan in quarantine, which was not asked for."""
 
-    def to_json(self) -> str:
-        """All but the pixels."""
+    def to_json(self) -> dict[str, Any]:
+        """All but the pixels, as JSON has it."""
         values = {**asdict(replace(self, pixels=None)), "decoded": self.pixels is not None}
-        return json.dumps(values, default=date.isoformat)
+        day = self.columns.study_date
+        values["columns"]["study_date"] = day and day.isoformat()
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any], pixels: npt.NDArray[np.uint8] | None) -> "FilmResult":
-        """The inverse, of the parsed JSON; `pixels` are those of a film that was `decoded`."""
+        """The inverse; `pixels` are those of a film that was `decoded`."""
         known = {**values, "pixels": pixels, "reason": values["reason"] and Reason(values["reason"])}
         del known["decoded"]
         known["grey"] = values["grey"] and tuple(values["grey"])

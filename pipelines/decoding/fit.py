@@ -34,12 +34,18 @@ LEAST_SPREAD: Final = 16
 """Grey levels between the 5th and 95th percentile below which a film is not stretched: the gate is to see it blank."""
 
 Pixels = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
 
 
-def fitted(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """The film of a grey image (mode L) of any shape: uint8 [film_size, film_size]; antialiased bilinear."""
+def fitted(image: Image.Image, preprocessing: Preprocessing, full: tuple[int, int] | None = None) -> Pixels:
+    """The film of a grey image (mode L) of any shape: uint8 [film_size, film_size]; antialiased bilinear.
+
+    `full`: width and height of the scan, of which `image` may be a lower resolution of JPEG 2000.
+    """
     size = preprocessing.film_size
-    box = kept(image.width, image.height, preprocessing)
+    box = kept(*(full or image.size), preprocessing)
+    if full and full != image.size:
+        image, box = _lower_resolution(image, box, round(full[0] / image.width))
     wide, high = (size, size) if preprocessing.fit != "letterbox" else _inside(box, size)
     film = image.resize((wide, high), Image.Resampling.BILINEAR, box=box)
     if (wide, high) != (size, size):
@@ -49,12 +55,23 @@ def fitted(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     return np.asarray(film, dtype=np.uint8) if preprocessing.harmonise is None else harmonised(film)
 
 
-def kept(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+def kept(width: int, height: int, preprocessing: Preprocessing) -> Box:
     """Left, top, right and bottom of what is kept of an image of this shape, in its pixels."""
     box = (0.0, 0.0, float(width), float(height))
     if preprocessing.harmonise is not None:
         box = _middle(box, preprocessing.harmonise)
     return _middle(box, 1.0) if preprocessing.fit == "crop" else box
+
+
+def _lower_resolution(image: Image.Image, box: Box, step: int) -> tuple[Image.Image, Box]:
+    """The image with one more row and column, and the box in its pixels.
+
+    A pixel of a lower resolution lies where the first of its `step` pixels lies, not in their middle (ITU T.800, annex
+    F: the low-pass is centred on even samples); so the last of them lie outside the image.
+    """
+    grey = np.pad(np.asarray(image), ((0, 1), (0, 1)), mode="edge")
+    left, top, right, bottom = ((edge - 0.5) / step + 0.5 for edge in box)
+    return Image.fromarray(grey), (left, top, right, bottom)
 
 
 def least_side(width: int, height: int, preprocessing: Preprocessing) -> int:
@@ -86,7 +103,7 @@ def _seen(size: int) -> npt.NDArray[np.bool_]:
     return seen
 
 
-def _middle(box: tuple[float, float, float, float], aspect: float) -> tuple[float, float, float, float]:
+def _middle(box: Box, aspect: float) -> Box:
     """The largest part of a box, around its middle, that is `aspect` times as wide as high."""
     left, top, right, bottom = box
     wide, high = right - left, bottom - top
@@ -94,7 +111,7 @@ def _middle(box: tuple[float, float, float, float], aspect: float) -> tuple[floa
     return left + over_x, top + over_y, right - over_x, bottom - over_y
 
 
-def _inside(box: tuple[float, float, float, float], size: int) -> tuple[int, int]:
+def _inside(box: Box, size: int) -> tuple[int, int]:
     """Width and height, in pixels, of a box shrunk or enlarged until it just fits a square."""
     left, top, right, bottom = box
     scale = size / max(right - left, bottom - top)

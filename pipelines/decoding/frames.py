@@ -18,6 +18,9 @@ _JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"
 _TILE_PART: Final = b"\xff\x90\x00\x0a"
 _STARTS_OF_FRAME: Final = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 JPEG_LS: Final = 0xF7
+J2K: Final = 0x51
+HTJ2K: Final = 0x50
+"""Not starts of frame: the second bytes of the SIZ and the CAP marker, which tell them."""
 LOSSLESS: Final = 0xC3
 
 
@@ -26,11 +29,13 @@ class FrameHeader:
     """What a compressed frame says of itself."""
 
     marker: int
-    """Second byte of the marker that tells the codec: a start of frame, 0x51 (JPEG 2000) or 0x50 (HTJ2K)."""
+    """Second byte of the marker that tells the codec: a start of frame, J2K or HTJ2K."""
     height: int
     width: int
     components: int
     bits: int
+    is_signed: bool = False
+    """Of JPEG 2000 and HTJ2K, which can say so."""
 
 
 def whole_frame(data: bytes) -> bytes:
@@ -56,12 +61,6 @@ def frame_header(frame: bytes) -> FrameHeader:
         raise UnreadableScanError(Reason.CORRUPT, "no header in the compressed image") from None
 
 
-def decomposition_levels(frame: bytes) -> int:
-    """How often the wavelet halves a JPEG 2000 image (COD segment, ITU T.800, A.6.1)."""
-    place = frame.find(b"\xff\x52")
-    return frame[place + 9] if 0 <= place < len(frame) - 9 else 0
-
-
 def _start_of_frame(frame: bytes) -> FrameHeader:
     """From the start of frame (ITU T.81, B.2.2; T.87, C.2.2)."""
     place = 2
@@ -80,11 +79,12 @@ def _siz(frame: bytes) -> FrameHeader:
     components, bits = struct.unpack(">HB", frame[40:43])
     high_throughput = frame[4 + length : 6 + length] == b"\xff\x50"
     return FrameHeader(
-        marker=0x50 if high_throughput else 0x51,
+        marker=HTJ2K if high_throughput else J2K,
         height=bottom - top,
         width=right - left,
         components=components,
         bits=(bits & 0x7F) + 1,
+        is_signed=bits >= 0x80,
     )
 
 

@@ -3,10 +3,9 @@
 The child fetches the scan as well, so that a file too large for a machine's memory costs the child, too.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -36,11 +35,9 @@ class IsolatedReader:
         """As `read_film`; a deadly film has the reason crashed, timed_out or out_of_memory."""
         request = {"uri": uri, "etag": etag, "size": size, "settings": self._settings}
         try:
-            answer = self._children.ask(json.dumps(request).encode())
+            values, pixels = self._children.ask(request)
         except UnreadableScanError as error:
             return FilmResult(reason=error.reason)
-        head, _, pixels = answer.partition(b"\n")
-        values = json.loads(head)
         if not values["decoded"]:
             return FilmResult.from_json(values, None)
         return FilmResult.from_json(values, np.frombuffer(pixels, dtype=np.uint8).reshape(self._side, self._side))
@@ -50,9 +47,8 @@ class IsolatedReader:
         self._children.close()
 
 
-def _answer(request: bytes) -> bytes:
-    """The child: one line of JSON, the result without its pixels; then the grey levels."""
-    asked = json.loads(request)
+def _answer(asked: dict[str, Any], _: bytearray) -> tuple[dict[str, Any], bytes]:
+    """The child: the result without its pixels, and the grey levels."""
     settings = asked.pop("settings")
     settings["preprocessing"] = Preprocessing(**settings["preprocessing"])
     settings["provenance"] = Provenance(**settings["provenance"])
@@ -60,7 +56,7 @@ def _answer(request: bytes) -> bytes:
         film = read_film(**asked, settings=ReadSettings(**settings))
     except MemoryError:
         film = FilmResult(reason=Reason.OUT_OF_MEMORY)
-    return film.to_json().encode() + b"\n" + (b"" if film.pixels is None else film.pixels.tobytes())
+    return film.to_json(), b"" if film.pixels is None else film.pixels.tobytes()
 
 
 if __name__ == "__main__":

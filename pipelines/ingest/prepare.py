@@ -65,7 +65,7 @@ class PrepareSettings:
 
     size: int = 224
     """Side of the square films in pixels."""
-    decode: Decode = "dct"
+    decode: Decode = "reduced"
     """See models.spec.Preprocessing."""
     fit: Fit = "squash"
     """See models.spec.Preprocessing."""

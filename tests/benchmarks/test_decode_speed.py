@@ -25,6 +25,7 @@ from pydicom.encaps import get_frame
 from models.spec import Preprocessing
 from pipelines.decoding.decode import decode
 from tests.pipelines.decoding.films import compressed, dataset, saved
+from tests.pipelines.decoding.frames import EXTENDED, LOSSLESS
 
 HEIGHT, WIDTH, SIDE = 2500, 2048, 224
 ROUNDS = 9
@@ -53,22 +54,12 @@ def cases(values: npt.NDArray[np.uint16]) -> dict[str, tuple[bytes, Frame]]:
     size = values.nbytes
     rle = twelve()
     rle.compress(uid.RLELossless)
-    frames = {
-        "JPEG lossless": (uid.JPEGLosslessSV1, imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=12)),
-        "JPEG Extended": (uid.JPEGExtended12Bit, imagecodecs.jpeg8_encode(values, level=95, bitspersample=12)),
-        "JPEG-LS": (uid.JPEGLSLossless, imagecodecs.jpegls_encode(values)),
-        "JPEG 2000": (
-            uid.JPEG2000Lossless,
-            imagecodecs.jpeg2k_encode(values, level=0, codecformat="J2K", bitspersample=12, reversible=True),
-        ),
-        "HTJ2K": (uid.HTJ2KLossless, imagecodecs.htj2k_encode(values, reversible=True)),
-    }
-    decoders = {
-        "JPEG lossless": imagecodecs.jpeg8_decode,
-        "JPEG Extended": imagecodecs.jpeg8_decode,
-        "JPEG-LS": imagecodecs.jpegls_decode,
-        "JPEG 2000": imagecodecs.jpeg2k_decode,
-        "HTJ2K": imagecodecs.htj2k_decode,
+    codecs = {
+        "JPEG lossless": (LOSSLESS["jpeg_lossless_sv1"], imagecodecs.jpeg8_decode),
+        "JPEG Extended": (EXTENDED, imagecodecs.jpeg8_decode),
+        "JPEG-LS": (LOSSLESS["jpeg_ls"], imagecodecs.jpegls_decode),
+        "JPEG 2000": (LOSSLESS["jpeg_2000"], imagecodecs.jpeg2k_decode),
+        "HTJ2K": (LOSSLESS["htj2k"], imagecodecs.htj2k_decode),
     }
     return {
         "explicit little endian": (saved(twelve()), lambda header, _: np.frombuffer(header.PixelData, "<u2")),
@@ -76,7 +67,10 @@ def cases(values: npt.NDArray[np.uint16]) -> dict[str, tuple[bytes, Frame]]:
             saved(rle),
             of(lambda frame: np.frombuffer(imagecodecs.dicomrle_decode(frame, np.dtype("<u2"), out=size), "<u2")),
         ),
-        **{name: (compressed(twelve(), frame, syntax), of(decoders[name])) for name, (syntax, frame) in frames.items()},
+        **{
+            name: (compressed(twelve(), encode(values), syntax), of(decoder))
+            for name, ((syntax, encode), decoder) in codecs.items()
+        },
     }
 
 

@@ -5,7 +5,6 @@ import struct
 import zlib
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pytest
 from pydicom import uid
@@ -15,6 +14,7 @@ from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.decoding.decode import decode
 from pipelines.errors import ScanError
+from tests.pipelines.decoding import frames
 from tests.pipelines.decoding.films import compressed, dataset, dicom, encode, ramp, saved
 
 FILM = ramp()
@@ -51,10 +51,9 @@ def framed(frame: bytes, syntax: uid.UID, **tags: Any) -> bytes:
     return compressed(twelve(**tags), frame, syntax)
 
 
-LOSSLESS = imagecodecs.jpeg8_encode(TWELVE, lossless=True, bitspersample=12)
-JPEG_LS = imagecodecs.jpegls_encode(TWELVE)
-J2K = imagecodecs.jpeg2k_encode(TWELVE, level=0, codecformat="J2K", bitspersample=12, reversible=True)
-HTJ2K = imagecodecs.htj2k_encode(TWELVE, reversible=True)
+LOSSLESS, JPEG_LS, J2K, HTJ2K = (
+    frames.LOSSLESS[name][1](TWELVE) for name in ("jpeg_lossless", "jpeg_ls", "jpeg_2000", "htj2k")
+)
 
 ZOO: dict[str, tuple[bytes, Reason]] = {
     "nothing": (b"", Reason.EMPTY_FILE),
@@ -77,7 +76,7 @@ ZOO: dict[str, tuple[bytes, Reason]] = {
     "half a png": (PNG[: len(PNG) // 2], Reason.TRUNCATED),
     "half a dicom": (DICOM[: len(DICOM) // 2], Reason.TRUNCATED),
     "dicom cut in its header": (DICOM[:300], Reason.NO_PIXELS),
-    "half a 12-bit jpeg": (imagecodecs.jpeg8_encode(TWELVE, level=90, bitspersample=12)[:900], Reason.TRUNCATED),
+    "half a 12-bit jpeg": (frames.EXTENDED[1](TWELVE)[:900], Reason.TRUNCATED),
     "jpeg with a table of nothing": (JPEG.replace(b"\xff\xc4\0", b"\xff\xc4\0\x03\0", 1), Reason.CORRUPT),
     "jpeg of no height": (jpeg_of(96, 0), Reason.NO_PIXELS),
     "jpeg of four gigapixels": (jpeg_of(65_000, 65_000), Reason.TOO_LARGE),
@@ -104,7 +103,7 @@ ZOO: dict[str, tuple[bytes, Reason]] = {
     "half a jpeg-ls frame": (framed(JPEG_LS[:-500], uid.JPEGLSLossless), Reason.TRUNCATED),
     "half a jpeg 2000 frame": (framed(J2K[:-500], uid.JPEG2000Lossless), Reason.TRUNCATED),
     "half an htj2k frame": (framed(HTJ2K[:-500], uid.HTJ2KLossless), Reason.TRUNCATED),
-    "frame of another size": (framed(imagecodecs.jpegls_encode(TWELVE[:-1]), uid.JPEGLSLossless), Reason.CORRUPT),
+    "frame of another size": (framed(frames.LOSSLESS["jpeg_ls"][1](TWELVE[:-1]), uid.JPEGLSLossless), Reason.CORRUPT),
     "frame of zeros": (framed(bytes(400), uid.JPEGBaseline8Bit), Reason.TRUNCATED),
     "frame that is only its ends": (framed(b"\xff\xd8\xff\xd9", uid.JPEGBaseline8Bit), Reason.CORRUPT),
     "rle frame of zeros": (framed(bytes(200), uid.RLELossless), Reason.CORRUPT),
