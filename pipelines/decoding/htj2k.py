@@ -14,8 +14,8 @@ from pipelines.contracts import Reason
 from pipelines.decoding.child import DecoderChildren, serve
 from pipelines.errors import UnreadableScanError
 
-DEADLINE: Final = 60.0
-"""Seconds of processor time for one frame; the largest films take one or two."""
+DEADLINE: Final = 10.0
+"""Seconds of processor time for one frame: ten times what the largest take. Some damaged ones never end."""
 MEMORY: Final = 4 << 30
 """Bytes of address space."""
 

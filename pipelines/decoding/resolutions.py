@@ -21,20 +21,29 @@ def decode_reduced(frame: bytes, header: FrameHeader, smallest: int, stored: int
     """Values [height, width] at the smallest resolution that still has `smallest` pixels on each side.
 
     None where that is the highest, and for frames of which only the highest is safe to read: of other codecs, with
-    colours, with as many bits (`stored`: as the DICOM header says) as their words have. Raises as `decode_frame`.
+    colours, with as many bits (`stored`: as the DICOM header says) as their words have. Raises as
+    `decode_frame`, and `ValueError` where the codestream holds another size than it says.
     """
     bits = min(header.bits, stored or header.bits)
     skipped = _skipped(frame, header, smallest)
     if not skipped or header.components != 1:
         return None
     if header.marker == J2K and header.bits <= 16:
-        return _jpeg_2000(frame, header, skipped)
-    if header.marker == HTJ2K and header.bits > 8 and bits < 16:
+        values = _jpeg_2000(frame, header, skipped)
+    elif header.marker == HTJ2K and header.bits > 8 and bits < 16:
         # OpenJPH lets what overshoots run over: -1 comes as 65535.
-        values = decode_htj2k(frame, skipped).view(np.int16)
         low = -(1 << (bits - 1)) if header.is_signed else 0
-        return values.clip(low, low + (1 << bits) - 1)
-    return None
+        values = decode_htj2k(frame, skipped).view(np.int16).clip(low, low + (1 << bits) - 1)
+    else:
+        return None
+    if values.shape != (_rounded_up(header.height, skipped), _rounded_up(header.width, skipped)):
+        raise ValueError("the codestream is of another size than it says")
+    return values
+
+
+def _rounded_up(side: int, skipped: int) -> int:
+    """Of a lower resolution (ITU T.800, B-15)."""
+    return -(-side >> skipped)
 
 
 def _skipped(frame: bytes, header: FrameHeader, smallest: int) -> int:
@@ -50,9 +59,8 @@ def _skipped(frame: bytes, header: FrameHeader, smallest: int) -> int:
 def _jpeg_2000(frame: bytes, header: FrameHeader, skipped: int) -> Values:
     """Through Pillow, which decodes any resolution, by OpenJPEG; imagecodecs' OpenJPEG decodes the highest only."""
     image = Jpeg2KImageFile(BytesIO(frame))
-    # Pillow rounds sizes where the standard rounds them up (ITU T.800, B-15), and refuses what it did not expect.
-    unit = 1 << skipped
-    image._size = (-(-header.width // unit) * unit, -(-header.height // unit) * unit)
+    # Pillow rounds sizes where the standard rounds them up, and refuses what it did not expect.
+    image._size = (_rounded_up(header.width, skipped) << skipped, _rounded_up(header.height, skipped) << skipped)
     image.reduce = skipped
     image.load()
     values = np.asarray(image)

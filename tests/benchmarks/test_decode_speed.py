@@ -1,13 +1,13 @@
 """Processor time for one film of a hospital's size, by transfer syntax, against a bare loop with the best decoder.
 
 The bare loop knows its file: it finds the frame with pydicom, decodes it with imagecodecs, looks the window up in a
-table and resizes. What rayscan adds is everything that a strange file needs.
+table and resizes. What rayscan adds is everything that a strange file needs; and, for HTJ2K, the way to a child and
+back. What it leaves out, as models do unless they say otherwise, are the highest resolutions of JPEG 2000 and HTJ2K.
 """
 
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pydicom
 import pytest
 from PIL import Image
@@ -28,7 +29,7 @@ from tests.pipelines.decoding.films import compressed, dataset, saved
 from tests.pipelines.decoding.frames import EXTENDED, LOSSLESS
 
 HEIGHT, WIDTH, SIDE = 2500, 2048, 224
-ROUNDS = 9
+ROUNDS, FILMS = 7, 5
 ALLOWED = 1.1
 
 
@@ -83,25 +84,41 @@ def bare(data: bytes, frame: Frame) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
+def cpu_seconds() -> float:
+    """Of this process and its decoders' children."""
+    processes = [psutil.Process(), *psutil.Process().children()]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
 @pytest.mark.bench
 def test_decoding_costs_what_the_codec_costs() -> None:
-    preprocessing = Preprocessing(size=SIDE, decode="exact")
-    ratios = {}
+    dear = {}
     for name, (data, frame) in cases(film()).items():
-        assert np.abs(decode(data, preprocessing).pixels.astype(int) - bare(data, frame)).max() <= 1
-        ours, theirs = [], []
-        for _ in range(ROUNDS):  # in turns, so that what the machine does else falls on both
-            for spent, work in (
-                (ours, lambda: decode(data, preprocessing)),  # noqa: B023 (called at once)
-                (theirs, lambda: bare(data, frame)),  # noqa: B023
-            ):
-                started = time.process_time()
-                work()
-                spent.append(time.process_time() - started)
-        mine, best = statistics.median(ours), statistics.median(theirs)
-        ratios[name] = mine / best
-        print(f"{name:>22}: {1e3 * mine:6.1f} CPU-ms, bare loop {1e3 * best:6.1f}, ratio {ratios[name]:.2f}")
-    assert {name: round(ratio, 2) for name, ratio in ratios.items() if ratio > ALLOWED} == {}
+        exact, usual = Preprocessing(size=SIDE, decode="exact"), Preprocessing(size=SIDE)
+        plain = bare(data, frame).astype(int)
+        assert np.abs(decode(data, exact).pixels - plain).max() <= 1
+        assert np.abs(decode(data, usual).pixels - plain).mean() <= 0.5
+        works = {
+            "usual": lambda: decode(data, usual),  # noqa: B023 (called at once)
+            "exact": lambda: decode(data, exact),  # noqa: B023
+            "bare": lambda: bare(data, frame),  # noqa: B023
+        }
+        spent: dict[str, list[float]] = {way: [] for way in works}
+        for _ in range(ROUNDS):  # in turns, so that what the machine does else falls on all
+            for way, work in works.items():
+                started = cpu_seconds()
+                for _ in range(FILMS):  # the kernel counts in hundredths of a second
+                    work()
+                spent[way].append((cpu_seconds() - started) / FILMS)
+        cost = {way: statistics.median(seconds) for way, seconds in spent.items()}
+        ratios = {way: cost[way] / cost["bare"] for way in ("usual", "exact")}
+        print(
+            f"{name:>22}: {1e3 * cost['usual']:6.1f} CPU-ms ({ratios['usual']:.2f} of a bare loop's), "
+            f"every pixel {1e3 * cost['exact']:6.1f} ({ratios['exact']:.2f}), bare loop {1e3 * cost['bare']:6.1f}"
+        )
+        if max(ratios.values()) > ALLOWED:
+            dear[name] = ratios
+    assert dear == {}
 
 
 @pytest.mark.bench
@@ -127,5 +144,4 @@ def test_a_film_takes_at_most_four_times_its_pixels_of_memory(name: str, tmp_pat
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     share = int(told) * 1024 / values.nbytes
     print(f"{name:>22}: {share:.1f} times the pixels' bytes")
-    # OpenJPEG decodes into 32 bits a pixel, and holds the wavelet's coefficients beside them.
-    assert share <= (4.5 if name == "JPEG 2000" else 4)
+    assert share <= 4
