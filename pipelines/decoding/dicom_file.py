@@ -17,7 +17,7 @@ from pydicom import uid
 from pydicom.config import IGNORE, settings
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_partial
 
 from pipelines.contracts import Reason
 from pipelines.decoding.elements import text
@@ -46,6 +46,7 @@ _TAGS: Final = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInst
 _PIXEL_TAGS: Final = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
 _STORAGE_CLASSES: Final = "1.2.840.10008.5.1.4.1.1."
 _PREAMBLE: Final = 132
+_UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 _QUIET: Final = re.compile(r"(pydicom|PIL)(\.|$)")
 
 
@@ -93,6 +94,8 @@ def parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
             dataset.file_meta.TransferSyntaxUID = syntax
         # pydicom gives up all it has read when a compressed frame does not end
         ended = len(dataset) > 0 or not sop_class(dataset)
+        if pixels and "PixelData" not in dataset:
+            ended = ended and not _is_cut_short(data)
     except EOFError:
         raise UnreadableScanError(Reason.TRUNCATED) from None
     except MemoryError:
@@ -102,6 +105,19 @@ def parse(data: bytes, *, pixels: bool) -> pydicom.Dataset:
     if not ended:
         raise UnreadableScanError(Reason.TRUNCATED)
     return dataset
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether the file ends inside an element: pydicom takes that for the end of the file."""
+    file, end = BytesIO(data), len(data)
+
+    def runs_over(_: object, __: object, length: int) -> bool:
+        nonlocal end
+        end = len(data) if length == _UNDEFINED_LENGTH else file.tell() + length
+        return end > len(data)
+
+    read_partial(file, stop_when=runs_over, force=True)
+    return end > len(data) or bool(data[end:].strip(b"\0"))  # what is left is no element, or the writer's padding
 
 
 def sop_class(dataset: pydicom.Dataset) -> str | None:

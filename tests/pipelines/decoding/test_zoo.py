@@ -3,9 +3,12 @@
 import gzip
 import struct
 import zlib
+from collections import Counter
+from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom import uid
 from pydicom.dataset import FileDataset
@@ -75,7 +78,7 @@ ZOO: dict[str, tuple[bytes, Reason]] = {
     "half a progressive jpeg": (PROGRESSIVE[: len(PROGRESSIVE) // 2], Reason.TRUNCATED),
     "half a png": (PNG[: len(PNG) // 2], Reason.TRUNCATED),
     "half a dicom": (DICOM[: len(DICOM) // 2], Reason.TRUNCATED),
-    "dicom cut in its header": (DICOM[:300], Reason.NO_PIXELS),
+    "dicom cut in its header": (DICOM[:300], Reason.TRUNCATED),
     "half a 12-bit jpeg": (frames.EXTENDED[1](TWELVE)[:900], Reason.TRUNCATED),
     "jpeg with a table of nothing": (JPEG.replace(b"\xff\xc4\0", b"\xff\xc4\0\x03\0", 1), Reason.CORRUPT),
     "jpeg of no height": (jpeg_of(96, 0), Reason.NO_PIXELS),
@@ -127,3 +130,16 @@ def test_each_has_its_reason(name: str) -> None:
 
 def test_the_zoo_is_large() -> None:
     assert len(ZOO) >= 40
+
+
+def test_a_dicom_that_ends_inside_any_element_is_truncated() -> None:
+    """One that ends between two of them holds no pixels: nothing tells that more was to come."""
+    elements = pydicom.dcmread(BytesIO(DICOM))
+    first, pixels = (elements.get_item(name).value_tell for name in ("SOPClassUID", "PixelData"))
+    seen: Counter[Reason] = Counter()
+    for end in range(first, pixels - 12):  # an element's value lies 8 or 12 bytes behind its start
+        with pytest.raises(ScanError) as caught:
+            decode(DICOM[:end], Preprocessing(size=64))
+        seen[caught.value.reason] += 1
+    assert set(seen) == {Reason.TRUNCATED, Reason.NO_PIXELS}
+    assert seen[Reason.NO_PIXELS] < len(elements)
