@@ -15,7 +15,7 @@ from pydicom import Dataset, uid
 from pydicom.encaps import get_frame
 
 from pipelines.contracts import Reason
-from pipelines.decoding.elements import photometric, whole
+from pipelines.decoding.elements import photometric, told, whole
 from pipelines.decoding.frames import (
     HTJ2K,
     J2K,
@@ -77,7 +77,7 @@ def shape(dataset: Dataset) -> tuple[int, int, int]:
     colour = photometric(dataset) not in {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
     samples = whole(dataset, "SamplesPerPixel") or (3 if colour else 1)
     if samples not in {1, 3}:
-        raise UnreadableScanError(Reason.UNSUPPORTED, f"{samples} samples a pixel")
+        raise UnreadableScanError(Reason.UNSUPPORTED, told(samples, "samples a pixel"))
     return height, width, samples
 
 

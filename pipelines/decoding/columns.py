@@ -1,7 +1,7 @@
 """What of a header goes into the row of its scan: an allow-list of columns, with values from closed lists.
 
 A technician can type anything into any element, a patient's name included. So free text never travels: of body part
-and view only known words are kept, of the maker its usual name, and a device's model only beside a known maker. The
+and view only known words are kept, and so it is with modality, maker and model of the device (`devices.py`). The
 unique identifiers of study, series and image are kept apart (`Identity`): they lead back to the patient in the PACS.
 """
 
@@ -13,6 +13,7 @@ from typing import Final
 import pydicom
 
 from models.gate.words import NOT_FRONTAL, OTHER_PARTS
+from pipelines.decoding import devices
 from pipelines.decoding.elements import code, day, text
 
 MOST_YEARS: Final = 90
@@ -20,14 +21,9 @@ MOST_YEARS: Final = 90
 
 _CHEST: Final = {"CHEST", "CXR", "THORAX", "TORAX", "TORACE", "PECHO", "LUNG", "LUNGS", "PORTCHEST", "CHESTPA", "HEART"}
 _FRONTAL: Final = {"PA", "AP", "FRONTAL", "SUPINE", "ERECT", "LORDOTIC", "PORTABLE"}
-_MODALITY: Final = re.compile(r"[A-Z]{2,4}")
 _AGE: Final = re.compile(r"(\d{1,3})([DWMY])")
 _DAYS: Final = {"D": 1.0, "W": 7.0, "M": 30.44, "Y": 365.25}
-_MODEL: Final = re.compile(r"[A-Za-z0-9][\w +./-]{0,31}", re.ASCII)
 _UID: Final = re.compile(r"[0-9.]{1,64}")
-_MAKERS: Final = ("Agfa", "Canon", "Carestream", "DRGEM", "Del Medical", "Fujifilm", "GE", "Hologic", "iRay", "Kodak",
-                  "Konica Minolta", "Mindray", "Philips", "Samsung", "Shimadzu", "Siemens", "Toshiba", "United Imaging",
-                  "Vieworks", "Villa")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +55,16 @@ COLUMNS: Final = tuple(field.name for field in fields(HeaderColumns))
 
 def read_columns(dataset: pydicom.Dataset) -> HeaderColumns:
     """The columns of a DICOM header."""
-    maker = _maker(text(dataset, "Manufacturer"))
-    model = text(dataset, "ManufacturerModelName")
-    modality, intent = code(dataset, "Modality"), text(dataset, "PresentationIntentType")
+    maker = devices.maker(text(dataset, "Manufacturer"))
+    intent = text(dataset, "PresentationIntentType")
     sex = (text(dataset, "PatientSex") or "").upper()
     return HeaderColumns(
         study_date=day(dataset, "StudyDate"),
         view=_known(code(dataset, "ViewPosition"), _FRONTAL | NOT_FRONTAL),
-        modality=modality if modality and _MODALITY.fullmatch(modality) else None,
+        modality=devices.modality(code(dataset, "Modality")),
         body_part=_known(code(dataset, "BodyPartExamined"), _CHEST | OTHER_PARTS),
         manufacturer=maker,
-        device_model=model if maker and model and _MODEL.fullmatch(model) else None,
+        device_model=devices.model(text(dataset, "ManufacturerModelName")) if maker else None,
         age_years=_age(dataset),
         sex=sex if sex in {"M", "F", "O"} else None,
         presentation_intent=intent if intent in {"FOR PRESENTATION", "FOR PROCESSING"} else None,
@@ -87,15 +82,6 @@ def read_identity(dataset: pydicom.Dataset) -> Identity | None:
 def _known(value: str | None, words: set[str] | frozenset[str]) -> str | None:
     kept = [word for word in re.findall(r"[A-Z0-9]+", (value or "").upper()) if word in words]
     return " ".join(kept) or None
-
-
-def _maker(value: str | None) -> str | None:
-    words = re.findall(r"[a-z]+", (value or "").lower())
-    run_together = " ".join(words)
-    for maker in _MAKERS:
-        if run_together.startswith(maker.lower()) or maker.lower() in words:
-            return maker
-    return None
 
 
 def _age(dataset: pydicom.Dataset) -> int | None:

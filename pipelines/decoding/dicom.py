@@ -23,6 +23,8 @@ from pipelines.errors import UnreadableScanError
 
 MAX_PIXELS: Final = 100_000_000
 """Larger images are refused before they are decoded: no film has them, a decompression bomb does."""
+_LONGEST_SIDE: Final = 0xFFFF
+"""Rows and Columns are of 16 bits (PS3.3 C.7.6.3); what is longer was written as something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ def _header(dataset: pydicom.Dataset) -> Header:
         raise UnreadableScanError(Reason.NO_PIXELS if kind else Reason.CORRUPT)
     if width * height <= 0:
         raise UnreadableScanError(Reason.NO_PIXELS)
+    if max(width, height) > _LONGEST_SIDE:
+        raise UnreadableScanError(Reason.TOO_LARGE)  # and no more: the number may be a date
     if width * height > MAX_PIXELS:
         raise UnreadableScanError(Reason.TOO_LARGE, f"{width} x {height} pixels")
     return Header(format="dicom", width=width, height=height, tags=tags, columns=columns, identity=identity, **texts)

@@ -20,6 +20,7 @@ from pydicom.tag import Tag
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _CODE: Final = re.compile(r"[\w /.-]{1,32}", re.ASCII)
 """What a code string may look like. A name that ended up in such a tag has carets."""
+_MOST_TOLD: Final = 9999
 _BINARY: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "US or SS": "H"}
 """Value representations of binary numbers (PS3.5 section 6.2) -> their `struct` formats."""
 
@@ -52,6 +53,11 @@ def whole(dataset: Dataset, keyword: str) -> int | None:
     """The same as an integer."""
     value = number(dataset, keyword)
     return None if value is None else int(value)
+
+
+def told(count: int, what: str) -> str:
+    """A count that may be written, as `2 frames`. A number that no film has is not told: it may be a date or an id."""
+    return f"{count} {what}" if 0 <= count <= _MOST_TOLD else f"too many {what}"
 
 
 def text(dataset: Dataset, keyword: str) -> str | None:

@@ -33,8 +33,8 @@ def refuse_other_objects(sop_class: str | None, intent: str | None) -> None:
     FOR PROCESSING is the detector's raw signal, which no reader is ever shown.
     """
     if sop_class and sop_class.startswith(_STORAGE) and sop_class not in _FILMS:
-        name = uid.UID(sop_class).name.removesuffix(" Storage")
-        known = "" if name == sop_class else name
+        name = uid.UID(sop_class).name
+        known = "" if name == sop_class else name.removesuffix(" Storage")
         if sop_class.startswith(_WITHOUT_IMAGE):
             raise RejectedScanError(Reason.NOT_IMAGE, known)
         if known:

@@ -8,7 +8,7 @@ from pydicom.pixels.processing import apply_color_lut
 
 from pipelines.contracts import Reason
 from pipelines.decoding.codecs import DECODERS, Samples, shape, stored_bits
-from pipelines.decoding.elements import photometric, whole
+from pipelines.decoding.elements import photometric, told, whole
 from pipelines.errors import UnreadableScanError
 
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")
@@ -38,7 +38,7 @@ def _refuse_unusable(dataset: Dataset) -> None:
         raise UnreadableScanError(Reason.NO_PIXELS)
     frames = whole(dataset, "NumberOfFrames") or 1
     if frames != 1:
-        raise UnreadableScanError(Reason.UNSUPPORTED, f"{frames} frames")
+        raise UnreadableScanError(Reason.UNSUPPORTED, told(frames, "frames"))
     if photometric(dataset) not in _GREY + _COLOUR:
         raise UnreadableScanError(Reason.UNSUPPORTED, "photometric interpretation")
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -53,7 +53,7 @@ def _native(dataset: Dataset) -> Samples:
     data = dataset.PixelData
     allocated = whole(dataset, "BitsAllocated") or 8 * max(1, len(data) // (height * width * samples))
     if allocated not in {8, 16, 32}:
-        raise UnreadableScanError(Reason.UNSUPPORTED, f"{allocated} bits allocated")
+        raise UnreadableScanError(Reason.UNSUPPORTED, told(allocated, "bits allocated"))
     count = height * width * (2 if halved else samples)
     if len(data) < count * allocated // 8:
         raise UnreadableScanError(Reason.TRUNCATED)

@@ -55,6 +55,36 @@ def test_free_text_does_not_travel(name: str) -> None:
     assert "DOE" not in repr(columns(**{name: "JANE DOE"})).upper()
 
 
+@pytest.mark.parametrize("name", ["DOE", "JANE", "DOE JANE", "D0E19341231"])
+@pytest.mark.parametrize("keyword", ["Manufacturer", "ManufacturerModelName", "Modality", "ViewPosition", "PatientSex"])
+def test_a_name_in_the_form_of_a_code_does_not_travel_either(keyword: str, name: str) -> None:
+    known = {"Manufacturer": "Agfa", "ManufacturerModelName": "DX-D 600"}
+    shown = repr(columns(**{**known, keyword: name}))
+    assert not any(part in shown for part in (*name.split(), "19341231"))
+
+
+@pytest.mark.parametrize(
+    ("maker", "model", "kept"),
+    [
+        ("Agfa", "DX-D 600", "DX-D 600"),
+        ("KODAK", "DirectView CR 975", "DirectView CR 975"),
+        ("Carestream Health", "DRX-Evolution", "DRX-Evolution"),
+        ("Philips Medical Systems", "DigitalDiagnost", "DigitalDiagnost"),
+        ("GE Healthcare", "Discovery XR656", "Discovery XR656"),
+        ("SIEMENS", "FLUOROSPOT Compact FD", "FLUOROSPOT Compact FD"),
+        ("Canon Inc.", "CXDI-401C", "CXDI-401C"),
+        ("KONICA MINOLTA", "AeroDR 3", "AeroDR 3"),
+        ("Agfa", "DX-D 600 DOE JANE", "DX-D 600"),
+        ("Agfa", "DX-D 19341231", "DX-D"),
+        ("Agfa", "DOE^JANE", None),
+        ("Agfa", "1934 4711", None),
+        ("Nobody", "DX-D 600", None),
+    ],
+)
+def test_of_a_model_only_known_words_travel(maker: str, model: str, kept: str | None) -> None:
+    assert columns(Manufacturer=maker, ManufacturerModelName=model).device_model == kept
+
+
 @pytest.mark.parametrize("name", ["BodyPartExamined", "ViewPosition"])
 def test_of_codes_only_known_words_travel(name: str) -> None:
     assert "DOE" not in repr(columns(**{name: "DOE CHEST PA"}))

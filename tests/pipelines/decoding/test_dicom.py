@@ -23,7 +23,7 @@ from pipelines.contracts import Reason
 from pipelines.decoding import dicom_file
 from pipelines.decoding.decode import decode, read_header, sniff
 from pipelines.decoding.dicom import read_grey
-from pipelines.errors import UnreadableScanError
+from pipelines.errors import ScanError, UnreadableScanError
 from pipelines.phantom import dicom_bytes
 from tests.pipelines.decoding.films import SECRETS, compressed, dataset, dicom, encode, ramp, saved
 
@@ -290,6 +290,30 @@ def test_no_patient_value_reaches_warnings_logs_or_errors(
                 assert error.__suppress_context__ or error.__context__ is None  # noqa: PT017
         said = [str(warning.message) for warning in caught] + [caplog.text, *capsys.readouterr()]
         assert not any(secret in text for secret in (*SECRETS, "DOE") for text in said)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.88.DOE^JANE Storage"),
+        *((name, "19341231") for name in ("NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "Rows", "Columns")),
+    ],
+)
+def test_no_detail_of_a_reason_holds_what_stands_in_the_file(keyword: str, value: str) -> None:
+    odd = dataset(FILM)
+    odd.add_new(keyword, "LO", value)
+    with pytest.raises(ScanError) as refused:
+        decode(saved(odd), Preprocessing(size=32))
+    assert not any(secret in str(refused.value) for secret in ("DOE", "19341231"))
+
+
+def test_a_line_as_long_as_a_date_is_no_film() -> None:
+    """Its width would stand in the catalogue."""
+    odd = dataset(FILM)
+    odd.Rows = 1
+    odd.add_new("Columns", "IS", "19341231")
+    with pytest.raises(UnreadableScanError, match=r"too_large$"):
+        read_header(saved(odd))
 
 
 def test_real_films(real_data: Path) -> None:
