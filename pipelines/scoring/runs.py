@@ -65,6 +65,7 @@ from pipelines.table.compact import MANY_PARTS, compact_model, remove_unused
 from pipelines.table.delta import ScoresTable, create_table
 from pipelines.table.drift import DriftTally, worst_level
 from pipelines.table.lease import Lease, lease_of_scores
+from pipelines.table.query import share_latest
 from pipelines.table.record import RunRecord, earlier_records, write_record
 from pipelines.tally import Reporter, counting
 from pipelines.usage import Usage
@@ -260,6 +261,9 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
         remedy = f"do it with: rayscan compact {store.root}"
         with _afterwards(f"run {plan.run_id} is recorded, but its parts were not compacted; {remedy}"):
             _tidy(job)
+    if plan.planned or plan.removed:
+        with _afterwards(f"run {plan.run_id} is recorded, but the first question to `latest` will take longer"):
+            share_latest(store.root)
     if plan.planned and job.settings.report:
         remedy = f"make it with: rayscan report {store.root} --out report.html"
         with _afterwards(f"run {plan.run_id} is recorded, but its report was not written; {remedy}"):

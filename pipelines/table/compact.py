@@ -25,7 +25,7 @@ from pipelines.table.delta import MERGED, Part, ScoresTable, open_table, part_fo
 from pipelines.table.lease import lease_of_scores
 from pipelines.table.parts import fetch_parts, refuse_damaged
 from pipelines.table.presence import check_models, require_any
-from pipelines.table.query import create_scores_view
+from pipelines.table.query import create_scores_view, share_latest
 
 ROWS: Final = 1_000_000
 """Most rows of a merged part."""
@@ -70,6 +70,8 @@ def compact(uri: str, *, model: str | None = None, wait: float = 0.0, keep: time
             assert now
             days += compact_model(now, name)
     remove_unused(store, keep)
+    if days:
+        share_latest(store.root)
     return days
 
 

@@ -88,7 +88,8 @@ class ScoresTable:
 
     def parts(self, model_id: str | None = None) -> list[Part]:
         """The parts of this version, of all models or one, by key."""
-        actions = pa.table(self._log.table.get_add_actions(flatten=True))
+        # `pa.table` would import pandas first, 0.3 s, to see whether this is one of its frames.
+        actions = pa.RecordBatchReader.from_stream(self._log.table.get_add_actions(flatten=True)).read_all()
         if not actions.num_rows:
             return []
         parts = [
@@ -178,7 +179,7 @@ class ScoresTable:
     def unused(self, keep: timedelta) -> list[str]:
         """Keys of files that left the table, or never came into it, longer ago than this."""
         kept = {part.key for part in self.parts()}
-        infos = [info for chunk in self.store.list(FOLDER) for info in chunk if not info.key.startswith(LOG)]
+        infos = [info for chunk in self.store.list(FOLDER) for info in chunk if not info.key.startswith(f"{FOLDER}/_")]
         if keep:
             since = self.store.clock() - keep
             infos = [info for info in infos if info.modified < since]

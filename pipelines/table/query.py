@@ -29,11 +29,12 @@ from pipelines.storage import Store, open_store
 from pipelines.table.delta import ScoresTable, open_table
 from pipelines.table.guarded import Bounds, guarded_connection
 from pipelines.table.latest import create_latest, find_superseded
+from pipelines.table.marks import is_large
 from pipelines.table.parts import fetch_parts, refuse_damaged
 from pipelines.table.presence import is_scores, no_run
 from pipelines.table.question import require_select, told_in_a_line, whole_answer
 from pipelines.table.registry import read_entries
-from pipelines.table.views import IN_PRODUCTION, VIEWS, drift_table, models_table, run_records, runs_table
+from pipelines.table.views import IN_PRODUCTION, VIEWS, create_record_tables, run_records
 
 __all__ = [
     "ask",
@@ -42,6 +43,7 @@ __all__ = [
     "is_scores",
     "open_scores",
     "read_scores",
+    "share_latest",
 ]
 
 APART = {"scores", "scores_parts", "runs", "drift", "models"}
@@ -77,6 +79,18 @@ def read_scores(
         except duckdb.Error as error:
             _explain(files, error)
             raise
+
+
+def share_latest(uri: str) -> None:
+    """Find the superseded rows of a large table now and keep them beside it, so that nobody's first question has to.
+
+    Raises `InputError` if a part is unreadable, `StorageError` if the store fails.
+    """
+    store = open_store(uri)
+    table = open_table(store)
+    if table and is_large(table.parts()):
+        connection, _ = _open(store, share=True)
+        connection.close()
 
 
 def fetch_rows(connection: duckdb.DuckDBPyConnection, sql: str, *params: Any) -> list[dict[str, Any]]:
@@ -141,7 +155,12 @@ def create_scores_view(connection: duckdb.DuckDBPyConnection, files: list[Path])
 
 
 def _open(
-    store: Store, bounds: Bounds | None = None, as_of: int | datetime | None = None, sql: str | None = None
+    store: Store,
+    bounds: Bounds | None = None,
+    as_of: int | datetime | None = None,
+    sql: str | None = None,
+    *,
+    share: bool = False,
 ) -> tuple[duckdb.DuckDBPyConnection, list[Path]]:
     records = run_records(store, (info.key for chunk in store.list("runs") for info in chunk))
     if not records:
@@ -154,16 +173,14 @@ def _open(
     connection = guarded_connection(files, bounds)
     create_scores_view(connection, files)
     create_latest(connection)
-    connection.register("runs_table", runs_table(records))
-    connection.register("drift_table", drift_table(records))
-    connection.register("models_table", models_table(read_entries(store)))
+    create_record_tables(connection, records, read_entries(store))
     for name, view in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {view}")
     try:
         if sql is not None:
             connection.execute(f"EXPLAIN {sql}")
         if sql is None or _needs_latest(connection, sql):
-            find_superseded(connection, store, parts)
+            find_superseded(connection, store, parts, share=share)
     except duckdb.Error as error:
         _explain(files, error)
         raise

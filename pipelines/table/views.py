@@ -1,4 +1,4 @@
-"""The views over the scores, in SQL, and the two small tables built from the runs' records."""
+"""The views over the scores, in SQL, and the small tables built from the records of runs and models."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from pipelines.contracts import TIMESTAMP
@@ -92,27 +93,37 @@ def run_records(store: Store, keys: Iterable[str]) -> list[dict[str, Any]]:
         return [json.loads(data) for data in threads.map(store.get, wanted)]
 
 
-def runs_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """One row per run, the schema RUNS."""
-    return pa.Table.from_pylist([_run(record) for record in records], schema=RUNS)
+def create_record_tables(
+    connection: duckdb.DuckDBPyConnection, records: Iterable[Mapping[str, Any]], entries: Sequence[Entry]
+) -> None:
+    """Create `runs_table`, `drift_table` and `models_table`, over which the views of these names are made.
 
-
-def drift_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """One row per run, site and quantity, the schema DRIFT; a run that did not measure drift has no rows."""
-    rows = [
+    A run that did not measure drift has no rows in `drift_table`.
+    """
+    records = list(records)
+    drift = [
         {**{name: record.get(name) for name in ("run_id", "model_id", "date")}, **entry}
         for record in records
         for entry in record.get("drift") or []
     ]
-    return pa.Table.from_pylist([{name: row.get(name) for name in DRIFT.names} for row in rows], schema=DRIFT)
-
-
-def models_table(entries: Sequence[Entry]) -> pa.Table:
-    """One row per decision on models, the schema MODELS."""
-    rows = [
+    models = [
         {**asdict(period.entry), "valid_from": period.entry.at, "valid_to": period.until} for period in periods(entries)
     ]
-    return pa.Table.from_pylist([{name: row[name] for name in MODELS.names} for row in rows], schema=MODELS)
+    _create(connection, "runs_table", RUNS, [_run(record) for record in records])
+    _create(connection, "drift_table", DRIFT, drift)
+    _create(connection, "models_table", MODELS, models)
+
+
+def _create(
+    connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Not by an Arrow table of the rows: the first list that Arrow is given has it import pandas, which takes 0.3 s."""
+    connection.register("no_rows", pa.Table.from_batches([], schema))
+    connection.execute(f"CREATE TABLE {name} AS FROM no_rows")
+    connection.unregister("no_rows")
+    if rows:
+        columns = [[row.get(column) for row in rows] for column in schema.names]
+        connection.execute(f"INSERT INTO {name} SELECT {', '.join(['unnest(?)'] * len(columns))}", columns)
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:

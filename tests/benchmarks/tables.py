@@ -4,8 +4,9 @@ DuckDB makes them row by row from the row's number, so they are the same on ever
 """
 
 import json
-from collections.abc import Iterable
-from datetime import UTC, date, datetime
+import shutil
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART
-from pipelines.scoring.plan import Plan, read_shard
+from pipelines.scoring.plan import Plan, make_plan, read_shard
 from pipelines.scoring.sink import write_part
 from pipelines.storage import Store, open_store
-from pipelines.table.delta import Part, create_table, part_folder
+from pipelines.table.compact import MANY_PARTS, compact_model, remove_unused
+from pipelines.table.delta import Part, create_table, open_table, part_folder
+from pipelines.table.query import share_latest
 
 MODEL = "aaaa000011112222"
 DAY = date(2026, 1, 1)
@@ -108,6 +111,28 @@ def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool =
             select = _CATALOG.format(files=files, changed=changed, patient=patient)
             connection.execute(f"COPY ({select}) TO '{folder / names[-1]}' (FORMAT parquet)")
     open_store(str(folder)).put("catalog.json", json.dumps({"parts": names}).encode())
+
+
+def score_nights(folder: Path, rows: int, *, changed: Sequence[int]) -> None:
+    """A table as `rayscan score` leaves it: a night for the whole archive, then one for each of `changed`.
+
+    Each of these scores the files that have changed since: so many of each thousand rows. The archive has 925 files for
+    a thousand of `rows`.
+    """
+    store = open_store(str(folder))
+    for night, share in enumerate([0, *changed]):
+        catalog = folder.with_name(f"catalog-{night}")
+        write_catalog(catalog, rows, changed=share)
+        plan = make_plan(store, source=str(catalog), bundle="/b", model_id=MODEL, operating_point="balanced")
+        shutil.rmtree(catalog)
+        commit_scored(store, plan, range(plan.shards))
+        record = {"run_id": plan.run_id, "model_id": MODEL, "planned": plan.planned, "counts": {"scored": plan.planned}}
+        store.put(f"runs/{plan.run_id}/run.json", json.dumps(record).encode())
+        table = open_table(store)
+        assert table
+        compact_model(table, MODEL, fewest=MANY_PARTS)
+        remove_unused(store, timedelta(0))
+        share_latest(store.root)
 
 
 def commit_scored(store: Store, plan: Plan, shards: Iterable[int]) -> None:

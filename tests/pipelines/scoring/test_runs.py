@@ -22,6 +22,7 @@ from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.scoring.score import ScoreShard
 from pipelines.scoring.sink import part_key, part_of, write_part, written_sizes
 from pipelines.storage import Store, open_store
+from pipelines.table import marks
 from pipelines.table.delta import create_table
 from pipelines.table.drift import DriftTally
 from pipelines.table.query import ask
@@ -49,7 +50,9 @@ def night(
     archive = open_store(str(tmp_path_factory.mktemp("night") / "archive"))
     write_films(archive)
     out = open_store(str(tmp_path_factory.mktemp("night") / "scores"))
-    return archive, out, score(archive.root, str(bundle), out.root, SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(marks, "KEPT_FROM_ROWS", TOTAL)
+        return archive, out, score(archive.root, str(bundle), out.root, SETTINGS)
 
 
 def test_the_report_beside_the_run_shows_the_films_that_were_asked_for(
@@ -62,6 +65,15 @@ def test_the_report_beside_the_run_shows_the_films_that_were_asked_for(
         "Thumbnail of film 2",
     ]
     assert "what raised the score" in page.text or "no part of these films raises its score" in page.text
+
+
+def test_a_large_night_leaves_what_the_first_question_needs(night: tuple[Store, Store, list[RunRecord]]) -> None:
+    _, out, _ = night
+    parts = create_table(out, conditional=True).parts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(marks, "KEPT_FROM_ROWS", TOTAL)
+        assert marks.kept_marks(out, parts).keys() == {marks.part_name(part) for part in parts}
+    assert [info.key.rpartition(".")[2] for chunk in out.list(marks.MARKS) for info in chunk] == ["npz"]
 
 
 def test_too_many_thumbnails_are_refused_before_the_night() -> None:

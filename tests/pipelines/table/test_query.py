@@ -1,9 +1,13 @@
 """SQL over scores: what each view shows, wherever the parts lie."""
 
 import json
+import logging
 import re
 import stat
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,11 @@ from hypothesis import strategies as st
 from pipelines.contracts import LABELS, PART, STATUS_OF_REASON, Reason
 from pipelines.errors import InputError
 from pipelines.storage import Store, open_store
-from pipelines.table import latest, query
-from pipelines.table.compact import compact
+from pipelines.table import latest, marks, query
+from pipelines.table.compact import compact, remove_unused
 from pipelines.table.delta import open_table
 from pipelines.table.parts import fetch_parts
-from pipelines.table.query import ask
+from pipelines.table.query import ask, open_scores, share_latest
 from tests.pipelines.table.parts import commit_part, put_part
 from tests.servers import S3Server
 
@@ -236,44 +240,70 @@ ROWS = st.dictionaries(
 )
 
 
+def write_history(
+    store: Store, nights: list[tuple[str, dict[str, str]]], clock: int, afterwards: Callable[[], None]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """The runs and statuses of each model and file since its last tombstone; `afterwards` is called after each night.
+
+    `nights`: a model, and the statuses of files. `clock`: hours from one night to the next.
+    """
+    expected: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for night, (model, found_now) in enumerate(nights):
+        # A tombstone is of a file that the model has a row of.
+        statuses = {uri: status for uri, status in found_now.items() if status != "removed" or (model, uri) in expected}
+        if not statuses:
+            continue
+        rows: list[dict[str, Any]] = [
+            {"uri": uri, "etag": f"{night}", "status": status} for uri, status in statuses.items()
+        ]
+        write_run(store, f"night{night}", rows, hours=clock * night, model=model)
+        for uri, status in statuses.items():
+            history = expected.setdefault((model, uri), [])
+            history.append((f"night{night}", status))
+            if status == "removed":
+                history.clear()
+        afterwards()
+    return expected
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     nights=st.lists(st.tuples(st.sampled_from(["1111", "2222"]), ROWS.filter(bool)), min_size=1, max_size=6),
     alike=st.sampled_from([latest.HASH, "hash(uri)", "hash(uri) % 2"]),
     asked=st.booleans(),
+    shared=st.sampled_from(["never", "each night", "in the end"]),
     compacted=st.booleans(),
     clock=st.sampled_from([-24, 0, 24]),
 )
 def test_latest_is_what_the_history_says(
-    nights: list[tuple[str, dict[str, str]]], alike: str, asked: bool, compacted: bool, clock: int
+    nights: list[tuple[str, dict[str, str]]], alike: str, asked: bool, shared: str, compacted: bool, clock: int
 ) -> None:
-    """Also if the clock runs backwards, many uris share a hash, or what large tables keep is used or extended."""
-    expected: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    """Also if the clock runs backwards, many uris share a hash, or what large tables keep is used, shared or extended.
+
+    What is shared is all that another machine has to begin with.
+    """
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSCAN_CACHE", f"{folder}/cache")
-        patch.setattr(latest, "KEPT_FROM_ROWS", 1)
+        patch.setattr(marks, "KEPT_FROM_ROWS", 1)
         patch.setattr(latest, "HASH", alike)
         store = open_store(f"{folder}/scores")
-        for night, (model, found_now) in enumerate(nights):
-            # A tombstone is of a file that the model has a row of.
-            statuses = {
-                uri: status for uri, status in found_now.items() if status != "removed" or (model, uri) in expected
-            }
-            if not statuses:
-                continue
-            rows = [{"uri": uri, "etag": f"{night}", "status": status} for uri, status in statuses.items()]
-            write_run(store, f"night{night}", rows, hours=clock * night, model=model)
-            for uri, status in statuses.items():
-                history = expected.setdefault((model, uri), [])
-                history.append((f"night{night}", status))
-                if status == "removed":
-                    history.clear()
+
+        def afterwards() -> None:
             if asked:
                 ask(store.root, "FROM latest")
+            if shared == "each night":
+                share_latest(store.root)
+
+        expected = write_history(store, nights, clock, afterwards)
         if not expected:
             return
         if compacted:
             compact(store.root)
+        if shared == "in the end":
+            share_latest(store.root)
+            patch.setattr(latest, "_look", lambda *_: pytest.fail("it is all there"))
+        if shared != "never":
+            patch.setenv("RAYSCAN_CACHE", f"{folder}/other machine")
         newest = {
             file: next((row for row in reversed(history) if row[1] != "failed"), history[-1])
             for file, history in expected.items()
@@ -305,7 +335,7 @@ def test_a_mistyped_literal_is_the_askers_error(tmp_path: Path, monkeypatch: pyt
 
 def test_the_kept_index_is_of_these_parts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(latest, "KEPT_FROM_ROWS", 1)
+    monkeypatch.setattr(marks, "KEPT_FROM_ROWS", 1)
     store = fill(open_store(str(tmp_path / "scores")))
     for night in range(3, 10):
         ask(store.root)
@@ -314,7 +344,47 @@ def test_the_kept_index_is_of_these_parts_only(tmp_path: Path, monkeypatch: pyte
         )
         (row,) = ask(store.root, "SELECT probability FROM latest WHERE uri = 'a'").to_pylist()
         assert row == {"probability": night / 16}
-    assert len(list((tmp_path / "cache").rglob("superseded-*.bits"))) == latest.KEPT_INDEXES
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == marks.KEPT_FILES
+
+
+def test_the_first_question_of_another_machine_finds_what_the_night_left(
+    scores: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "KEPT_FROM_ROWS", 1)
+    share_latest(scores.root)
+    remove_unused(scores, timedelta(0))
+    monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "other machine"))
+    monkeypatch.setattr(latest, "_look", lambda *_: pytest.fail("it is all there"))
+    for _ in range(2):
+        rows = ask(scores.root, "SELECT uri, probability FROM latest WHERE status = 'scored' ORDER BY uri").to_pylist()
+        assert rows == [{"uri": "a", "probability": 0.25}, {"uri": "b", "probability": 0.75}]
+    assert open_scores(scores.root).execute("SELECT count(*) FROM latest").fetchall() == [(3,)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"not what it was"])
+def test_what_the_night_left_may_be_damaged(
+    damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(marks, "KEPT_FROM_ROWS", 1)
+    store = fill(open_store(str(tmp_path / "scores")))
+    share_latest(store.root)
+    (left,) = (tmp_path / "scores" / "scores" / "_latest").iterdir()
+    left.write_bytes(damage)
+    monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "other machine"))
+    with caplog.at_level(logging.WARNING):
+        assert ask(store.root, "SELECT count(*) AS n FROM latest").to_pylist() == [{"n": 3}]
+    assert f"{left.name} is damaged and not used; delete it" in caplog.text
+
+
+def test_a_question_imports_no_pandas(tmp_path: Path) -> None:
+    """It would take 0.3 s, and pyarrow imports it before it makes an array of a list."""
+    store = fill(open_store(str(tmp_path / "scores")))
+    question = "SELECT status, count(*) FROM latest GROUP BY ALL"
+    code = f"import sys; from pipelines.table.query import ask; ask({store.root!r}, {question!r})"
+    code += "; print('pandas' in sys.modules)"
+    asked = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert asked.stdout == "False\n"
 
 
 def test_a_spoilt_part_that_is_not_the_first_is_named(tmp_path: Path) -> None:
