@@ -15,6 +15,7 @@ from tests.chaos.searches import SECONDS, Search
 from tests.tuning.films import write_dataset
 
 TRIALS, EPOCHS = 10, 9
+HOW_IT_GOES_ON = ("it goes on from its last epoch", "it is tried again")
 
 pytestmark = pytest.mark.chaos
 
@@ -92,7 +93,8 @@ def test_nodes(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         cluster.shutdown()
     search.assert_whole()
-    (lost,) = [line for line in search.log.read_text().splitlines() if "goes on from its last epoch" in line]
+    # Meanwhile another trial may have begun there, of which no epoch is stored.
+    (lost,) = [line for line in search.log.read_text().splitlines() if line.endswith(HOW_IT_GOES_ON)]
     for trial_id in reached:
         search.assert_as_unbroken(trial_id)
     print(f"1 of 2 nodes killed: {TRIALS} trials, none twice; {lost}")

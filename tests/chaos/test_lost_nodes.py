@@ -81,11 +81,13 @@ def test_a_search_loses_a_node(cluster: Any, moment: Moment, rayscan_command: st
         moment.arm()
         search.wait_for(lambda: moment.process is not None, driver)
         assert moment.process
+        assert len(search.ended()) < search.trials
         kill_node_of(moment.process)
         add_node(cluster)
         assert driver.wait(timeout=SECONDS) == 0, search.log.read_text()
     search.assert_whole()
     log = search.log.read_text()
     told = [line for line in log.splitlines() if "it is tried again" in line or "goes on from" in line]
-    assert told, log
+    # Where the trial's actor was not there yet, Ray may start it anew by itself: there was nothing to lose or to tell.
+    assert told or moment.comes_once, log
     print(told)

@@ -30,7 +30,7 @@ from tuning.study.records import (
     next_number,
     without_probes,
 )
-from tuning.study.store import begin_trial, remove_checkpoint, write_trials
+from tuning.study.store import begin_trial, has_checkpoint, remove_checkpoint, write_trials
 from tuning.training.objectives import LATENCY
 
 log = logging.getLogger("rayscan")
@@ -118,7 +118,7 @@ class Ledger(Callback):
         """The trial's process died, perhaps as it started, or it raised; it continues in another."""
         failures = self._count_failure(iteration, trials, trial)
         trial.max_failures = trial.num_failures + RETRIES - failures  # Ray Tune knows nothing of an earlier pass
-        log.warning("trial %d: %s; %s", self.numbers[trial.trial_id], brief(_error(trial)), _how_it_goes_on(trial))
+        log.warning("trial %d: %s; %s", self.numbers[trial.trial_id], brief(_error(trial)), self._how_it_goes_on(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial raised, or its process died, once too often; or Ray Tune thinks so.
@@ -213,6 +213,11 @@ class Ledger(Callback):
         self._show()
         self._mirror()
 
+    def _how_it_goes_on(self, trial: Any) -> str:
+        """By what is stored, of which a process may have died before it told the driver."""
+        stored = has_checkpoint(self.study, own_id(trial.config, trial.trial_id))
+        return "it goes on from its last epoch" if stored else "it is tried again"
+
     def _mirror(self) -> None:
         if self.mirror is not None:
             self.mirror.add_missing([*self.probes, *self.records])
@@ -230,10 +235,6 @@ class Ledger(Callback):
             auc=result.get(METRIC),
             seconds=time.monotonic() - self.begun[trial.trial_id],
         )
-
-
-def _how_it_goes_on(trial: Any) -> str:
-    return "it goes on from its last epoch" if trial.last_result.get(TIME) else "it is tried again"
 
 
 def _error(trial: Any) -> BaseException | None:

@@ -173,6 +173,11 @@ def remove_stale_checkpoints(store: Store, records: Sequence[TrialRecord]) -> No
     store.delete_all([key for key in _keys_of(store, CHECKPOINT) if key.split("/")[1] in ended])
 
 
+def has_checkpoint(store: Store, trial_id: str) -> bool:
+    """Whether the state of a trial after an epoch is there."""
+    return store.exists(f"trials/{trial_id}/{CHECKPOINT}")
+
+
 def remove_checkpoint(store: Store, trial_id: str) -> None:
     """Remove the checkpoint of a trial that has ended."""
     store.delete(f"trials/{trial_id}/{CHECKPOINT}")

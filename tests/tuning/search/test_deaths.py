@@ -2,10 +2,12 @@
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,13 @@ from models.spec import Scalar
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tuning.search.driver import search
-from tuning.search.ledger import RETRIES
+from tuning.search.ledger import RETRIES, Ledger
 from tuning.search.settings import SearchSettings
 from tuning.search.trial import TAKEN_UP
 from tuning.spaces.space import SearchSpace, Suggest
 from tuning.spaces.space_file import space_for
 from tuning.study.records import TrialRecord
-from tuning.study.store import read_trials, unfinished_trials
+from tuning.study.store import CHECKPOINT, read_trials, unfinished_trials
 from tuning.training.objectives import AUC, LATENCY
 
 SETTINGS = SearchSettings(trials=3, epochs=1, grace_epochs=1, max_concurrent=1)
@@ -100,6 +102,21 @@ def test_a_trial_whose_process_always_dies_as_it_starts_fails_and_the_search_goe
     told = [line.getMessage() for line in caplog.records if line.getMessage().startswith("trial 2")]
     assert [line.rpartition("; ")[2] for line in told[:-1]] == ["it is tried again"] * RETRIES
     assert told[-1].startswith("trial 2 mlp failed: ActorDiedError: ")
+
+
+def test_a_trial_goes_on_from_an_epoch_that_was_stored_and_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its node fell between the two."""
+    study = open_store(str(tmp_path))
+    ledger = Ledger(study, [], planned=1, seed=0, deadline=math.inf)
+    trial = SimpleNamespace(trial_id="a", config={}, last_result={}, num_failures=1, pickled_error_file=None)
+    with caplog.at_level(logging.WARNING, logger="rayscan"):
+        ledger.on_trial_recover(1, [trial], trial)
+        study.put(f"trials/a/{CHECKPOINT}", b"an epoch")
+        ledger.on_trial_recover(2, [trial], trial)
+    told = [record.getMessage().rpartition("; ")[2] for record in caplog.records]
+    assert told == ["it is tried again", "it goes on from its last epoch"]
 
 
 class Broken(SearchSpace):
