@@ -70,7 +70,7 @@ def test_local_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     port = free_port()
-    with running_server([sys.executable, __file__, str(port)], port) as server:
+    with running_server([sys.executable, "-m", __name__, str(port)], port) as server:
         yield server.endpoint
 
 
