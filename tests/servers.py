@@ -80,13 +80,13 @@ def _wait_until_listening(port: int, server: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"{server.args!r} did not listen on {port} within {STARTUP_SECONDS} s")
 
 
-def rclone_server(folder: Path) -> contextlib.AbstractContextManager[S3Server]:
-    """`rclone serve s3` over a folder: a real S3 server that ignores If-None-Match."""
+def rclone_server(folder: Path, *options: str) -> contextlib.AbstractContextManager[S3Server]:
+    """`rclone serve s3` over a folder, with these options: a real S3 server that ignores If-None-Match."""
     port = free_port()
     rclone = Path(sys.executable).with_name("rclone")
     keys = f"{ACCESS_KEY},{SECRET_KEY}"
     return running_server(
-        [str(rclone), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", keys, str(folder)], port
+        [str(rclone), "serve", "s3", *options, "--addr", f"127.0.0.1:{port}", "--auth-key", keys, str(folder)], port
     )
 
 

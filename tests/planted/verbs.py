@@ -193,13 +193,16 @@ def another_night(place: Hospital, bundle: str) -> None:
     sites = ("--site-from", "institution", "--thumbnails", "4")
     place.verb("isolated-score", *score, *sites, environment={**place.keyed, "PYTHONPATH": path})
     for view in ("scores", "rejects", "runs"):
-        place.verb(f"isolated-query-{view}", "query", f"{out}/isolated", f"SELECT * FROM {view}", "--json")
+        rows = place.verb(f"isolated-query-{view}", "query", f"{out}/isolated", f"SELECT * FROM {view}", "--json")
+        if view == "rejects":
+            died = [Path(row["uri"]).name for row in json.loads(rows) if row["reason"] == "crashed"]
+            assert died == ["deadly.png"], "the others were read in children, too, and their children live"
     place.verb("isolated-query", "query", f"{out}/isolated")
-    place.verb("isolated-export", "query", f"{out}/isolated", "FROM latest", "--out", f"{out}/isolated/answer.csv")
+    place.verb("isolated-export", "query", f"{out}/isolated", "FROM latest", "--out", f"{out}/isolated.csv")
     place.verb("promote", "promote", f"{out}/isolated", bundle, "--as", "production")
     for name in ("models", "history", "compact"):
         place.verb(f"isolated-{name}", name, f"{out}/isolated")
-    page = f"{out}/isolated/again.html"
+    page = f"{out}/isolated.html"
     place.verb("isolated-report", "report", f"{out}/isolated", "--out", page, "--thumbnails", "4")
 
 
