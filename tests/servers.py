@@ -50,11 +50,21 @@ class S3Server:
         return f"s3://{name}"
 
 
+PORTS = range(20_000, 32_000)
+"""Above those Ray gives to its workers (10002 to 19999), below those Linux gives to clients (from 32768 on)."""
+
+
 def free_port() -> int:
-    """A loopback port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port nobody listens on now.
+
+    Not one that the kernel picks: it would be given to any client that connects before the server has started, and a
+    Ray head of which one process finds its port taken ends as a whole.
+    """
+    while True:
+        port = PORTS.start + secrets.randbelow(len(PORTS))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager
