@@ -102,7 +102,7 @@ class ReadShard:
                 for film in films:
                     if film.pixels is not None:
                         pixels.append(film.pixels.tobytes())
-                    fields.append(film.to_json())
+                    fields.append(json.dumps(film.to_json()))
         return {"shard": [shard], "pixels": [b"".join(pixels)], "films": [json.dumps(fields)]}
 
 

@@ -115,7 +115,7 @@ def test_a_page_is_written_when_asked_for(bundle: Bundle, dataset: str, tmp_path
 def test_films_prepared_in_another_way_are_refused(bundle: Bundle, tmp_path: Path, prepared: Preprocessing) -> None:
     store = open_store(str(tmp_path / "dataset"))
     write_dataset(store, prepared, SPLITS)
-    with pytest.raises(InputError, match=f"prepare the data set again with --size {SIZE} --decode dct"):
+    with pytest.raises(InputError, match=f"prepare the data set again with --size {SIZE} --decode reduced"):
         evaluate(str(bundle.folder), store.root, "test")
     assert evaluations(str(bundle.folder)) == [], "nothing was read"
 

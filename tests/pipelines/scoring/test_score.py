@@ -491,4 +491,4 @@ def test_of_a_header_only_known_words_are_kept(archive: Store, model: Bundle) ->
     assert (film.reason, film.pixels, film.grey) == (Reason.NOT_CHEST, None, None)
     assert (film.columns.body_part, film.columns.modality, film.patient_key) == ("HIP", "DX", None)
     assert "PHANTOM" not in repr(film)
-    assert FilmResult.from_json(json.loads(film.to_json()), None) == film
+    assert FilmResult.from_json(json.loads(json.dumps(film.to_json())), None) == film

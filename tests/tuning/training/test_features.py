@@ -198,7 +198,7 @@ def test_spoilt_file_says_to_remove_it(cache: Cache) -> None:
 
 
 def test_films_of_another_size_and_folders_elsewhere_are_refused(cache: Cache) -> None:
-    with pytest.raises(InputError, match="holds films of 32 pixels decoded by dct, the model takes 64"):
+    with pytest.raises(InputError, match="holds films of 32 pixels decoded by reduced, the model takes 64"):
         cache.read(spec=small_spec(size=64))
     with pytest.raises(InputError, match="not a local folder"):
         dataset_features(cache.dataset, "train", cache.spec, cache.network, "s3://bucket/features")
