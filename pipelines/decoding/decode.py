@@ -20,8 +20,7 @@ from pipelines.decoding.images import JPEG, PNG, ImageScan
 from pipelines.errors import UnreadableScanError
 
 WAVELET_MARGIN: Final = 2
-"""Pixels of a lower resolution of JPEG 2000 for each of the film, along a side. With 1 the film would be the wavelet's
-own, which is sharper than a resized one."""
+"""Pixels of a lower resolution of JPEG 2000 for each of the film, along a side; the rest is resized as of any film."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ Values = npt.NDArray[np.float64]
 _VALUES: Final = 1 << 16
 """How many values a film may use: 16 bits, which is what detectors deliver."""
 _ROWS: Final = 64
-"""Rows looked up at a time: a processor's second cache holds their indices."""
+"""Rows looked up at a time: few, so that their widened indices take little memory."""
 
 
 @dataclass(frozen=True)
