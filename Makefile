@@ -1,7 +1,9 @@
 # What a person types. Needs python3 (3.11, 3.12 or 3.13) and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-SHARED := -n 2 --dist loadfile --durations=20
+# Hypothesis draws the same examples each time, so that a commit passes or fails wherever it is tested; a plain `pytest`
+# draws new ones.
+SHARED := -n 2 --dist loadfile --durations=20 --hypothesis-profile=ci
 
 .PHONY: demo test lint bench chaos licences clean
 

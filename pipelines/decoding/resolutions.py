@@ -51,7 +51,7 @@ def _skipped(frame: bytes, header: FrameHeader, smallest: int) -> int:
     cod = frame.find(b"\xff\x52")
     levels = frame[cod + 9] if header.marker in {J2K, HTJ2K} and 0 <= cod < len(frame) - 9 else 0
     skipped = 0
-    while skipped < levels and min(header.height, header.width) >> (skipped + 1) >= smallest:
+    while skipped < levels and _rounded_up(min(header.height, header.width), skipped + 1) >= smallest:
         skipped += 1
     return skipped
 
