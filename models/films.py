@@ -23,8 +23,10 @@ class Films:
     scan_ids: npt.NDArray[np.str_]
     """Scan identity [N]."""
 
+    places: npt.NDArray[np.str_] | None = None
+    """The place of each film in the archive's own order, as text that sorts so [N]; None where it is not known."""
     groups: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
-    """Kind of subgroup (`site`, `view`, `width`) -> the name of each film's [N], empty where it is not known."""
+    """Kind of subgroup (`site`, `view`, `width`, …) -> the name of each film's [N], empty where it is not known."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +44,7 @@ class Films:
             patients=self.patients[chosen],
             subtypes=self.subtypes[chosen],
             scan_ids=self.scan_ids[chosen],
+            places=None if self.places is None else self.places[chosen],
             groups={kind: names[chosen] for kind, names in self.groups.items()},
         )
 
@@ -54,7 +57,16 @@ def join_films(parts: Sequence[Films]) -> Films:
     )
     kinds = set.intersection(*(set(part.groups) for part in parts))
     groups = {kind: np.concatenate([part.groups[kind] for part in parts]) for kind in sorted(kinds)}
-    films = Films(pixels=pixels, labels=labels, patients=patients, subtypes=subtypes, scan_ids=scan_ids, groups=groups)
+    places = [part.places for part in parts if part.places is not None]
+    films = Films(
+        pixels=pixels,
+        labels=labels,
+        patients=patients,
+        subtypes=subtypes,
+        scan_ids=scan_ids,
+        places=np.concatenate(places) if len(places) == len(parts) else None,
+        groups=groups,
+    )
     return films.take(np.argsort(scan_ids, kind="stable"))
 
 

@@ -144,6 +144,12 @@ def dataset_schema(size: int) -> pa.Schema:
             pa.field("view", pa.string()),
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
+            # Of the header, see pipelines/decoding/columns.py; null where it says nothing, and for JPEG and PNG.
+            pa.field("study_date", pa.date32()),
+            pa.field("modality", pa.string()),
+            pa.field("manufacturer", pa.string()),
+            pa.field("age_years", pa.int16()),
+            pa.field("presentation_intent", pa.string()),
         ]
     )
 

@@ -65,7 +65,14 @@ def crossvalidate(
     ],
     options: RecipeOptions,
     seed: Annotated[int | None, typer.Option(help="Seed of folds, weights, order and augmentation (0).")] = None,
-    folds: Annotated[int | None, typer.Option(help="Folds of the patients; one model is trained per fold (5).")] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|random|blocks|site[:N]",
+            help="How many folds, one model each, and of what: patients at random, blocks of the archive's own order,"
+            " or sites (random:5).",
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="CV.html", help="Write the figures as a page too.", parser=location)
     ] = None,
@@ -74,14 +81,14 @@ def crossvalidate(
 ) -> None:
     """Evaluate a recipe by cross-validation over patients, and on perturbed copies of their films."""
     recipe = chosen_recipe(options, seed)
-    from tuning.recipes.choices import FOLDS, check_folds
+    from tuning.recipes.choices import Folds, parse_folds
 
-    check_folds(FOLDS if folds is None else folds)
+    dealt = Folds() if folds is None else parse_folds(folds)
     preflight.check_page(out)
     preflight.check_recipe(recipe, dataset)
     import tuning.recipes.crossvalidate
 
-    result = tuning.recipes.crossvalidate.crossvalidate(dataset, recipe, report=out, **given(folds=folds))
+    result = tuning.recipes.crossvalidate.crossvalidate(dataset, recipe, report=out, folds=dealt)
     output.show(result if json else result.in_short(), as_json=json)
 
 

@@ -4,7 +4,10 @@ DATASET/<token>-00000.parquet   rows of contracts.dataset_schema
 DATASET/dataset.json            written last: size, preprocessing, counts, fingerprint, parts
 """
 
+import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from itertools import pairwise
 
 import numpy as np
@@ -22,11 +25,12 @@ from pipelines.storage import Store, open_store
 __all__ = ["MANIFEST", "DatasetInfo", "check_fits", "load_films", "read_dataset_info"]
 
 READ_THREADS = 8
-_ROWS = ["scan_id", "label", "subtype", "patient_key"]
-_GROUPS = ["site", "view", "width"]
+_ROWS = ["scan_id", "uri", "label", "subtype", "patient_key", "study_date"]
+_NAMED = ["site", "view", "modality", "manufacturer", "presentation_intent"]
+_BANDS = {"width": (0, 800, 1200, 1600, 2000), "age_years": (0, 1, 5, 18, 40, 65)}
+"""Lower bounds of the groups by width, in pixels of the original file, and by age, in years."""
+_GROUPS = [*_NAMED, *_BANDS]
 """Columns whose values define the subgroups of an evaluation."""
-_WIDTHS = (0, 800, 1200, 1600, 2000)
-"""Lower bounds of the width groups, in pixels of the original file."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,20 +59,33 @@ def load_films(uri: str, split: str) -> Films:
         patients=pc.coalesce(table["patient_key"], table["scan_id"]).to_numpy().astype(str),
         subtypes=pc.fill_null(table["subtype"], "").to_numpy().astype(str),
         scan_ids=table["scan_id"].to_numpy().astype(str),
-        groups={name: _names(table[name]) for name in _GROUPS},
+        places=np.array(places(table["uri"].to_pylist(), table["study_date"].to_pylist())),
+        groups={name: _named(table[name]) for name in _NAMED} | {name: _banded(table[name], name) for name in _BANDS},
     )
 
 
-def _names(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
+def places(uris: Sequence[str], days: Sequence[date | None]) -> list[str]:
+    """Of each film a text that sorts in the archive's own order: by study date, if known, then by numbers in its URI.
+
+    `film-9.png` comes before `film-10.png`.
+    """
+    numbered = (re.sub(r"\d+", lambda number: number[0].zfill(12), uri) for uri in uris)
+    return [f"{day or ''} {uri}" for day, uri in zip(days, numbered, strict=True)]
+
+
+def _named(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
     """The subgroup of each film; empty if the column is null."""
-    if pa.types.is_integer(column.type):
-        low = np.array(_WIDTHS)
-        names = [f"{a} to {b - 1} px" for a, b in pairwise(low)] + [f"{low[-1]} px and more"]
-        known = pc.fill_null(column, -1).to_numpy()
-        named = np.array(names)[np.searchsorted(low, known, side="right") - 1]
-        return np.where(known < 0, "", named)
     values: npt.NDArray[np.str_] = pc.fill_null(column, "").to_numpy(zero_copy_only=False).astype(str)
     return values
+
+
+def _banded(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.str_]:
+    """The same of a number, by the band in which it lies."""
+    unit = {"width": "px", "age_years": "years"}[name]
+    low = np.array(_BANDS[name])
+    names = [f"{a} to {b - 1} {unit}" for a, b in pairwise(low)] + [f"{low[-1]} {unit} and more"]
+    known = pc.fill_null(column, -1).to_numpy()
+    return np.where(known < 0, "", np.array(names)[np.searchsorted(low, known, side="right") - 1])
 
 
 def _read_part(store: Store, part: str) -> tuple[pa.Table, Pixels]:

@@ -264,6 +264,7 @@ def _summary(store: Store, manifest: Mapping[str, Any], found: int, plan: ShardP
 
 _COLUMNS = ["scan_id", "uri", "label", "subtype", "split", "patient_key", "site", "view"]
 _SIZES = ["width", "height"]
+_HEADER = ["study_date", "modality", "manufacturer", "age_years", "presentation_intent"]
 
 
 def _labelled(catalog: str) -> pa.Table:
@@ -318,6 +319,9 @@ def _to_parquet(films: list[tuple[Row, Scan]], size: int) -> bytes:
     columns["pixels"] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([scan.pixels for _, scan in films]))
     columns["width"] = [scan.header.width for _, scan in films]
     columns["height"] = [scan.header.height for _, scan in films]
+    columns["view"] = [row["view"] or scan.header.columns.view for row, scan in films]
+    for name in _HEADER:
+        columns[name] = [getattr(scan.header.columns, name) for _, scan in films]
     arrays = [
         columns[name] if name == "pixels" else pa.array(columns[name], schema.field(name).type) for name in schema.names
     ]

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from models.spec import Preprocessing
-from pipelines.contracts import STATUS_OF_REASON, Reason, Status
+from pipelines.contracts import STATUS_OF_REASON, Reason, Status, dataset_schema
 from pipelines.decoding.version import DECODER_VERSION
 from pipelines.errors import NotFoundError
 from pipelines.storage import Store
@@ -102,7 +102,7 @@ class ShardPlan:
 
 def plan_shards(shards: Sequence[Sequence[Row]], preprocessing: Preprocessing, old: Mapping[str, Any]) -> ShardPlan:
     """The plan of these shards; `old` is the plan in the dataset.json that is there, as `described` gave it."""
-    made_by = [preprocessing.to_json(), DECODER_VERSION]
+    made_by = [preprocessing.to_json(), DECODER_VERSION, dataset_schema(preprocessing.size).names]
     digest = blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=16)
     for shard in shards:
         digest.update(json.dumps([sorted(row.items()) for row in shard], default=str).encode())

@@ -50,7 +50,7 @@ def split_patients(
     patient with films of several strata counts as one of the rarest of them.
     """
     films = Counter(patients)
-    stratum_of = _strata_of_patients(patients, strata)
+    stratum_of = strata_of_patients(patients, strata)
     members: dict[str, list[str]] = defaultdict(list)
     for patient in sorted(films, key=lambda patient: _place(seed, patient)):
         members[stratum_of[patient]].append(patient)
@@ -60,7 +60,8 @@ def split_patients(
     return [side[patient] for patient in patients]
 
 
-def _strata_of_patients(patients: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
+def strata_of_patients(patients: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
+    """The stratum of each patient, the rarest of those of its films; both have one entry per film."""
     size = Counter(strata)
     stratum_of: dict[str, str] = {}
     for patient, stratum in zip(patients, strata, strict=True):

@@ -14,6 +14,11 @@ from models.statistics.metrics import Labels, Scores
 from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
 from pipelines.pages.frame import render
 
+DEALT: Final[Mapping[str, str]] = {
+    "random": "folds of patients at random",
+    "blocks": "blocks of the archive's own order",
+    "site": "folds of whole sites",
+}
 CORNER: Final = 0.95
 """AUC above which only the upper left of the ROC curves is drawn."""
 
@@ -33,6 +38,7 @@ def crossvalidation_page(
         title=f"Cross-validation: {result['model']}",
         found=result,
         point=result["operating_point"],
+        dealt=DEALT[result["folds_by"]],
         roc=_roc(result, labels, probability, fold),
         shift_chart=_shift(result),
     )

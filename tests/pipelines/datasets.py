@@ -20,11 +20,19 @@ def write_dataset(store: Store, preprocessing: Preprocessing, splits: Mapping[st
         names = np.where(films.labels == 1, "PNEUMONIA", "NORMAL")
         columns = {
             "scan_id": films.scan_ids,
+            "uri": [f"s3://films/{number}.png" for number in range(len(films))]
+            if films.places is None
+            else films.places,
             "label": names,
             "subtype": films.subtypes,
             "patient_key": films.patients,
             "site": np.where(np.arange(len(films)) % 3, "north", "south"),
             "view": pa.array([None] * len(films), pa.string()),
+            "study_date": pa.nulls(len(films), pa.date32()),
+            "modality": pa.nulls(len(films), pa.string()),
+            "manufacturer": pa.nulls(len(films), pa.string()),
+            "age_years": pa.nulls(len(films), pa.int16()),
+            "presentation_intent": pa.nulls(len(films), pa.string()),
             "width": pa.array(700 + 20 * np.arange(len(films)), pa.int32()),
             "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(films.pixels),
         }

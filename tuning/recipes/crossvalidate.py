@@ -1,9 +1,10 @@
 """`rayscan crossvalidate`: how a recipe does on patients held out and on perturbed copies of their films, in K folds.
 
-The films of train and val are dealt to K folds, each patient to one. For each fold the recipe is followed without it:
-some of the other patients choose the epoch (and the combination of a grid), calibrate and lock the operating points,
-as in `train`; then the fold is scored, as it is and perturbed. So each film is scored once, by a model that nothing of
-its patient went into, and no figure comes from films by which anything was chosen, not even the combination of a grid
+The films of train and val are dealt to K folds, each patient to one (`tuning/recipes/dealing.py`). For each fold the
+recipe is followed without it: some of the other patients choose the epoch (and the combination of a grid), calibrate
+and lock the operating points, as in `train`; then the fold is scored, as it is and perturbed. So each film is scored
+once, by a model that nothing of its patient went into, and no figure comes from films by which anything was chosen, not
+even the combination of a grid
 (Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection").
 
 Two spreads are reported, as neither includes the other: over folds, from the choice of training films and initial
@@ -24,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 
 from models.engines.machine import choose_device
-from models.errors import InputError
 from models.films import Films, join_films
 from models.networks.zoo import entry
 from models.spec import DISCLAIMER
@@ -33,9 +33,10 @@ from models.statistics.metrics import auc
 from models.statistics.robustness import CHANGES, Robustness, robustness
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
 from pipelines.ingest.split import split_patients
-from pipelines.pages.crossvalidation import crossvalidation_page
+from pipelines.pages.crossvalidation import DEALT, crossvalidation_page
 from pipelines.pages.page_file import put_page
-from tuning.recipes.choices import FOLDS, check_folds
+from tuning.recipes.choices import Folds, FoldsBy
+from tuning.recipes.dealing import deal, strata
 from tuning.recipes.folds import Fold, KeptFolds
 from tuning.recipes.promote import calibrated, copies_of, lock, scorer
 from tuning.recipes.recipe import Recipe, require_weights
@@ -46,6 +47,7 @@ log = logging.getLogger("rayscan")
 
 VALIDATION: Final = 0.15
 """Share of the films outside a fold that choose, calibrate and lock; `catalog` gives `val` the same share."""
+DEFAULT_FOLDS: Final = Folds()
 FIGURES: Final = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
 
 
@@ -64,6 +66,7 @@ class CrossValidation:
     patients: int
     operating_point: str
     """The default one, at which the perturbed films are judged."""
+    folds_by: FoldsBy
     folds: Sequence[Mapping[str, Any]]
     """For each fold: fold, films, positives, operating_points {name: {figure: value}}, robustness, thresholds, val_auc,
     best_epoch, chosen, seconds."""
@@ -89,7 +92,7 @@ class CrossValidation:
         shift = self.under_shift["auc"]
         return {
             "model": self.model,
-            "films": f"{self.films} of {self.patients} patients in {len(self.folds)} folds",
+            "films": f"{self.films} of {self.patients} patients in {len(self.folds)} {DEALT[self.folds_by]}",
             **{name: _in_words(pooled[name], over[name]) for name in FIGURES},
             "auc_under_shift": f"{shift['mean']:.3f} on average over perturbed films, worst {shift['worst']:.3f}"
             f" ({shift['worst_change']}, fold {shift['worst_fold']})",
@@ -100,10 +103,12 @@ class CrossValidation:
         }
 
 
-def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: str | None = None) -> CrossValidation:
+def crossvalidate(
+    dataset: str, recipe: Recipe, *, folds: Folds = DEFAULT_FOLDS, report: str | None = None
+) -> CrossValidation:
     """Follow a recipe once for each fold and judge it on that fold; `report` names a page to write.
 
-    The recipe's seed deals the folds, too. The finished folds of an interrupted run are not computed again.
+    The recipe's seed deals random folds, too. The finished folds of an interrupted run are not computed again.
     Raises `InputError` as `tuning.recipes.train.train` does, and for too few patients for so many folds.
     """
     started = time.perf_counter()
@@ -112,22 +117,23 @@ def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: s
     info = read_dataset_info(dataset)
     films = relabelled(join_films([load_films(dataset, split) for split in ("train", "val")]), recipe.classes)
     fold_of = deal(films, folds, recipe.training.seed)
+    count = int(fold_of.max())
     kept = KeptFolds(info.fingerprint, recipe, folds)
     held: list[Fold] = []
-    for number in range(1, folds + 1):
+    for number in range(1, count + 1):
         fold = kept.read(number)
         if fold is not None:
-            log.info("fold %d of %d: taken from the run that was interrupted", number, folds)
+            log.info("fold %d of %d: taken from the run that was interrupted", number, count)
         else:
-            log.info("fold %d of %d: %d films held out", number, folds, int((fold_of == number).sum()))
+            log.info("fold %d of %d: %d films held out", number, count, int((fold_of == number).sum()))
             fold = hold_out(number, fold_of, films, recipe, info, dataset)
             kept.keep(fold)
         held.append(fold)
         log.info(
             "fold %d of %d: AUC %.4f, %.4f on average over perturbed films, %.1f s of training",
-            *(number, folds, auc(films.labels[fold.films], fold.probability), fold.robustness.mean_auc, fold.seconds),
+            *(number, count, auc(films.labels[fold.films], fold.probability), fold.robustness.mean_auc, fold.seconds),
         )
-    result = summarise(held, films, recipe, dataset, seconds=time.perf_counter() - started)
+    result = summarise(held, films, recipe, dataset, by=folds.by, seconds=time.perf_counter() - started)
     if report:
         order = np.concatenate([fold.films for fold in held])
         probability = np.concatenate([fold.probability for fold in held])
@@ -139,25 +145,6 @@ def crossvalidate(dataset: str, recipe: Recipe, *, folds: int = FOLDS, report: s
     return result
 
 
-def deal(films: Films, folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """The fold of each film [N], from 1: all films of a patient in one, stratified by label and subtype.
-
-    Raises `InputError` if a fold would lack films with or without disease.
-    """
-    check_folds(folds)
-    fractions = {str(number): 1 / folds for number in range(1, folds + 1)}
-    fold_of = np.array(
-        split_patients(films.patients.tolist(), _strata(films), fractions=fractions, seed=seed), dtype=int
-    )
-    for number in range(1, folds + 1):
-        if len(set((films.labels[fold_of == number] != 0).tolist())) < 2:
-            raise InputError(
-                f"fold {number} of {folds} would not have films both with and without disease; choose fewer --folds, or"
-                " prepare a larger dataset"
-            )
-    return fold_of
-
-
 def _in_words(pooled: Mapping[str, float], over: Mapping[str, float]) -> str:
     return (
         f"{pooled['value']:.3f} ({pooled['low']:.3f} to {pooled['high']:.3f});"
@@ -165,14 +152,10 @@ def _in_words(pooled: Mapping[str, float], over: Mapping[str, float]) -> str:
     )
 
 
-def _strata(films: Films) -> list[str]:
-    return [f"{label} {subtype}" for label, subtype in zip(films.labels, films.subtypes, strict=True)]
-
-
 def set_apart(films: Films, seed: int) -> tuple[Films, Films]:
     """The films to train on, and those of other patients, a share of `VALIDATION`, to choose, calibrate and lock."""
     fractions = {"train": 1 - VALIDATION, "val": VALIDATION}
-    sides = np.array(split_patients(films.patients.tolist(), _strata(films), fractions=fractions, seed=seed))
+    sides = np.array(split_patients(films.patients.tolist(), strata(films), fractions=fractions, seed=seed))
     return films.take(sides == "train"), films.take(sides == "val")
 
 
@@ -231,7 +214,9 @@ def hold_out(
     )
 
 
-def summarise(held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, *, seconds: float) -> CrossValidation:
+def summarise(
+    held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, *, by: FoldsBy = "random", seconds: float
+) -> CrossValidation:
     """The figures of all folds, which together hold each film once."""
     disease = (films.labels != 0).astype(np.int64)
     points = list(held[0].calibration.operating_points)
@@ -250,6 +235,7 @@ def summarise(held: Sequence[Fold], films: Films, recipe: Recipe, dataset: str, 
         positives=int(disease.sum()),
         patients=len(np.unique(films.patients)),
         operating_point=held[0].calibration.default,
+        folds_by=by,
         folds=[
             {
                 "fold": fold.number,

@@ -24,6 +24,7 @@ from models.statistics.calibration import Calibration
 from models.statistics.robustness import Robustness
 from pipelines.bundles import cache_folder
 from pipelines.storage import open_store, read_object
+from tuning.recipes.choices import Folds
 from tuning.recipes.recipe import Recipe
 from tuning.toml_files import HUB
 
@@ -70,10 +71,11 @@ class Fold:
 class KeptFolds:
     """The finished folds of one run, in the cache of this machine."""
 
-    def __init__(self, fingerprint: str, recipe: Recipe, folds: int) -> None:
-        """`fingerprint` is that of the data set, `folds` the number of folds."""
+    def __init__(self, fingerprint: str, recipe: Recipe, folds: Folds) -> None:
+        """`fingerprint` is that of the data set."""
         self._store = open_store(str(cache_folder("folds")))
-        self._names = {number: f"{_run(fingerprint, recipe, folds)}-{number}.json" for number in range(1, folds + 1)}
+        run = _run(fingerprint, recipe, folds)
+        self._names = {number: f"{run}-{number}.json" for number in range(1, folds.count + 1)}
 
     def read(self, number: int) -> Fold | None:
         """The fold; None if it is not there. Raises `InputError` if the file does not hold a fold."""
@@ -94,12 +96,18 @@ class KeptFolds:
         self._store.delete_all(list(self._names.values()))
 
 
-def _run(fingerprint: str, recipe: Recipe, folds: int) -> str:
+def _run(fingerprint: str, recipe: Recipe, folds: Folds) -> str:
     """32 hex digits that stand for everything that determines the folds."""
     named = recipe.weights is None or recipe.weights == HUB
     digest = blake2b(b"" if named else read_object(str(recipe.weights)), digest_size=16)
     place = str(choose_device(recipe.training.device))
-    known = {"films": fingerprint, "recipe": asdict(recipe), "folds": folds, "torch": version("torch"), "device": place}
+    known = {
+        "films": fingerprint,
+        "recipe": asdict(recipe),
+        "folds": str(folds),
+        "torch": version("torch"),
+        "device": place,
+    }
     digest.update(json.dumps(known, sort_keys=True).encode())
     for package in ("models", "pipelines", "tuning"):
         with as_file(files(package)) as folder:

@@ -33,8 +33,9 @@ from models.statistics.metrics import auc
 from pipelines.errors import StorageError
 from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store
-from tuning.recipes.choices import FOLDS
-from tuning.recipes.crossvalidate import deal, follow, spread
+from tuning.recipes.choices import Folds
+from tuning.recipes.crossvalidate import follow, spread
+from tuning.recipes.dealing import deal
 from tuning.recipes.promote import calibrated, scorer
 from tuning.recipes.recipe import Recipe
 from tuning.spaces.space import to_plan
@@ -154,7 +155,9 @@ def recipe_of(
     )
 
 
-def deal_train(train: Films, val: Films, info: DatasetInfo, dataset: str, *, folds: int = FOLDS, seed: int) -> Dealt:
+def deal_train(
+    train: Films, val: Films, info: DatasetInfo, dataset: str, *, folds: int = Folds.count, seed: int
+) -> Dealt:
     """Deal the patients of train to folds; films of patients of val are in none.
 
     Raises `InputError` where there are too few patients for that many folds.
@@ -163,7 +166,7 @@ def deal_train(train: Films, val: Films, info: DatasetInfo, dataset: str, *, fol
     judged = ~np.isin(films.patients, val.patients)
     fold_of = np.zeros(len(films), dtype=np.int64)
     try:
-        fold_of[judged] = deal(films.take(judged), folds, seed)
+        fold_of[judged] = deal(films.take(judged), Folds(count=folds), seed)
     except InputError as error:
         raise InputError(
             f"the train films of {dataset} cannot be dealt to {folds} folds with and without disease in each, so no"

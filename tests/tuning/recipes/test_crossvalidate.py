@@ -1,7 +1,6 @@
 """Folds keep patients together, what is held out stays out, and pooled figures are those of the films' own calls."""
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, reject
-from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from models.errors import InputError
@@ -24,7 +21,9 @@ from tests.models.synthetic import SIZE, blob_films
 from tests.pipelines.datasets import write_dataset
 from tests.pipelines.pages.samples import HOSTILE, read_page
 from tests.tuning.recipes.conftest import CNN
-from tuning.recipes.crossvalidate import FIGURES, VALIDATION, crossvalidate, deal, hold_out, set_apart, summarise
+from tuning.recipes.choices import Folds
+from tuning.recipes.crossvalidate import FIGURES, crossvalidate, hold_out, summarise
+from tuning.recipes.dealing import deal
 from tuning.recipes.folds import Fold, KeptFolds
 from tuning.recipes.recipe import Recipe
 from tuning.training.settings import TrainSettings
@@ -52,67 +51,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store.root
 
 
-def some_films(patients: Sequence[str], kinds: Sequence[tuple[int, str]]) -> Films:
-    """Films of nothing but what dealing looks at."""
-    count = len(patients)
-    return Films(
-        pixels=np.zeros((count, 1, 1), dtype=np.uint8),
-        labels=np.array([label for label, _ in kinds], dtype=np.int64),
-        patients=np.array(patients, dtype=str),
-        subtypes=np.array([subtype for _, subtype in kinds], dtype=str),
-        scan_ids=np.arange(count).astype(str),
-    )
-
-
-KINDS = [(0, ""), (1, "bacteria"), (1, "virus")]
-patients = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 6)), min_size=60, max_size=150)
-
-
-@given(patients, st.integers(2, 6), st.integers(0, 2**31))
-def test_folds_are_a_partition_by_patient_with_even_shares(
-    some: list[tuple[tuple[int, str], int]], folds: int, seed: int
-) -> None:
-    some += [(kind, 1) for kind in KINDS for _ in range(4 * folds)]  # so that no fold lacks a class
-    names = [f"p{number}" for number, (_, films) in enumerate(some) for _ in range(films)]
-    kinds = [kind for kind, films in some for _ in range(films)]
-    films = some_films(names, kinds)
-    fold_of = deal(films, folds, seed)
-    assert set(fold_of) == set(range(1, folds + 1))
-    homes = defaultdict(set)
-    for name, fold in zip(names, fold_of, strict=True):
-        homes[name].add(fold)
-    assert all(len(found) == 1 for found in homes.values())
-    largest = max(films for _, films in some)
-    found = Counter(zip(kinds, fold_of, strict=True))
-    for kind in KINDS:
-        share = kinds.count(kind) / folds
-        assert all(abs(found[kind, fold] - share) <= largest + 1e-9 for fold in range(1, folds + 1))
-    np.testing.assert_array_equal(fold_of, deal(films, folds, seed))
-    train, val = set_apart(films.take(fold_of != 1), seed)
-    assert set(train.patients).isdisjoint(val.patients)
-    assert len(train) + len(val) == (fold_of != 1).sum()
-    assert abs(len(val) - VALIDATION * (fold_of != 1).sum()) <= len(KINDS) * largest
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from(KINDS)), min_size=150, max_size=300), st.integers(0, 99))
-def test_patients_with_films_of_several_kinds_stay_together(some: list[tuple[int, tuple[int, str]]], seed: int) -> None:
-    films = some_films([f"p{patient}" for patient, _ in some], [kind for _, kind in some])
-    try:
-        fold_of = deal(films, 3, seed)
-    except InputError:
-        reject()  # no fold may lack a class, and then it says so
-    homes = {patient: set(fold_of[films.patients == patient]) for patient in films.patients}
-    assert all(len(found) == 1 for found in homes.values())
-
-
-@pytest.mark.parametrize(
-    ("folds", "words"), [(1, "choose 2 to 50"), (51, "out of range"), (40, "choose fewer --folds")]
-)
-def test_folds_that_cannot_be_judged_are_refused(folds: int, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        deal(FILMS.take(np.arange(40)), folds, 0)
-
-
 def recipes(weights: str) -> Mapping[str, Recipe]:
     return {
         "cnn": Recipe(model="cnn", parameters=CNN, training=QUICK, calibrate="platt"),
@@ -123,7 +61,7 @@ def recipes(weights: str) -> Mapping[str, Recipe]:
 
 @pytest.mark.parametrize("kind", ["cnn", "head", "grid"])
 def test_nothing_of_a_fold_reaches_its_model(dataset: str, weights: str, kind: str) -> None:
-    recipe, info, fold_of = recipes(weights)[kind], read_dataset_info(dataset), deal(FILMS, 3, 0)
+    recipe, info, fold_of = recipes(weights)[kind], read_dataset_info(dataset), deal(FILMS, Folds(count=3), 0)
     own = fold_of == 2
     honest = hold_out(2, fold_of, FILMS, recipe, info, dataset)
     turned = replace(FILMS, labels=np.where(own, 1 - FILMS.labels, FILMS.labels))
@@ -138,7 +76,7 @@ def test_nothing_of_a_fold_reaches_its_model(dataset: str, weights: str, kind: s
 
 
 def held_out(dataset: str, recipe: Recipe, folds: int = 3) -> list[Fold]:
-    fold_of = deal(FILMS, folds, recipe.training.seed)
+    fold_of = deal(FILMS, Folds(count=folds), recipe.training.seed)
     return [
         hold_out(number, fold_of, FILMS, recipe, read_dataset_info(dataset), dataset) for number in range(1, folds + 1)
     ]
@@ -182,10 +120,10 @@ def test_the_same_seed_gives_the_same_figures_and_a_page_that_says_them(
 ) -> None:
     recipe = recipes(weights)["head"]
     path = tmp_path / "cv.html"
-    first = crossvalidate(dataset, recipe, folds=3, report=str(path))
-    again = crossvalidate(dataset, recipe, folds=3)
+    first = crossvalidate(dataset, recipe, folds=Folds(count=3), report=str(path))
+    again = crossvalidate(dataset, recipe, folds=Folds(count=3))
     assert (first.pooled, first.under_shift) == (again.pooled, again.under_shift)
-    other = crossvalidate(dataset, replace(recipe, training=replace(QUICK, seed=1)), folds=3)
+    other = crossvalidate(dataset, replace(recipe, training=replace(QUICK, seed=1)), folds=Folds(count=3))
     assert other.pooled != first.pooled
     assert first.films == 140
     assert first.report == f"file://{path}"
@@ -203,13 +141,13 @@ def test_the_same_seed_gives_the_same_figures_and_a_page_that_says_them(
 def test_kinds_of_pneumonia_are_judged_as_disease(dataset: str) -> None:
     classes = ("NORMAL", "VIRUS", "BACTERIA")
     recipe = Recipe(model="cnn", parameters=CNN, training=QUICK, classes=classes)
-    found = crossvalidate(dataset, recipe, folds=2)
+    found = crossvalidate(dataset, recipe, folds=Folds(count=2))
     assert (found.films, found.positives) == (140, 70)
 
 
 def test_a_grid_is_searched_within_each_fold(dataset: str, tmp_path: Path) -> None:
     recipe = Recipe(model="mlp", about=HOSTILE, training=QUICK, grid={"width": [4, 16]})
-    found = crossvalidate(dataset, recipe, folds=2, report=str(tmp_path / "cv.html"))
+    found = crossvalidate(dataset, recipe, folds=Folds(count=2), report=str(tmp_path / "cv.html"))
     assert all(fold["chosen"]["width"] in {4, 16} for fold in found.folds)
     page = read_page((tmp_path / "cv.html").read_text())
     assert f"width {found.folds[0]['chosen']['width']}" in page.text
@@ -220,7 +158,7 @@ def test_an_interrupted_run_goes_on_where_it_stood_and_leaves_nothing(
     dataset: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipes(weights)["head"]
-    whole = crossvalidate(dataset, recipe, folds=3)
+    whole = crossvalidate(dataset, recipe, folds=Folds(count=3))
     done: list[int] = []
 
     def interrupted(number: int, *rest: Any) -> Fold:
@@ -232,12 +170,12 @@ def test_an_interrupted_run_goes_on_where_it_stood_and_leaves_nothing(
 
     monkeypatch.setattr("tuning.recipes.crossvalidate.hold_out", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        crossvalidate(dataset, recipe, folds=3)
+        crossvalidate(dataset, recipe, folds=Folds(count=3))
     kept = tmp_path / "rayscan-cache" / "folds"
     assert len(list(kept.iterdir())) == 2
     with pytest.raises(InputError, match="a report is one file"):
-        crossvalidate(dataset, recipe, folds=3, report=str(tmp_path))
-    again = crossvalidate(dataset, recipe, folds=3)
+        crossvalidate(dataset, recipe, folds=Folds(count=3), report=str(tmp_path))
+    again = crossvalidate(dataset, recipe, folds=Folds(count=3))
     assert done == [1, 2, 3, 3], "each fold once, the third after it was interrupted"
     assert (again.pooled, again.under_shift) == (whole.pooled, whole.under_shift)
     assert list(kept.iterdir()) == []
@@ -248,21 +186,21 @@ def test_folds_of_another_recipe_other_weights_or_other_films_are_not_taken(
 ) -> None:
     recipe = recipes(weights)["head"]
     (fold,) = held_out(dataset, recipe)[:1]
-    KeptFolds("films", recipe, 3).keep(fold)
-    found = KeptFolds("films", recipe, 3).read(1)
+    KeptFolds("films", recipe, Folds(count=3)).keep(fold)
+    found = KeptFolds("films", recipe, Folds(count=3)).read(1)
     assert found is not None
     assert found.to_json() == fold.to_json()
     np.testing.assert_array_equal(found.probability, fold.probability)
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, other)
     for strange in (
-        KeptFolds("others", recipe, 3),
-        KeptFolds("films", recipe, 4),
-        KeptFolds("films", replace(recipe, training=replace(QUICK, seed=1)), 3),
-        KeptFolds("films", replace(recipe, weights=str(other)), 3),
+        KeptFolds("others", recipe, Folds(count=3)),
+        KeptFolds("films", recipe, Folds(count=4)),
+        KeptFolds("films", replace(recipe, training=replace(QUICK, seed=1)), Folds(count=3)),
+        KeptFolds("films", replace(recipe, weights=str(other)), Folds(count=3)),
     ):
         assert strange.read(1) is None
     (path,) = (tmp_path / "rayscan-cache" / "folds").iterdir()
     path.write_text("{}")
     with pytest.raises(InputError, match="is not a fold; remove it"):
-        KeptFolds("films", recipe, 3).read(1)
+        KeptFolds("films", recipe, Folds(count=3)).read(1)

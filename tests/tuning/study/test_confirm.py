@@ -20,7 +20,9 @@ from pipelines.storage import Store, open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.spaces.test_space import draws, with_weights
 from tests.tuning.study.test_store import INFO, record
-from tuning.recipes.crossvalidate import deal, hold_out
+from tuning.recipes.choices import Folds
+from tuning.recipes.crossvalidate import hold_out
+from tuning.recipes.dealing import deal
 from tuning.recipes.recipe import read_recipe, spec_of, to_toml
 from tuning.recipes.train import fit_recipe
 from tuning.spaces.space import to_plan
@@ -124,7 +126,7 @@ def test_patients_by_whom_the_search_chose_are_in_no_fold(
     train, val = sides
     of_val = np.isin(dealt.films.scan_ids, val.scan_ids)
     np.testing.assert_array_equal(dealt.fold_of == 0, of_val)
-    np.testing.assert_array_equal(dealt.fold_of[~of_val], deal(train, FOLDS, 1))
+    np.testing.assert_array_equal(dealt.fold_of[~of_val], deal(train, Folds(count=FOLDS), 1))
     both = replace(train, patients=np.where(np.arange(len(train)) < 9, val.patients[0], train.patients))
     again = deal_train(both, val, info, dataset, folds=FOLDS, seed=1)
     assert set(again.fold_of[again.films.patients == val.patients[0]]) == {0}
