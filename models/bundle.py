@@ -33,8 +33,9 @@ if TYPE_CHECKING:  # scoring by OpenVINO reads bundles without torch, which take
     from models.networks.classifier import ScanClassifier
     from models.networks.familiarity import Familiarity
 
-FORMAT: Final = 2
-"""1 had no familiarity and no graph, and its `dct` films were decoded at twice their size."""
+FORMAT: Final = 3
+"""2 knew a film by the network's last features only, which hardly tell children from adults. 1 had no familiarity and
+no graph, and its `dct` films were decoded at twice their size."""
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.safetensors"
 CALIBRATION: Final = "calibration.json"
@@ -61,6 +62,11 @@ class Bundle:
     """SHA-256 of each of its files but the manifest."""
     later: Sequence[Mapping[str, Any]] = field(default=())
     """What lies in AGREEMENTS, oldest first: `engines` (name -> agreement), `gpu`, `dataset`, `when`."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: see `name_of`."""
+        return name_of(self.spec, self.lineage)
 
     @property
     def agreements(self) -> list[Mapping[str, Mapping[str, Any]]]:
@@ -118,6 +124,14 @@ class Bundle:
                 f"{self.folder / WEIGHTS} does not fit the {self.spec.name} network of this version of rayscan: {error}"
             ) from error
         return network.eval(), familiarity
+
+
+def name_of(spec: ModelSpec, lineage: Mapping[str, Any]) -> str:
+    """The name of the recipe that a model was made by, or of its trial in a search; else of its architecture."""
+    recipe = lineage.get("recipe")
+    if isinstance(recipe, Mapping) and recipe.get("name"):
+        return str(recipe["name"])
+    return f"trial {lineage['trial']} ({spec.name})" if "trial" in lineage else spec.name
 
 
 class CardRenderer(Protocol):

@@ -24,6 +24,8 @@ PriorMethod = Literal["saerens", "bbse"]
 
 Scalar = int | float | str | bool
 
+MOST_MEMBERS: Final = 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -97,14 +99,21 @@ class ModelSpec:
     classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
     """In the order of the network's outputs; the first is the absence of disease."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    members: int = 1
+    """Networks of this architecture, of whose logits the model's are the mean."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.members <= MOST_MEMBERS:
+            raise InputError(f"a model of {self.members} networks is out of range; choose 1 to {MOST_MEMBERS}")
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """As plain JSON values; `members` is left out of models of one network, whose hashes stay what they were."""
         return {
             "name": self.name,
             "parameters": dict(self.parameters),
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_json(),
+            **({} if self.members == 1 else {"members": self.members}),
         }
 
     @classmethod
@@ -116,6 +125,7 @@ class ModelSpec:
                 parameters=dict(value["parameters"]),
                 classes=tuple(value["classes"]),
                 preprocessing=Preprocessing(**value["preprocessing"]),
+                members=int(value.get("members", 1)),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"this is not a model specification of this version of rayscan: {error}") from error

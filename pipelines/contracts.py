@@ -49,7 +49,7 @@ class Reason(StrEnum):
     INVERTED = "inverted"
     ROTATED = "rotated"
     CROPPED = "cropped"
-    OUT_OF_DISTRIBUTION = "out_of_distribution"
+    UNFAMILIAR = "unfamiliar"
     # failed
     VANISHED = "vanished"
     CHANGED = "changed"
@@ -80,7 +80,7 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.INVERTED: Status.REJECTED,
     Reason.ROTATED: Status.REJECTED,
     Reason.CROPPED: Status.REJECTED,
-    Reason.OUT_OF_DISTRIBUTION: Status.REJECTED,
+    Reason.UNFAMILIAR: Status.REJECTED,
     Reason.VANISHED: Status.FAILED,
     Reason.CHANGED: Status.FAILED,
     Reason.ACCESS_DENIED: Status.FAILED,

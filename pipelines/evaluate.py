@@ -115,7 +115,7 @@ def compare(
         for model in judged
     ]
     if report:
-        report = put_page(comparison_page(films.labels, labelled, split=split, dataset=dataset), report)
+        report = put_page(comparison_page(films.labels, films.patients, labelled, split=split, dataset=dataset), report)
     models = [_summary(model, dataset, split, films, None) for model in judged]
     return ComparisonSummary(dataset=dataset, split=split, films=len(films), models=models, report=report)
 
@@ -141,7 +141,7 @@ def _judge(
     bundle = fetch_bundle(bundle_uri)
     engine = load_engine(bundle, precision=precision)
     probability = np.empty(len(films), dtype=np.float32)
-    with progress(f"evaluate {bundle.spec.name} on {split}", len(films), "films") as advance:
+    with progress(f"evaluate {bundle.name} on {split}", len(films), "films") as advance:
         for start in range(0, len(films), BATCH):
             classes = engine(films.pixels[start : start + BATCH]).probabilities
             probability[start : start + BATCH] = 1.0 - classes[:, 0]
@@ -162,7 +162,7 @@ def _judge(
         fingerprint = read_dataset_info(dataset).fingerprint
         record_evaluation(bundle_uri, {**entry, "dataset": dataset, "fingerprint": fingerprint, "when": _now()})
     return EvaluatedModel(
-        name=bundle.spec.name,
+        name=bundle.name,
         model_id=bundle.model_id,
         entry=entry,
         probability=probability,

@@ -38,6 +38,7 @@ class _Metrics:
     epoch_seconds: "Counter"
     best_value: "Gauge"
     drift_psi: "Gauge"
+    drift_share: "Gauge"
     drift_level: "Gauge"
 
 
@@ -56,6 +57,11 @@ def _metrics() -> _Metrics:
         best_value=Gauge("rayscan_best_value", "Best validation value of the running search.", tag_keys=("metric",)),
         drift_psi=Gauge(
             "rayscan_drift_psi", "Population stability index of the last run.", tag_keys=("model", "quantity", "site")
+        ),
+        drift_share=Gauge(
+            "rayscan_drift_share",
+            "Share of the films of the last run: rejected or unreadable (reject_share), unfamiliar (unfamiliar_share).",
+            tag_keys=("model", "quantity", "site"),
         ),
         drift_level=Gauge(
             "rayscan_drift_level",
@@ -126,6 +132,8 @@ def set_drift(findings: Sequence["DriftFinding"], *, model: str) -> None:
         _metrics().drift_level.set(_LEVEL_VALUES[finding.level], tags)
         if finding.psi is not None:
             _metrics().drift_psi.set(finding.psi, tags)
+        if finding.share is not None:
+            _metrics().drift_share.set(finding.share, tags)
 
 
 def _exported() -> bool:

@@ -46,12 +46,27 @@ def train(
     out: Annotated[str, typer.Option(help="Where the bundle goes.", parser=location)],
     options: RecipeOptions,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation (0).")] = None,
+    name: Annotated[str | None, typer.Option(help="What the model is called (the recipe's name).")] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|random|blocks|site[:N]",
+            help="Train a model without each of so many folds of train and val, judge it on its fold, and keep them all"
+            " as one model, the mean of their logits.",
+        ),
+    ] = None,
     no_films: NoFilms = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Train one model, calibrate it, lock its operating points, and save it as a bundle. Flags win over the recipe."""
-    recipe = chosen_recipe(options, seed)
+    from dataclasses import replace
+
+    from tuning.recipes.choices import parse_folds
+
+    recipe = replace(
+        chosen_recipe(options, seed), **given(name=name, folds=None if folds is None else parse_folds(folds))
+    )
     preflight.check_recipe(recipe, dataset)
     preflight.check_place(out)
     import tuning.recipes.train

@@ -53,6 +53,10 @@ STRANGE: Final = 0.7
 """Strangeness from which a film is no chest, whatever its orientation; no chest film had more than 0.5."""
 
 
+REFUSED: Final = 0.02
+"""Share of the films of a model's own patients that may be refused as unfamiliar; `models/networks/familiarity.py`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScanTags:
     """What the header of a scan says it shows; None where it says nothing."""
@@ -106,8 +110,8 @@ def check_pixels(pixels: npt.NDArray[np.uint8]) -> str | None:
 
 
 def check_distance(distance: float, limit: float) -> str | None:
-    """`out_of_distribution` for a film farther from the training films than `Familiarity.limit`; NaN is not far."""
-    return "out_of_distribution" if distance > limit else None
+    """`unfamiliar` for a film farther from the training films than `Familiarity.limit`; NaN is not far."""
+    return "unfamiliar" if distance > limit else None
 
 
 def _check_orientation(pixels: npt.NDArray[np.uint8]) -> str | None:

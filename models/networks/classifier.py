@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.networks.familiarity import Familiarity
 from models.networks.float32 import exact_float32
 from models.networks.preprocess import Preprocess
-from models.networks.zoo import build, classify, features
+from models.networks.zoo import build, classify, described
 from models.spec import ModelSpec
 from models.statistics.calibration import UNCALIBRATED, Calibration
 
@@ -53,18 +53,18 @@ class ScanClassifier(nn.Module):
         """Calibrated probabilities."""
         return torch.softmax(self.calibrate(self.logits(pixels)), dim=1)
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """The features the network's classifier takes, float32 [N, D]; for networks that `zoo.has_features`."""
-        return features(self.network, self._input(pixels)).flatten(1).float()
+    def description(self, pixels: Tensor) -> Tensor:
+        """What the network saw of each film, float32 [N, D]; for networks that `zoo.has_features`."""
+        return described(self.network, self._input(pixels))[1]
 
     def infer(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities, and the distance from the training films float32 [N], NaN when not fitted."""
         if self.familiarity is None:
             probabilities = self(pixels)
             return probabilities, torch.full_like(probabilities[:, 0], torch.nan)
-        computed = features(self.network, self._input(pixels))
+        computed, seen = described(self.network, self._input(pixels))
         probabilities = torch.softmax(self.calibrate(classify(self.network, computed).float()), dim=1)
-        return probabilities, self.familiarity(computed.flatten(1).float())
+        return probabilities, self.familiarity(seen)
 
     def _input(self, pixels: Tensor) -> Tensor:
         prepared: Tensor = self.preprocess(pixels)

@@ -149,7 +149,17 @@ class CNN(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The input of the last layer, [N, D]."""
-        maps = self.stages(self.stem(x))
+        return self.pool(self.maps(x)[-1])
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The output of each stage, from shallow to deep: [N, channels, H, W]."""
+        maps = [self.stem(x)]
+        for start in range(0, len(self.stages), self.blocks):
+            maps.append(self.stages[start : start + self.blocks](maps[-1]))
+        return maps
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """The features of the last stage's output."""
         pooled = []
         if self.pooling in {"avg", "both"}:
             pooled.append(maps.mean(dim=(2, 3)))

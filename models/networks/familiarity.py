@@ -1,17 +1,16 @@
-"""How far a film lies from the training films in the network's own feature space: the ood_score.
+"""How far a film lies from the training films in what the network sees of them: the ood_score.
 
-Training films are described by one Gaussian over the features before the classifier, as in Lee et al. 2018, "A Simple
-Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", sec. 2, with one mean for all
-classes. The principal axes of the training films (at most 64) are whitened, their variances shrunk as in Ledoit & Wolf
-2004, "A well-conditioned estimator for large-dimensional covariance matrices"; what lies off all of them counts as one
-coordinate more (the distance from feature space of Moghaddam & Pentland 1997, sec. 3.1). The distance is the root mean
-square of these coordinates, scaled so that over the training films it is 1, whatever the network.
+Training films are described by one Gaussian, as in Lee et al. 2018, "A Simple Unified Framework for Detecting
+Out-of-Distribution Samples and Adversarial Attacks", sec. 2, with one mean for all classes, over the mean and deviation
+of each channel of the network's last stages (`models.networks.zoo.described`). The principal axes of the training films
+(at most 256) are whitened, their variances shrunk as in Ledoit & Wolf 2004, "A well-conditioned estimator for
+large-dimensional covariance matrices"; what lies off all of them counts as one coordinate more (the distance from
+feature space of Moghaddam & Pentland 1997, sec. 3.1). The distance is the root mean square of these coordinates, scaled
+so that over the training films it is 1, whatever the network.
 
-A film beyond `limit` is of another kind than the films the model learned from, and a probability for it means nothing.
-It is set wide, for a film refused is a film nobody triages, and another scanner's films lie up to 2.5 times as far as
-the farthest training films (seen with phantoms of another shape and an mlp; 1.4 with cnns). Beyond it lay none of 2,579
-Kermany films of other patients than the network's (cnn at 64 and 96 pixels, 332 and 2,653 training films) and none of
-three adult chests, but all pictures of noise. Chests that lie wrong are for `models/gate/checks.py` to tell.
+A film beyond `limit` is unfamiliar: of another kind than the films the model learned from, and a probability for it
+means nothing. The limit is set by films of patients the network did not learn from, so that of such films at most 2 %
+are refused, in 9 of 10 cases (Wilks 1941, see `models/statistics/operating_points.py`).
 """
 
 from collections.abc import Mapping
@@ -20,15 +19,17 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-AXES: Final = 64
+from models.gate.checks import REFUSED
+
+AXES: Final = 256
 FILMS_PER_AXIS: Final = 4
 """Fewer films than this for an axis do not tell its variance."""
 NEGLIGIBLE: Final = 1e-9
 """Share of the features' variance below which there is nothing left to scale by."""
-USUAL: Final = 0.999
-"""Quantile of the distances of known films from which the limit is taken."""
-MARGIN: Final = 3.0
-"""How many times farther than that a film may lie."""
+CERTAINTY: Final = 0.9
+"""How often no more are."""
+MARGIN: Final = 1.5
+"""With too few films to know (under 114), the limit is this many times the farthest of them."""
 
 
 class Familiarity(nn.Module):
@@ -72,8 +73,7 @@ class Familiarity(nn.Module):
 def fit_familiarity(features: Tensor, held_out: Tensor | None = None) -> Familiarity | None:
     """The Gaussian of training films by their features [N, D]; None when these do not vary.
 
-    Its limit is taken from their distances and, where given, those of films the network did not learn from,
-    `held_out` [M, D].
+    Its limit is that of films the network did not learn from, `held_out` [M, D]; without these it refuses none.
     """
     features = features.detach().to("cpu", torch.float64, copy=True)
     films, width = features.shape
@@ -101,9 +101,20 @@ def fit_familiarity(features: Tensor, held_out: Tensor | None = None) -> Familia
         scale=(1 / (shrunk * coordinates).sqrt()).float(),
         rest_scale=torch.tensor((rest * coordinates) ** -0.5 if has_rest else 0.0),
     )
-    known = [familiarity(films.to("cpu", torch.float32)) for films in (features, held_out) if films is not None]
-    familiarity.limit = MARGIN * torch.stack([distances.quantile(USUAL) for distances in known if len(distances)]).max()
+    if held_out is not None and len(held_out):
+        familiarity.limit = limit_of(familiarity(held_out.to("cpu", torch.float32)))
     return familiarity
+
+
+def limit_of(distances: Tensor) -> Tensor:
+    """The limit [] for distances [M] of films that the network did not learn from."""
+    from scipy.stats import binom  # noqa: PLC0415 (only where a model is made)
+
+    films = len(distances)
+    farthest = distances.sort(descending=True).values
+    # so few beyond the limit are seen in one of ten cases if a share of REFUSED lies there
+    beyond = int(binom.ppf(1 - CERTAINTY, films, REFUSED)) - 1
+    return farthest[beyond] if beyond >= 0 else MARGIN * farthest[0]
 
 
 def _shrunk(along: Tensor, variance: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ without convolutions gives.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from typing import Any, Final, Protocol, TypeVar
 
@@ -16,9 +16,13 @@ from torch.nn import functional
 from models.errors import InputError
 from models.messages import did_you_mean
 from models.networks.cnn import CNN, CNNSettings
+from models.networks.ensemble import Ensemble
 from models.spec import ModelSpec, Normalise, Preprocessing
 
 Settings = TypeVar("Settings")
+
+STAGES: Final = 3
+"""Last stages of a network that describe a film."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,8 @@ def build(spec: ModelSpec) -> nn.Module:
 
     Raises `InputError` for unknown names, unknown parameters and values out of range.
     """
+    if spec.members > 1:
+        return Ensemble([build(replace(spec, members=1)) for _ in range(spec.members)])
     if spec.name in _FAMILIES:
         settings, family = _FAMILIES[spec.name]
         return family(
@@ -197,15 +203,54 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
 
 
 def features(network: nn.Module, x: Tensor) -> Tensor:
-    """What a network computes from its input [N, 1, S, S] for its classifier: [N, D] or [N, D, 1, 1]."""
+    """What a network computes from its input [N, 1, S, S] for its classifier: [N, D] or [N, D, 1, 1].
+
+    Of an ensemble those of all its members, side by side.
+    """
+    if isinstance(network, Ensemble):
+        return torch.cat([features(member, x) for member in network.members], dim=1)
     if isinstance(network, (CNN, MLP)):
         return network.features(x)
     pooled: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
     return pooled
 
 
+def described(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`features` of an input [N, 1, S, S], and what the layers before them saw, float32 [N, D].
+
+    The latter is the mean and the deviation over the film of each channel of the last `STAGES` stages. The features
+    themselves have forgotten what does not tell disease from health, and so much of what tells a child from an adult.
+    Networks without stages (`mlp`, some timm backbones) are described by their features. An ensemble is described by
+    its first member.
+    """
+    if isinstance(network, Ensemble):
+        first, seen = described(network.members[0], x)
+        return torch.cat([first, *(features(member, x) for member in network.members[1:])], dim=1), seen
+    if isinstance(network, CNN):
+        maps = network.maps(x)
+        computed = network.pool(maps[-1])
+    elif hasattr(network, "forward_intermediates"):
+        last, maps = network.forward_intermediates(x)  # type: ignore[operator]
+        computed = network.forward_head(last, pre_logits=True)  # type: ignore[operator]
+    else:
+        computed = features(network, x)
+        return computed, computed.flatten(1).float()
+    return computed, torch.cat([part for stage in maps[-STAGES:] for part in _moments(stage)], dim=1)
+
+
+def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of maps [N, C, H, W] over the film, float32 [N, C] each."""
+    places = maps.flatten(2).float()
+    mean = places.mean(dim=2)
+    return mean, (places - mean[:, :, None]).square().mean(dim=2).sqrt()
+
+
 def classify(network: nn.Module, features: Tensor) -> Tensor:
     """The logits [N, C] of `features`."""
+    if isinstance(network, Ensemble):
+        parts = features.chunk(len(network.members), dim=1)
+        each = [classify(member, part) for member, part in zip(network.members, parts, strict=True)]
+        return torch.stack(each).mean(dim=0)
     if isinstance(network, (CNN, MLP)):
         return network.classify(features)
     logits: Tensor = network.get_classifier()(features)  # type: ignore[operator]
@@ -214,13 +259,15 @@ def classify(network: nn.Module, features: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def has_features(network: nn.Module, x: Tensor) -> bool:
-    """Whether `classify` of `features` is the network itself, tried on an input [N, 1, S, S] in evaluation mode.
+    """Whether `classify` of what `described` gives is the network itself, tried on an input [N, 1, S, S].
+
+    The network is in evaluation mode.
 
     It is not for `majority`, nor for the few timm backbones that do more between the two, or have two classifiers.
     """
     try:
-        apart = classify(network, features(network, x))
-    except (AttributeError, TypeError):
+        apart = classify(network, described(network, x)[0])
+    except (AttributeError, TypeError, NotImplementedError):
         return False
     return torch.allclose(apart, network(x), rtol=1e-4, atol=1e-5)
 

@@ -12,9 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError
-from models.statistics.metrics import ECE_BINS, Interval, Labels, Scores
+from models.statistics.metrics import ECE_BINS, Interval, Labels, Scores, wilson
 
 DRAWS: Final = 1000
+SHARES: Final = frozenset(
+    ["auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1", "ppv", "npv"],
+)
+"""Figures that are 1 at best and not more: perfect ones have no spread to draw an interval from."""
 SURE: Final = 1e-7
 """Probabilities are clipped to this distance from 0 and 1 before the logarithm: float32 rounds a sure model to 1."""
 
@@ -71,6 +75,11 @@ def predictive_values(figures: Mapping[str, Any], prevalence: float) -> dict[str
         return {"ppv": true / (true + false), "npv": spared / (spared + missed)}
 
 
+def count_patients(labels: Labels, patients: npt.NDArray[np.str_]) -> tuple[int, int]:
+    """How many patients have films with disease, and how many films without; `labels` [N] are 0 for no disease."""
+    return len(np.unique(patients[labels != 0])), len(np.unique(patients[labels == 0]))
+
+
 def aucs(labels: Labels, scores: Scores, weights: Weights) -> npt.NDArray[np.float64]:
     """The AUC alone, for each row of `weights`; `scores` [N] of any scale. NaN where a row lacks a class."""
     ill, well = _steps(labels != 0, scores.astype(np.float64), weights)
@@ -87,13 +96,21 @@ def draws(patients: npt.NDArray[np.str_], *, count: int = DRAWS, seed: int = 0) 
     return np.take(times, films, axis=1)
 
 
-def intervals(values: Mapping[str, float], drawn: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, Interval]:
+def intervals(
+    values: Mapping[str, float], drawn: Mapping[str, npt.NDArray[np.float64]], people: tuple[int, int] | None = None
+) -> dict[str, Interval]:
     """Each value with the 2.5th and 97.5th percentile of its draws (Efron 1981); draws in which it is NaN are left out.
 
-    A figure that is NaN in every draw has its value as both ends.
+    A share that is 0 or 1 is so in every draw, which says nothing: it has Wilson's interval on patients, if these are
+    counted in `people` (as `count_patients` does); where both classes matter, on the fewer. A figure that is NaN in
+    every draw has its value as both ends.
     """
     found = {}
     for name, value in values.items():
+        if people and name in SHARES and value in {0.0, 1.0}:
+            count = {"sensitivity": people[0], "specificity": people[1]}.get(name, min(people))
+            found[name] = wilson(value * count, count)
+            continue
         finite = drawn[name][np.isfinite(drawn[name])]
         low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
         found[name] = Interval(value=float(value), low=min(float(low), value), high=max(float(high), value))

@@ -1,7 +1,4 @@
-"""Calibrated probabilities, and operating points: thresholds with a stated sensitivity or specificity.
-
-Both are fitted on the validation films and then locked. On films of another scanner or exposure the threshold fails
-first, so operating points are fitted on perturbed copies of the validation films as well.
+"""Calibrated probabilities: from a network's logits to a chance of disease. Fitted on films it did not learn from.
 
 Three methods of calibration. Each is monotonic, so it does not change the AUC:
 
@@ -22,11 +19,9 @@ import numpy.typing as npt
 
 from models.errors import InputError, RayscanError
 from models.spec import CALIBRATION_METHODS, CalibrationMethod
-from models.statistics.metrics import Labels, Scores
+from models.statistics.metrics import Labels
 
 DEFAULT_POINT: Final = "balanced"
-SENSITIVITY: Final = 0.98
-SPECIFICITY: Final = 0.98
 LEAST_BLOCK: Final = 20
 """Validation films behind each knot of an isotonic curve, at least."""
 TEMPERATURES: Final = (0.2, 20.0)
@@ -213,50 +208,3 @@ def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Labels) -> fl
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
     return float(1 / np.sqrt(low * high))
-
-
-def operating_points(
-    labels: Labels, probability: Scores, copies: tuple[Labels, Scores] | None = None
-) -> dict[str, float]:
-    """Thresholds fitted on films of both classes, and on perturbed copies of them if these are given.
-
-    `rule_out`: the highest with sensitivity of at least 0.98 on the films and on the copies; `balanced`: the largest
-    sensitivity + specificity (Youden 1950) in the mean of films and copies, the lowest of equals; `rule_in`: the lowest
-    with specificity of at least 0.98 on both.
-
-    With `copies` (labels [M] and probabilities [M] of `models.statistics.robustness.Copies`) a threshold is no longer
-    the best for films exactly like these, but loses less on films that differ from them. MobileNetV2
-    1.0 at 128 px on Kermany validation films: balanced accuracy 0.972 instead of 0.977 on the films as they are, and
-    0.938 instead of 0.902 on copies of two changes at once, of which the threshold knew none.
-
-    Each lies halfway between two neighbouring probabilities, so that another engine's rounding does not move films
-    across it, and is a float32, so that comparing in float32 and in float64 decides the same.
-    """
-    sets = [(labels, probability), *([] if copies is None else [copies])]
-    if any((truth != 0).all() or not (truth != 0).any() for truth, _ in sets):
-        raise InputError("operating points need films of both classes")
-    thresholds = _thresholds(np.concatenate([scores.astype(np.float32) for _, scores in sets]))
-    sensitivity = np.array([1 - _below(scores[truth != 0], thresholds) for truth, scores in sets])
-    specificity = np.array([_below(scores[truth == 0], thresholds) for truth, scores in sets])
-    return {
-        "rule_out": float(thresholds[sensitivity.min(axis=0) >= SENSITIVITY][-1]),
-        "balanced": float(thresholds[np.argmax((sensitivity + specificity).mean(axis=0))]),
-        "rule_in": float(thresholds[specificity.min(axis=0) >= SPECIFICITY][0]),
-    }
-
-
-def _below(probability: Scores, thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The share of probabilities below each threshold."""
-    order = np.sort(probability.astype(np.float64))
-    share: npt.NDArray[np.float64] = np.searchsorted(order, thresholds, side="left") / len(order)
-    return share
-
-
-def _thresholds(probability: Scores) -> npt.NDArray[np.float64]:
-    """Every way to cut the films, rising: from all positive (0) to none (above the largest)."""
-    levels = np.unique(probability.astype(np.float32))
-    above = np.append(levels[1:], max(np.float32(1), np.nextafter(levels[-1], np.float32(2))))
-    between = ((levels.astype(np.float64) + above) / 2).astype(np.float32)
-    # neighbours one rounding step apart have no float32 between them: the upper one cuts the same
-    between = np.where(between > levels, between, above)
-    return np.concatenate([[0.0], between.astype(np.float64)])

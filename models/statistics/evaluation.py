@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.statistics.bootstrap import draws, figures, intervals, predictive_values
+from models.statistics.bootstrap import count_patients, draws, figures, intervals, predictive_values
 from models.statistics.calibration import Calibration, called_positive
 from models.statistics.curves import curves
 from models.statistics.metrics import Labels, auc_interval, evaluate, sensitivity_by_group, wilson
@@ -72,16 +72,17 @@ def _over_patients(
     at = float(np.float32(threshold))
     value = {name: float(values[0]) for name, values in figures(disease, probability, at).items()}
     drawn = figures(disease, probability, at, draws(patients))
+    people = count_patients(disease, patients)
     predictive = []
     for prevalence in PREVALENCES:
         known = predictive_values(value, prevalence)
         # a test that never calls a film positive has no positive predictive value
         defined = {name: float(share) for name, share in known.items() if np.isfinite(share)}
-        found = intervals(defined, predictive_values(drawn, prevalence))
+        found = intervals(defined, predictive_values(drawn, prevalence), people)
         row = {name: asdict(found[name]) if name in found else None for name in ("ppv", "npv")}
         predictive.append({"prevalence": prevalence, **row})
     return {
-        "over_patients": {name: asdict(interval) for name, interval in intervals(value, drawn).items()},
+        "over_patients": {name: asdict(interval) for name, interval in intervals(value, drawn, people).items()},
         "predictive_values": predictive,
     }
 

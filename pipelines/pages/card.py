@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from models.bundle import name_of
 from models.spec import ModelSpec
 from models.statistics.calibration import Calibration
 from pipelines.pages.claim import METHOD_NAMES, claim
@@ -46,7 +47,8 @@ def render_card(
     several = len(history) > 1
     return render(
         "card.html",
-        title=f"Model card: {spec.name}",
+        title=f"Model card: {name_of(spec, lineage)}",
+        name=name_of(spec, lineage),
         made=lineage.get("created"),
         spec=spec,
         calibration=calibration,
@@ -54,6 +56,7 @@ def render_card(
         shows_films=any(entry.get("samples", {}).get("films") for entry in entries),
         methods=METHOD_NAMES,
         counts=lineage.get("counts", {}),
+        folds=lineage.get("folds"),
         data=_data(spec, lineage),
         since=since,
         losses=losses_chart(history) if several else None,

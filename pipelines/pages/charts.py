@@ -7,7 +7,7 @@ never the only cue. A chart is 4.4 inches wide, so its text is about 11 px on a 
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -25,6 +25,11 @@ GREY: Final = "#8A949E"
 
 WIDTH: Final = 4.4
 """Inches."""
+
+_GOOD: Final = 0.95
+"""AUC above which a ROC chart shows its corner only."""
+_CORNER: Final = 0.3
+"""Side of that corner."""
 
 Paint = Callable[[Axes], None]
 
@@ -78,6 +83,17 @@ def svg_file(paint: Paint, *, height: float = 2.9) -> str:
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata={"Date": None})
     return sink.getvalue()
+
+
+def show_corner(axes: Axes, auc: float, marks: Sequence[tuple[float, float]] = ()) -> None:
+    """Draw of ROC curves only the upper left, where all those of good models lie, unless a mark lies elsewhere.
+
+    `auc` is the best curve's; marks are points (false alarms, sensitivity).
+    """
+    within = all(x < _CORNER and y > 1 - _CORNER for x, y in marks)
+    side = _CORNER if auc > _GOOD and within else 1.0
+    axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity")
+    axes.set(xlim=(0, side), ylim=(1 - side, 1 + side / 200))
 
 
 def legend_below(axes: Axes, columns: int = 3) -> None:

@@ -176,6 +176,8 @@ def _of_model(spec: ModelSpec, lineage: Mapping[str, Any]) -> dict[int, str]:
     start = f"Pretrained weights: {weights}." if weights else "Random."
     seed = f" Seed {lineage['seed']}." if "seed" in lineage else ""
     chosen = f"The best validation AUC of {len(history)} epochs" if history else ""
+    if "folds" in lineage:
+        chosen = f"The mean of the logits of the models of all folds ({lineage['folds']}), each after its last epoch"
     searches = {"grid": "the combinations of a grid", "study": "the trials of a study"}
     among = "".join(f", and of {what}" for name, what in searches.items() if name in lineage)
     robust = "; of the few best, the one best on perturbed copies" if lineage.get("selection") else ""
@@ -196,6 +198,11 @@ def _of_results(entry: Mapping[str, Any], calibration: Calibration) -> dict[int,
     point = entry["operating_point"]
     patients = entry.get("over_patients", {}).get("auc")
     over = f"; patient bootstrap {interval(patients)}" if patients else ""
+    judged = (
+        "Cross-validation within the training films, by folds; they were also used for calibration and thresholds"
+        if "out_of_fold" in entry
+        else "On the validation films, which were also used to choose epoch, calibration and thresholds"
+    )
     worst = "" if robust is None else f"{robust['worst']}, {robust['changed'][robust['worst']]['auc']:.3f}"
     return {
         2: f"On {at['n']:,} validation films: AUC {interval(at['auc'])}.",
@@ -207,8 +214,7 @@ def _of_results(entry: Mapping[str, Any], calibration: Calibration) -> dict[int,
         31: f"Maps by {METHOD_NAMES[shown['method']]}; not compared with findings marked by readers."
         if shown and shown["method"]
         else "None.",
-        32: "On the validation films, which were also used to choose epoch, calibration and thresholds: AUC"
-        f" {interval(at['auc'])}.",
+        32: f"{judged}: AUC {interval(at['auc'])}.",
         33: "None in this bundle.",
         37: f"AUC {interval(at['auc'])}{over}; Brier score {at['brier']:.3f}; calibration error {at['ece']:.3f}.",
         38: f"At {point} ({calibration.threshold:.4g}): sensitivity {interval(at['sensitivity'])}, specificity"

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from models.statistics.comparison import delong_test, mcnemar
+from models.statistics.comparison import delong_test, holm, mcnemar
 from models.statistics.metrics import Labels, Scores
-from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
+from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, show_corner
 from pipelines.pages.evaluation_charts import confusion_chart
 from pipelines.pages.frame import render
 
@@ -36,18 +37,26 @@ class EvaluatedModel:
     """Whether each film is called positive at the model's own default operating point, bool [N]."""
 
 
-def comparison_page(labels: Labels, models: Sequence[EvaluatedModel], *, split: str, dataset: str) -> str:
-    """HTML of models evaluated on the same films, labels [N], best AUC first; raises `InputError` for too few films."""
+def comparison_page(
+    labels: Labels, patients: npt.NDArray[np.str_], models: Sequence[EvaluatedModel], *, split: str, dataset: str
+) -> str:
+    """HTML of models evaluated on the same films, best AUC first.
+
+    `labels` and `patients` have one entry per film. Raises `InputError` for too few films.
+    """
     ranked = sorted(models, key=lambda model: -float(model.entry["metrics"]["auc"]["value"]))
     best = ranked[0]
+    delong = [delong_test(labels, best.probability, model.probability, patients) for model in ranked[1:]]
+    calls = [mcnemar(labels, best.called, model.called, patients) for model in ranked[1:]]
+    by_auc, by_calls = holm([test.p_value for test in delong]), holm([test.p_value for test in calls])
     rows = [
         {
             "model": model,
             "at": model.entry["metrics"],
-            "delong": None if model is best else delong_test(labels, best.probability, model.probability).to_json(),
-            "mcnemar": None if model is best else mcnemar(labels, best.called, model.called).to_json(),
+            "delong": None if place == 0 else delong[place - 1].to_json() | {"p_value": by_auc[place - 1]},
+            "mcnemar": None if place == 0 else calls[place - 1].to_json() | {"p_value": by_calls[place - 1]},
         }
-        for model in ranked
+        for place, model in enumerate(ranked)
     ]
     return render(
         "comparison.html",
@@ -74,7 +83,7 @@ def _roc(models: Sequence[EvaluatedModel]) -> Markup:
             label = f"{model.name} {model.entry['metrics']['auc']['value']:.3f}"
             curve = np.array(model.entry["curves"]["roc"]).T
             axes.plot(*curve, color=colour, linestyle=style, linewidth=1.8, label=label)
-        axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005))
+        show_corner(axes, models[0].entry["metrics"]["auc"]["value"])
         legend_below(axes, columns=columns)
 
     return chart(paint, alt="ROC curves of all models, with the areas under them", height=3.2 + 0.2 * rows)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from models.statistics.curves import roc_curve
 from models.statistics.metrics import Labels, Scores
-from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below
+from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, show_corner
 from pipelines.pages.frame import render
 
 DEALT: Final[Mapping[str, str]] = {
@@ -19,8 +19,6 @@ DEALT: Final[Mapping[str, str]] = {
     "blocks": "blocks of the archive's own order",
     "site": "folds of whole sites",
 }
-CORNER: Final = 0.95
-"""AUC above which only the upper left of the ROC curves is drawn."""
 
 
 def crossvalidation_page(
@@ -46,8 +44,6 @@ def crossvalidation_page(
 
 def _roc(result: Mapping[str, Any], labels: Labels, probability: Scores, fold: npt.NDArray[np.int64]) -> Markup:
     value = result["pooled"][result["operating_point"]]["auc"]["value"]
-    # for a good model all differences lie in the corner
-    farthest = 0.3 if value > CORNER else 1.0
 
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
@@ -63,8 +59,7 @@ def _roc(result: Mapping[str, Any], labels: Labels, probability: Scores, fold: n
                 label=label,
             )
         axes.plot(*roc_curve(labels, probability).T, color=BLUE, linewidth=2, label="all films")
-        axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity")
-        axes.set(xlim=(0, farthest), ylim=(1 - farthest, 1 + farthest / 200))
+        show_corner(axes, value)
         axes.text(0.97, 0.08, f"AUC {value:.3f}", ha="right", transform=axes.transAxes, size=12)
         legend_below(axes)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from models.statistics.curves import HISTOGRAM_BINS
-from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, whole_numbers
+from pipelines.pages.charts import BLUE, GREY, INK, VERMILION, chart, legend_below, show_corner, whole_numbers
 
 Entry = Mapping[str, Any]
 """As `models.statistics.evaluation.evaluation_entry` makes it."""
@@ -103,12 +103,12 @@ def _roc(entry: Entry) -> Markup:
 
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
-        axes.plot(*np.array(entry["curves"]["roc"]).T, color=BLUE, linewidth=2, clip_on=False)
+        axes.plot(*np.array(entry["curves"]["roc"]).T, color=BLUE, linewidth=2)
         points = sorted(entry["operating_points"].items(), key=lambda point: point[1]["threshold"])
-        for (name, at), marker in zip(points, "osD^v<>" * len(points), strict=False):
-            place = (at["fp"] / (at["fp"] + at["tn"]), at["tp"] / (at["tp"] + at["fn"]))
+        places = [(at["fp"] / (at["fp"] + at["tn"]), at["tp"] / (at["tp"] + at["fn"])) for _, at in points]
+        for (name, _), place, marker in zip(points, places, "osD^v<>" * len(points), strict=False):
             axes.plot(*place, marker, color=VERMILION, markersize=7, clip_on=False, zorder=3, label=name)
-        axes.set(xlabel="False alarms (1 - specificity)", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1))
+        show_corner(axes, auc, places)
         axes.text(0.97, 0.08, f"AUC {auc:.3f}", ha="right", transform=axes.transAxes, size=12)
         legend_below(axes)
 

@@ -27,14 +27,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.gate.checks import REFUSED
 from models.statistics.fingerprint import QUANTITIES
-from pipelines.contracts import Status
+from pipelines.contracts import Reason, Status
 
 Level = Literal["too_few", "ok", "warn", "alarm"]
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 """From unknown to worst."""
 
 REJECT_SHARE: Final = "reject_share"
+UNFAMILIAR_SHARE: Final = "unfamiliar_share"
 OTHER_SITES: Final = "other sites"
 SITES: Final = 200
 """Sites with a row of their own: the first in the order of the plan. Films of the rest are `other sites`."""
@@ -53,7 +55,12 @@ SHARE_LEVELS: Final = (0.2, 0.5)
 ch. 6). Starting from 2 % of the films rejected, these are 6 % and 15 %."""
 
 _ALL, _OTHERS = 0, 1
-_NEEDED: Final = ("site", "status", *QUANTITIES)
+LEAST_READ: Final = 10
+"""Films of which the unfamiliar ones are counted, at least: how many there may be is known without earlier nights."""
+MOST: Final = 0.5
+"""Share of unfamiliar films from which the patients are others than the model's."""
+NOT_THESE: Final = "these are not the patients this model was made for"
+_NEEDED: Final = ("site", "status", "reason", *QUANTITIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +70,10 @@ class DriftFinding:
     site: str | None
     """None: all sites."""
     quantity: str
-    """One of `models.statistics.fingerprint.QUANTITIES`, or `reject_share`."""
+    """One of `models.statistics.fingerprint.QUANTITIES`, `reject_share` or `unfamiliar_share`."""
     n: int
-    """Films compared: the scored ones; for `reject_share` those scored, rejected or unreadable."""
+    """Films compared: the scored ones; for `reject_share` those scored, rejected or unreadable; for `unfamiliar_share`
+    those scored or unfamiliar."""
     psi: float | None
     """PSI less its expectation without drift, at least 0."""
     ks: float | None
@@ -73,7 +81,7 @@ class DriftFinding:
     note: str
     """An explanation; empty at level `ok`."""
     share: float | None = None
-    """For `reject_share`: the share of n that was rejected or unreadable."""
+    """The share of n that was rejected or unreadable (`reject_share`), or is unfamiliar (`unfamiliar_share`)."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -156,6 +164,8 @@ class DriftTally:
         """Site -> its row in the counts."""
         self._seen = np.zeros(SITES + 2, dtype=np.int64)
         self._left_out = np.zeros(SITES + 2, dtype=np.int64)
+        self._read = np.zeros(SITES + 2, dtype=np.int64)
+        self._unfamiliar = np.zeros(SITES + 2, dtype=np.int64)
 
     def add(self, part: pa.Table) -> None:
         """Add rows of contracts.SCORES: columns site, status and those of `QUANTITIES`.
@@ -166,7 +176,13 @@ class DriftTally:
         table = table.filter(pc.not_equal(table["status"], Status.FAILED.value))
         rows = self._rows_of(table["site"])
         scored = pc.equal(table["status"], Status.SCORED.value).to_numpy()
-        for counts, counted in ((self._seen, np.ones(len(rows), dtype=bool)), (self._left_out, ~scored)):
+        unfamiliar = pc.fill_null(pc.equal(table["reason"], Reason.UNFAMILIAR.value), False).to_numpy()
+        for counts, counted in (
+            (self._seen, np.ones(len(rows), dtype=bool)),
+            (self._left_out, ~scored),
+            (self._read, scored | unfamiliar),
+            (self._unfamiliar, unfamiliar),
+        ):
             counts[_ALL] += int(counted.sum())
             np.add.at(counts, rows[counted & (rows >= 0)], 1)
         for name, histogram in self._histograms.items():
@@ -183,13 +199,14 @@ class DriftTally:
         if self._seen[_OTHERS]:
             names.append((OTHER_SITES, _OTHERS))
         before = _earlier_rejects(earlier)
-        # PSI and KS of every quantity, and the share of rejects
+        # PSI and KS of every quantity, and the shares of rejects and of unfamiliar films
         large = sum(self._seen[row] >= MIN_FILMS for _, row in names)
-        alpha = NIGHT_ALPHA / max(1, large * (2 * len(self._histograms) + 1))
+        alpha = NIGHT_ALPHA / max(1, large * (2 * len(self._histograms) + 2))
         findings = []
         for site, row in names:
             findings += [self._of_quantity(name, site, row, alpha) for name in QUANTITIES]
             findings.append(self._of_rejects(site, row, before.get(site, (0, 0)), alpha))
+            findings.append(self._of_unfamiliar(site, row, alpha))
         return findings
 
     def _rows_of(self, sites: pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -247,6 +264,34 @@ class DriftTally:
         return DriftFinding(
             site=site, quantity=REJECT_SHARE, n=n, psi=None, ks=None, level=level, note=note, share=round(share, 6)
         )
+
+    def _of_unfamiliar(self, site: str | None, row: int, alpha: float) -> DriftFinding:
+        """Tonight's share of unfamiliar films against the share that may be among films of the model's own patients."""
+        from scipy.special import bdtrc  # noqa: PLC0415 (only a run that has scores needs it)
+
+        n, found = int(self._read[row]), int(self._unfamiliar[row])
+        share = found / n if n else None
+        if share is None or n < LEAST_READ:
+            return _too_few(UNFAMILIAR_SHARE, site, n, f"{n} films: fewer than {LEAST_READ} are not judged", share)
+        effect = 2 * math.asin(math.sqrt(share)) - 2 * math.asin(math.sqrt(REFUSED))
+        level = _level(effect, SHARE_LEVELS, found > 0 and bdtrc(found - 1, n, REFUSED) < alpha)
+        note = ""
+        if level != "ok":
+            of_them = f"{100 * share:.0f} % of {n} films are unfamiliar to the model"
+            usual = f"{100 * REFUSED:.0f} % at most would be of films like those it learned from"
+            note = f"{NOT_THESE}: {of_them}" if share >= MOST else f"{of_them}; {usual}"
+        return DriftFinding(
+            site=site, quantity=UNFAMILIAR_SHARE, n=n, psi=None, ks=None, level=level, note=note, share=round(share, 6)
+        )
+
+
+def others_than_the_models(findings: Sequence[DriftFinding]) -> list[DriftFinding]:
+    """Those that say that most films, of all sites or of one, are of other patients than the model's."""
+    return [
+        finding
+        for finding in findings
+        if finding.quantity == UNFAMILIAR_SHARE and finding.level == "alarm" and (finding.share or 0) >= MOST
+    ]
 
 
 def exceeds_chi_squared(value: float, freedom: int, alpha: float) -> bool:

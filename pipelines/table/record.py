@@ -8,6 +8,7 @@ from typing import Any, Final
 from models.spec import DISCLAIMER
 from pipelines.contracts import Reason
 from pipelines.storage import Store
+from pipelines.table.drift import DriftFinding, others_than_the_models
 
 NIGHTS: Final = 30
 """Number of earlier runs a night is compared with."""
@@ -88,7 +89,9 @@ class RunRecord:
     def in_short(self) -> dict[str, Any]:
         """The summary printed when the run is over; the rest is in run.json."""
         drifted = [f for f in self.drift if f["level"] in {"warn", "alarm"}]
+        others = others_than_the_models([DriftFinding.from_json(f) for f in self.drift])
         return {
+            **({"alarm": [f"{f.note} ({f.site or 'all sites'})" for f in others]} if others else {}),
             **{name: getattr(self, name) for name in _SHORT},
             "engine": self.engine and self.engine["name"],
             "drift": [f"{f['level']}: {f['quantity']} of {f['site'] or 'all sites'}, {f['note']}" for f in drifted]

@@ -85,7 +85,7 @@ def promote(uri: str, bundle_uri: str, role: Role, *, who: str = "", why: str = 
             role=role,
             model_id=bundle.model_id,
             bundle=open_store(bundle_uri).root,
-            name=name or _name(bundle.lineage.get("recipe"), bundle.spec.name),
+            name=name or bundle.name,
             who=who or this_user(),
             why=why,
             at=datetime.min.replace(tzinfo=UTC),
@@ -224,8 +224,3 @@ def _read(store: Store, key: str) -> Entry:
         raise StorageError(f"{store.uri(key)}: vanished while it was read; try again") from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{store.uri(key)}: not an entry of the models' record; restore it from a copy") from error
-
-
-def _name(recipe: object, network: str) -> str:
-    name = recipe.get("name") if isinstance(recipe, dict) else recipe
-    return name if isinstance(name, str) and name else network

@@ -15,7 +15,8 @@ from models.networks.classifier import copy_on, in_batches, trained_classifier
 from models.networks.familiarity import fit_familiarity
 from models.networks.zoo import has_features
 from models.spec import ModelSpec, Preprocessing
-from models.statistics.calibration import fit_calibration, operating_points
+from models.statistics.calibration import fit_calibration
+from models.statistics.operating_points import operating_points
 from pipelines.phantom.render import film
 from tuning.training.loop import Fitted, TrainSettings, fit
 
@@ -116,12 +117,14 @@ def bundle_of(fitted: Fitted, train: Films, val: Films, folder: Path) -> Bundle:
     """A bundle as promotion on a CPU without OpenVINO leaves it: no engine has been compared."""
     calibration = fit_calibration(fitted.val_logits, val.labels, "temperature")
     probability = 1 - calibration.probabilities(fitted.val_logits)[:, 0]
-    points = operating_points(val.labels, probability)
+    points = operating_points(val.labels, probability).thresholds
     classifier = trained_classifier(fitted.spec, fitted.state_dict, calibration)
     on_cpu = copy_on(classifier, torch.device("cpu"))
     known = None
     if has_features(on_cpu.network, on_cpu.preprocess(torch.tensor(train.pixels[:2]))):
-        known = fit_familiarity(in_batches(on_cpu.features, train.pixels), in_batches(on_cpu.features, val.pixels))
+        known = fit_familiarity(
+            in_batches(on_cpu.description, train.pixels), in_batches(on_cpu.description, val.pixels)
+        )
     return save_bundle(
         folder,
         spec=fitted.spec,

@@ -71,7 +71,7 @@ def test_saved_and_loaded_model_gives_the_same_probabilities_bit_for_bit(tmp_pat
 
 def test_familiarity_lies_among_the_weights_and_comes_back(tmp_path: Path) -> None:
     spread = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
-    familiarity = fit_familiarity(spread)
+    familiarity = fit_familiarity(spread, held_out=spread)
     bundle = save(tmp_path / "b", familiarity=familiarity)
     kept = bundle.classifier().familiarity
     assert familiarity is not None
@@ -90,7 +90,7 @@ def test_bundles_of_another_format_are_refused(tmp_path: Path) -> None:
     manifest = {**json.loads(path.read_text()), "format": 1}
     del manifest["model_id"]
     path.write_text(json.dumps({**manifest, "model_id": _identity(manifest)}))
-    with pytest.raises(BundleError, match=r"format 1, this rayscan reads 2; install the version that made it"):
+    with pytest.raises(BundleError, match=r"format 1, this rayscan reads 3; install the version that made it"):
         load_bundle(bundle.folder)
 
 

@@ -50,6 +50,7 @@ EXPORTED = {
     "ray_rayscan_drift_psi  probability north": 0.31,
     "ray_rayscan_drift_level  probability north": 2.0,
     "ray_rayscan_drift_level  reject_share all sites": 1.0,
+    "ray_rayscan_drift_share  reject_share all sites": 0.25,
 }
 """What the test below counts, by name and tags."""
 
@@ -80,7 +81,7 @@ def test_what_a_worker_and_the_driver_count_appears_on_the_nodes_port() -> None:
             drift(None, psi=0.01, level="ok"),
             drift("north", psi=0.31, level="alarm"),
             drift("south", psi=None, level="too_few"),
-            drift(None, quantity="reject_share", psi=None, level="warn"),
+            replace(drift(None, quantity="reject_share", psi=None, level="warn"), share=0.25),
         ],
         model=mark,
     )

@@ -28,7 +28,7 @@ from models.engines.machine import choose_device
 from models.films import Films, join_films
 from models.networks.zoo import entry
 from models.spec import DISCLAIMER
-from models.statistics.bootstrap import draws, figures, intervals
+from models.statistics.bootstrap import count_patients, draws, figures, intervals
 from models.statistics.metrics import auc
 from models.statistics.robustness import CHANGES, Robustness, robustness
 from pipelines.ingest.dataset import DatasetInfo, load_films, read_dataset_info
@@ -37,10 +37,10 @@ from pipelines.pages.crossvalidation import DEALT, crossvalidation_page
 from pipelines.pages.page_file import put_page
 from tuning.recipes.choices import Folds, FoldsBy
 from tuning.recipes.dealing import deal, strata
+from tuning.recipes.fitting import Trained, fit_recipe, relabelled
 from tuning.recipes.folds import Fold, KeptFolds
 from tuning.recipes.promote import calibrated, copies_of, lock, scorer
 from tuning.recipes.recipe import Recipe, require_weights
-from tuning.recipes.train import Trained, fit_recipe, relabelled
 from tuning.training.films import TrainingFilms
 
 log = logging.getLogger("rayscan")
@@ -180,7 +180,7 @@ def follow(
     info: DatasetInfo,
     dataset: str,
 ) -> Followed:
-    """Follow the recipe without the films of one fold. Raises what `tuning.recipes.train.fit_recipe` raises."""
+    """Follow the recipe without the films of one fold. Raises what `tuning.recipes.fitting.fit_recipe` raises."""
     train, val = set_apart(films.take(fold_of != number), recipe.training.seed)
     started = time.perf_counter()
     trained = fit_recipe(recipe, TrainingFilms(uri=dataset, info=info, train=train, val=val))
@@ -199,7 +199,7 @@ def hold_out(
     """Follow the recipe without the films of one fold, then score them, as they are and perturbed."""
     followed = follow(number, fold_of, films, recipe, info, dataset)
     best, device = followed.trained.best, choose_device(recipe.training.device)
-    calibration, _ = lock(best, followed.val, recipe.calibrate, device)
+    calibration = lock(best, followed.val, recipe.calibrate).calibration
     score = scorer(calibrated(best, calibration), device)
     return Fold(
         number=number,
@@ -285,7 +285,8 @@ def _pooled(
         probability[fold.films] = fold.probability
         threshold[fold.films] = fold.calibration.operating_points[point]
     value = {name: float(values[0]) for name, values in figures(disease, probability, threshold).items()}
-    bounded = intervals(value, figures(disease, probability, threshold, draws(patients)))
+    drawn = figures(disease, probability, threshold, draws(patients))
+    bounded = intervals(value, drawn, count_patients(disease, patients))
     return {name: asdict(bounded[name]) for name in (*FIGURES, "brier", "ece")}
 
 

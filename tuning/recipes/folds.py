@@ -1,7 +1,9 @@
-"""A held-out fold of a cross-validation, and the finished folds of one that was interrupted.
+"""A held-out fold of a cross-validation, and the finished folds of a run that was interrupted.
 
-CACHE/folds/<run>-<number>.json    one fold; removed when all folds of the run are done
+CACHE/folds/<run>-<number>.json           one fold of `crossvalidate`
+CACHE/folds/<run>-<number>.safetensors    the model of one fold of `train`
 
+They are removed when all folds of the run are done.
 <run> stands for everything that determines a fold: films, recipe, weights, number of folds, torch, device, and the code
 of rayscan. So the same command goes on where it was interrupted, and any other one starts from the beginning.
 """
@@ -16,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from models.engines.machine import choose_device
 from models.errors import InputError
-from models.spec import Scalar
+from models.spec import ModelSpec, Scalar
 from models.statistics.calibration import Calibration
 from models.statistics.robustness import Robustness
 from pipelines.bundles import cache_folder
@@ -27,6 +30,8 @@ from pipelines.storage import open_store, read_object
 from tuning.recipes.choices import Folds
 from tuning.recipes.recipe import Recipe
 from tuning.toml_files import HUB
+from tuning.training.checkpoint import Checkpoint, under
+from tuning.training.loop import EpochReport, Fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,52 @@ class KeptFolds:
 
     def forget(self) -> None:
         """Remove all folds of the run."""
+        self._store.delete_all(list(self._names.values()))
+
+
+class KeptModels:
+    """The models of the finished folds of one run, in the cache of this machine."""
+
+    def __init__(self, fingerprint: str, recipe: Recipe, folds: Folds) -> None:
+        """`fingerprint` is that of the data set."""
+        self._store = open_store(str(cache_folder("folds")))
+        run = _run(fingerprint, recipe, folds)
+        self._names = {number: f"{run}-{number}.safetensors" for number in range(1, folds.count + 1)}
+        self._settings = recipe.training
+
+    def read(self, number: int) -> Fitted | None:
+        """The model; None if it is not there. Raises `InputError` if the file does not hold one."""
+        name = self._names[number]
+        if not self._store.exists(name):
+            return None
+        try:
+            kept = Checkpoint.from_bytes(self._store.get(name))
+            history = tuple(EpochReport(**report) for report in kept.facts["history"])
+            return Fitted(
+                spec=ModelSpec.from_json(kept.facts["spec"]),
+                settings=self._settings,
+                state_dict=kept.part("state"),
+                val_logits=kept.tensors["val_logits"].numpy(),
+                history=history,
+                best=history[kept.facts["best"]],
+                seconds=kept.facts["seconds"],
+            )
+        except (InputError, KeyError, TypeError, IndexError) as error:
+            raise InputError(f"{self._store.uri(name)} is not a fold; remove it, and it is trained again") from error
+
+    def keep(self, number: int, fitted: Fitted) -> None:
+        """Write a model, whole or not at all."""
+        tensors = {**dict(under("state", fitted.state_dict)), "val_logits": torch.tensor(fitted.val_logits)}
+        facts = {
+            "spec": fitted.spec.to_json(),
+            "history": [asdict(report) for report in fitted.history],
+            "best": fitted.history.index(fitted.best),
+            "seconds": fitted.seconds,
+        }
+        self._store.put(self._names[number], Checkpoint(tensors=tensors, facts=facts).to_bytes())
+
+    def forget(self) -> None:
+        """Remove all models of the run."""
         self._store.delete_all(list(self._names.values()))
 
 

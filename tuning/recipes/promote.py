@@ -6,8 +6,8 @@ only by `rayscan evaluate`, which records it.
 
 import logging
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,10 +29,11 @@ from models.networks.classifier import ScanClassifier, copy_on, in_batches, trai
 from models.networks.familiarity import Familiarity, fit_familiarity
 from models.networks.zoo import has_features
 from models.spec import CalibrationMethod, ModelSpec
-from models.statistics.calibration import Calibration, fit_calibration, operating_points
+from models.statistics.calibration import Calibration, fit_calibration
 from models.statistics.evaluation import evaluation_entry
 from models.statistics.fingerprint import fingerprint
-from models.statistics.robustness import Copies, robustness, score_copies
+from models.statistics.operating_points import Promise, operating_points
+from models.statistics.robustness import Copies, join_copies, robustness, score_copies
 from pipelines.bundles import fetch_bundle, publish_bundle
 from tuning.recipes.selection import Score
 from tuning.training.films import TrainingFilms
@@ -46,6 +47,27 @@ COPIED_FILMS: Final = 300
 log = logging.getLogger("rayscan")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Locked:
+    """What is fixed of a model before anybody sees its scores."""
+
+    calibration: Calibration
+    promises: Mapping[str, Promise]
+    """Of its operating points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A trained model, and films it did not learn from."""
+
+    fitted: Fitted
+    films: Films
+
+    def scorer(self, calibration: Calibration, device: torch.device) -> Score:
+        """See `scorer`."""
+        return scorer(calibrated(self.fitted, calibration), device)
+
+
 def promote(
     fitted: Fitted,
     films: TrainingFilms,
@@ -53,7 +75,8 @@ def promote(
     *,
     lineage: Mapping[str, Any],
     selection: Mapping[str, Any] | None = None,
-    calibrate: CalibrationMethod = "temperature",
+    calibrate: CalibrationMethod | None = None,
+    held_out: Sequence[HeldOut] = (),
     show_films: bool = True,
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
@@ -61,22 +84,34 @@ def promote(
     `lineage` holds plain JSON values beyond what is always recorded (training settings, history, dataset fingerprint,
     counts, versions, time): where the model comes from, for instance a trial of a study. `selection`, for a model that
     was chosen among others by these films, goes into the evaluation; `tuning/study/optimism.py` describes it.
+    `calibrate` is a recipe's. `held_out` are the models whose predictions `fitted.val_logits` are, with their films, in
+    the order of `films.val`, where `fitted` itself learned from these films; `films.val` alone are its own.
     `show_films` puts a few validation films, which are patients' images, into the bundle with the model's maps.
     """
     keep_memory()
     device = choose_device(fitted.settings.device)
-    calibration, copies = lock(fitted, films.val, calibrate, device)
+    locked = lock(fitted, films.val, calibrate)
+    calibration = locked.calibration
+    judges = held_out or [HeldOut(fitted=fitted, films=films.val)]
+    copies = join_copies([copies_of(one.scorer(calibration, device), one.films, len(judges)) for one in judges])
     probability = 1 - calibration.probabilities(fitted.val_logits)[:, 0]
     classifier = calibrated(fitted, calibration)
-    classifier.familiarity = _familiarity(classifier, films.train, films.val, device)
+    classifier.familiarity = _familiarity(classifier, films.train, judges[0].films, device)
     graph = _graph(classifier)
     entry = _evaluation(films.val, probability, calibration)
+    if held_out:
+        entry["out_of_fold"] = {"folds": len(held_out), "films": len(films.val)}
+    entry["promises"] = {name: promise.to_json() for name, promise in locked.promises.items()}
     if selection is not None:
         entry["selection"] = dict(selection)
     entry["robustness"] = robustness(copies, calibration.threshold).to_json()
     if show_films:
         entry |= _samples(classifier, films.val, probability, calibration, fitted.spec, device)
-    entry |= _engines(classifier, graph, films.val, calibration, device, classes=len(fitted.spec.classes))
+    # films that the network which describes films, the first, did not learn from: the first of `films.val`
+    unseen = judges[0].films
+    entry |= _engines(
+        classifier, graph, unseen, calibration, device, probability[: len(unseen)], classes=len(fitted.spec.classes)
+    )
     from pipelines.pages.card import render_card  # noqa: PLC0415 (matplotlib, which only a promotion needs)
 
     with tempfile.TemporaryDirectory(prefix="rayscan-bundle-") as folder:
@@ -110,6 +145,9 @@ def _evaluation(val: Films, probability: npt.NDArray[np.float32], calibration: C
 
 def _recorded(fitted: Fitted, films: TrainingFilms) -> dict[str, Any]:
     """The lineage that every bundle has."""
+    counts = {"train": _counts(fitted.spec, films.train), "val": _counts(fitted.spec, films.val)}
+    if films.train is films.val:
+        counts = {"train and val": counts["train"]}
     return {
         "training": asdict(fitted.settings),
         "seed": fitted.settings.seed,
@@ -117,21 +155,22 @@ def _recorded(fitted: Fitted, films: TrainingFilms) -> dict[str, Any]:
         "best_epoch": fitted.best.epoch,
         "seconds": fitted.seconds,
         "dataset_fingerprint": films.info.fingerprint,
-        "counts": {"train": _counts(fitted.spec, films.train), "val": _counts(fitted.spec, films.val)},
+        "counts": counts,
         "versions": {name: version(name) for name in ("rayscan", "torch", "timm")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def lock(fitted: Fitted, val: Films, method: CalibrationMethod, device: torch.device) -> tuple[Calibration, Copies]:
-    """Calibrate on the validation films; lock the operating points on them and on their perturbed copies.
+def lock(fitted: Fitted, val: Films, method: CalibrationMethod | None) -> Locked:
+    """Calibrate and lock the operating points on the validation films, by their logits in `fitted`.
 
-    Raises what `fit_calibration` raises.
+    `method` is a recipe's. Raises what `fit_calibration` raises.
     """
-    unlocked = fit_calibration(fitted.val_logits, val.labels, method)
-    copies = copies_of(scorer(calibrated(fitted, unlocked), device), val)
+    chosen: CalibrationMethod = method or ("platt" if fitted.settings.overstates else "temperature")
+    unlocked = fit_calibration(fitted.val_logits, val.labels, chosen)
     probability = 1 - unlocked.probabilities(fitted.val_logits)[:, 0]
-    return replace(unlocked, operating_points=operating_points(val.labels, probability, copies.pooled)), copies
+    points = operating_points(val.labels, probability, val.patients)
+    return Locked(calibration=replace(unlocked, operating_points=points.thresholds), promises=points.promises)
 
 
 def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
@@ -139,22 +178,24 @@ def calibrated(fitted: Fitted, calibration: Calibration) -> ScanClassifier:
     return trained_classifier(fitted.spec, fitted.state_dict, calibration)
 
 
-@torch.inference_mode()
-def _familiarity(classifier: ScanClassifier, train: Films, val: Films, device: torch.device) -> Familiarity | None:
-    """Familiarity fitted to training films chosen by a fixed seed, its limit to validation films as well.
+def _familiarity(classifier: ScanClassifier, train: Films, held_out: Films, device: torch.device) -> Familiarity | None:
+    """Familiarity fitted to training films chosen by a fixed seed, its limit to films the network did not learn from.
 
-    None for a network without features.
+    Of an ensemble the first network describes films, so `held_out` are those of its fold. None for a network without
+    features.
     """
     on_device = copy_on(classifier, device)
     if not has_features(on_device.network, on_device.preprocess(torch.tensor(train.pixels[:2], device=device))):
         log.info("this network has no features to recognise unfamiliar films by: its scores will have no ood_score")
         return None
+    learned = train.take(~np.isin(train.patients, held_out.patients))
+    return fit_familiarity(_described(on_device, learned, device), _described(on_device, held_out, device))
 
-    def features(films: Films) -> torch.Tensor:
-        pixels = films.pixels[choose_films(films.labels, FAMILIAR_FILMS)]
-        return in_batches(on_device.features, pixels, device)
 
-    return fit_familiarity(features(train), features(val))
+@torch.inference_mode()
+def _described(on_device: ScanClassifier, films: Films, device: torch.device) -> torch.Tensor:
+    """What a network saw of films chosen by a fixed seed, [M, D]."""
+    return in_batches(on_device.description, films.pixels[choose_films(films.labels, FAMILIAR_FILMS)], device)
 
 
 def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
@@ -169,9 +210,12 @@ def scorer(classifier: ScanClassifier, device: torch.device) -> Score:
     return score
 
 
-def copies_of(score: Score, films: Films) -> Copies:
-    """A model's scores of films and their perturbed copies, for at most COPIED_FILMS, with classes in proportion."""
-    chosen = choose_films(films.labels, COPIED_FILMS)
+def copies_of(score: Score, films: Films, models: int = 1) -> Copies:
+    """A model's scores of films and their perturbed copies, with classes in proportion.
+
+    For at most COPIED_FILMS of all `models` together.
+    """
+    chosen = choose_films(films.labels, COPIED_FILMS // models)
     return score_copies(score, films.pixels[chosen], films.labels[chosen])
 
 
@@ -208,10 +252,13 @@ def _engines(
     val: Films,
     calibration: Calibration,
     device: torch.device,
+    probability: npt.NDArray[np.float32],
     *,
     classes: int,
 ) -> dict[str, dict[str, Any]]:
     """The entries `engines` (agreement with float32 torch) and `fingerprint`, from the same validation films.
+
+    `probability` [N] is that of the models that did not learn from them: what new films are expected to have.
 
     A model promoted on a GPU is also compared on that machine's CPU, so that both may score with it.
     """
@@ -229,8 +276,7 @@ def _engines(
         )
         reference, measured = measure(builder, pixels, labels, calibration)
         agreements |= {name: agreement.to_json() for name, agreement in measured.items()}
-    probability: npt.NDArray[np.float32] = 1 - reference.probabilities[:, 0]
-    return {"engines": agreements, "fingerprint": fingerprint(pixels, probability, reference.distance)}
+    return {"engines": agreements, "fingerprint": fingerprint(pixels, probability[chosen], reference.distance)}
 
 
 def _counts(spec: ModelSpec, films: Films) -> dict[str, Any]:

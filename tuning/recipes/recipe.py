@@ -1,10 +1,12 @@
 """A named way to make a model: architecture, start, training and calibration in one TOML file.
 
     about = "…"                  one line
+    name = "…"                   what its models are called; by default the name of this file
     model = "cnn"                a name of models/networks/zoo.py
     size = 224                   side of the network's input; the data set's where it is smaller
     normalise = "film"           as in models/spec.py
-    calibrate = "temperature"    as in models/statistics/calibration.py
+    calibrate = "platt"          as in models/statistics/calibration.py; by default platt where training weights the
+                                 classes, which shifts the log-odds, else temperature
     learn = "all"                which layers learn if the network starts from weights: "all", "head" (a frozen
                                  backbone, whose features are computed once), or a number of its last groups of layers
     head_first = false           whether a classifier is fitted to frozen features before all layers learn
@@ -14,6 +16,8 @@
                                  folder), `imagenet` for those timm publishes, or "needed" if the recipe makes no
                                  sense from random weights, so that the caller must name them
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   to distinguish kinds of pneumonia; by default NORMAL and PNEUMONIA
+    folds = "blocks:5"           train a model without each of so many folds, calibrate and judge on what these say of
+                                 the films held out, and keep them as one (tuning/recipes/fold_models.py)
     [parameters]                 of the architecture
     [training]                   of tuning/training/settings.py
     [head]                       l2 and steps of tuning/training/head_settings.py, for learn = "head" and for head_first
@@ -27,13 +31,14 @@ search writes the recipes of its best trials to STUDY/recipes/.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from models.errors import InputError
 from models.messages import did_you_mean
 from models.spec import CALIBRATION_METHODS, CalibrationMethod, ModelSpec, Normalise, Scalar
 from pipelines.ingest.dataset_info import DatasetInfo
-from tuning.recipes.choices import SELECTS, Select
+from tuning.recipes.choices import SELECTS, Folds, Select, parse_folds
 from tuning.toml_files import NEEDED, absolute, folder_of, names, read_toml, toml_lines
 from tuning.training.head_settings import HeadSettings
 from tuning.training.settings import TrainSettings
@@ -49,10 +54,14 @@ class Recipe:
     model: str
     """`majority`, `mlp`, `cnn`, or the name of a timm backbone."""
     about: str = ""
+    name: str = ""
+    """What its models are called; empty: after their architecture."""
     size: int | None = None
     """Side of the network's input in pixels; None: that of the data set."""
     normalise: Normalise = "film"
-    calibrate: CalibrationMethod = "temperature"
+    calibrate: CalibrationMethod | None = None
+    """None: platt where training makes the classes count alike, which shifts the log-odds of disease, else temperature.
+    """
     learn: Literal["all", "head"] | int = "all"
     """What learns if the network starts from weights: all, the classifier alone, or this number of its last groups."""
     head_first: bool = False
@@ -63,6 +72,8 @@ class Recipe:
     """URI or path of pretrained weights, `imagenet` for those timm publishes, or `needed`: the caller must say."""
     classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
     """The classes; kinds of disease are named after the catalogue's subtypes: NORMAL, BACTERIA, VIRUS."""
+    folds: Folds | None = None
+    """Folds that each have a model of their own, of which one is made; None: one model, judged on the split val."""
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     training: TrainSettings = field(default_factory=TrainSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
@@ -72,7 +83,7 @@ class Recipe:
     """Which combination of the grid is kept: the best validation AUC, or of the five best the most robust."""
 
     def __post_init__(self) -> None:
-        if self.calibrate not in CALIBRATION_METHODS:
+        if self.calibrate not in {None, *CALIBRATION_METHODS}:
             raise InputError(f"unknown calibration {self.calibrate!r}; choose {', '.join(CALIBRATION_METHODS)}")
         if not (self.learn in {"all", "head"} or (type(self.learn) is int and self.learn > 0)):
             raise InputError(f'learn={self.learn!r} must be "all", "head" or a number of groups of layers above 0')
@@ -112,6 +123,7 @@ def recipe_names() -> list[str]:
 def read_recipe(name: str) -> Recipe:
     """The recipe of this name, or of the TOML file at this path. Raises `InputError` if there is none."""
     table = read_toml("recipe", name)
+    table["name"] = table.get("name") or PurePosixPath(name).stem
     if isinstance(table.get("weights"), str):
         table["weights"] = absolute(table["weights"], folder_of(name))
     try:
@@ -150,6 +162,8 @@ def to_toml(recipe: Recipe) -> str:
     are written: a recipe has no hidden layer, and the seed is that of the training.
     """
     values = {name: value for name, value in asdict(recipe).items() if value is not None}
+    if recipe.folds is not None:
+        values["folds"] = str(recipe.folds)
     training = {name: value for name, value in values.pop("training").items() if value is not None}
     head = {name: values["head"][name] for name in HEAD} if recipe.fits_head else {}
     tables = {"parameters": values.pop("parameters"), "training": training, "head": head, "grid": values.pop("grid")}
@@ -171,6 +185,8 @@ def _parsed(table: dict[str, Any]) -> Recipe:
     if head and table.get("learn") != "head" and not table.get("head_first"):
         raise InputError('[head] is for recipes with learn = "head" or head_first = true')
     table["classes"] = tuple(table.get("classes", Recipe.classes))
+    if "folds" in table:
+        table["folds"] = parse_folds(str(table["folds"]))
     return Recipe(**table, training=TrainSettings(**training), head=HeadSettings(**head))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.films import Films, choose_films
-from models.statistics.calibration import DEFAULT_POINT, operating_points
+from models.statistics.calibration import DEFAULT_POINT
+from models.statistics.operating_points import operating_points
 from models.statistics.robustness import robustness, score_copies
 
 log = logging.getLogger("rayscan")
@@ -35,7 +36,7 @@ def most_robust(scorers: Sequence[Score], val: Films) -> tuple[int, list[dict[st
     results: list[dict[str, Any]] = []
     for number, score in enumerate(scorers, 1):
         copies = score_copies(score, val.pixels[chosen], val.labels[chosen])
-        threshold = operating_points(val.labels, score(val.pixels), copies.pooled)[DEFAULT_POINT]
+        threshold = operating_points(val.labels, score(val.pixels), val.patients).thresholds[DEFAULT_POINT]
         measured = robustness(copies, threshold)
         log.info(
             "%d of the best: balanced accuracy %.4f on %d films, %.4f on average over perturbed ones, worst %s",

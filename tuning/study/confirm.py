@@ -27,8 +27,7 @@ from models.engines.machine import choose_device
 from models.errors import InputError, RayscanError
 from models.films import Films, join_films
 from models.spec import Preprocessing, Scalar
-from models.statistics.bootstrap import Weights, aucs, draws, intervals
-from models.statistics.calibration import fit_calibration
+from models.statistics.bootstrap import Weights, aucs, count_patients, draws, intervals
 from models.statistics.metrics import auc
 from pipelines.errors import StorageError
 from pipelines.ingest.dataset import DatasetInfo
@@ -36,7 +35,7 @@ from pipelines.storage import Store
 from tuning.recipes.choices import Folds
 from tuning.recipes.crossvalidate import follow, spread
 from tuning.recipes.dealing import deal
-from tuning.recipes.promote import calibrated, scorer
+from tuning.recipes.promote import calibrated, lock, scorer
 from tuning.recipes.recipe import Recipe
 from tuning.spaces.space import to_plan
 from tuning.study.failure import brief
@@ -188,7 +187,7 @@ def held_out(job: FoldJob, dealt: Dealt) -> HeldOut:
     except RayscanError as error:
         return HeldOut(trial_id=job.trial_id, fold=job.fold, error=brief(error))
     best = followed.trained.best
-    calibration = fit_calibration(best.val_logits, followed.val.labels, job.recipe.calibrate)
+    calibration = lock(best, followed.val, job.recipe.calibrate).calibration
     score = scorer(calibrated(best, calibration), choose_device(job.recipe.training.device))
     return HeldOut(
         trial_id=job.trial_id, fold=job.fold, probability=score(followed.own.pixels), seconds=followed.seconds
@@ -272,7 +271,8 @@ def _confirmed(record: TrialRecord, held: Sequence[HeldOut], dealt: Dealt, drawn
         probability[dealt.fold_of == fold.fold] = fold.probability
     judged = dealt.fold_of > 0
     labels, of_judged = dealt.films.labels[judged], probability[judged]
-    pooled = intervals({"auc": auc(labels, of_judged)}, {"auc": aucs(labels, of_judged, drawn)})["auc"]
+    people = count_patients(labels, dealt.films.patients[judged])
+    pooled = intervals({"auc": auc(labels, of_judged)}, {"auc": aucs(labels, of_judged, drawn)}, people)["auc"]
     return replace(confirmed, auc=over_folds, pooled=asdict(pooled), optimism=record.auc - over_folds["mean"])
 
 

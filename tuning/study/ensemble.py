@@ -84,7 +84,7 @@ def estimate_gain(
     for choose, judge in both_ways(split):
         members = greedy(labels[choose], probability[:, choose])
         together, alone = mean(probability[:, judge], members), probability[members[0], judge]
-        test = delong_test(labels[judge], together, alone)
+        test = delong_test(labels[judge], together, alone, patients[judge])
         error = (test.difference.high - test.difference.low) / (2 * Z)
         both = auc(labels[judge], together), auc(labels[judge], alone)
         figures.append((*both, test.difference.value, error**2, len(set(members))))

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.films import Films
+from models.statistics.bootstrap import count_patients
 from models.statistics.calibration import disease_log_odds
-from models.statistics.comparison import delong_test
+from models.statistics.comparison import delong_test, holm
 from models.statistics.metrics import auc_interval
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import DatasetInfo
@@ -57,7 +58,8 @@ class Judged:
     auc: Mapping[str, float]
     """value, low, high: DeLong's 95 % interval, which takes no account of the choice."""
     p_value: float | None
-    """Of its difference to the best trial, by DeLong's paired test; None for the best itself."""
+    """Of its difference to the best trial, by DeLong's paired test over patients, raised for the number of trials
+    (Holm); None for the best itself."""
     chosen: float | None
     """On which share of the halves of the patients it is the best; None where there are too few to halve."""
 
@@ -188,7 +190,8 @@ def _keep_recipes(store: Store, ranked: Sequence[TrialRecord], study: StudyInfo,
             objective=study.objectives[0],
             about=f"Trial {record.number} of a search: validation AUC {record.auc:.4f}, by which it was chosen.",
         )
-        store.put(f"{RECIPES}/{record.number}.toml", to_toml(recipe).encode())
+        named = replace(recipe, name=f"trial {record.number}")
+        store.put(f"{RECIPES}/{record.number}.toml", to_toml(named).encode())
 
 
 def _judge(
@@ -208,10 +211,13 @@ def _judge(
     judge = None if objective == AUC else parse_objective(objective).judge
     estimated = estimate(disease, val.patients, odds, judge=judge, top=1 if select == "auc" else TOP)
     selection, chosen = estimated or (None, [None] * len(ranked))
+    worse: Sequence[float | None] = [None] * len(ranked)
+    if min(count_patients(disease, val.patients)) >= 2:
+        worse = holm([delong_test(disease, own, odds[0], val.patients).p_value for own in odds[1:]])
     trials = {
         record.trial_id: Judged(
             auc=asdict(auc_interval(disease, own)),
-            p_value=None if place == 0 else delong_test(disease, own, odds[0]).p_value,
+            p_value=None if place == 0 else worse[place - 1],
             chosen=None if share is None else float(share),
         )
         for place, (record, own, share) in enumerate(zip(ranked, odds, chosen, strict=True))

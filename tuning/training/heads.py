@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.errors import InputError
 from models.networks.zoo import layer_groups
+from models.statistics.calibration import disease_log_odds
 from models.statistics.metrics import auc
 from tuning.training.features import Features
 from tuning.training.head_settings import HeadSettings
@@ -86,7 +87,7 @@ def fit_head(train: Features, val: Features, settings: HeadSettings, *, classes:
     return FittedHead(
         head=head,
         settings=settings,
-        val_auc=auc(val.labels, logits[:, 1] - logits[:, 0]),
+        val_auc=auc(val.labels, disease_log_odds(logits)),
         val_logits=logits,
         seconds=time.perf_counter() - started,
     )

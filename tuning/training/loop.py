@@ -1,7 +1,7 @@
 """One training loop: for `rayscan train`, for the trials of a search and for Ray Train workers. Knows no ray.
 
-It keeps the epoch of the best validation AUC, or the best by another objective (`tuning/training/objectives.py`). What
-happens within an epoch is in `tuning/training/learner.py`.
+It keeps the epoch of the best validation AUC, or the best by another objective (`tuning/training/objectives.py`), or
+the last. What happens within an epoch is in `tuning/training/learner.py`.
 
 All randomness comes from the seed: the order of films and their mixing from the number of the epoch and step, and
 augmentation and dropout from generators whose state a `Checkpoint` keeps. When several workers train together, that is
@@ -65,7 +65,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A trained model: the state of its best epoch."""
+    """A trained model: the state of the epoch that `settings.keep` says."""
 
     spec: ModelSpec
     settings: TrainSettings
@@ -162,7 +162,13 @@ class _Training:
 
     @property
     def best(self) -> EpochReport | None:
-        """The best epoch so far, the first of equals; None before the first."""
+        """The epoch to keep: the best so far, the first of equals, or the last; None before the first."""
+        if self.settings.keep == "last":
+            return self.history[-1] if self.history else None
+        return self._highest
+
+    @property
+    def _highest(self) -> EpochReport | None:
         return max(self.history, key=lambda report: report.quality, default=None)
 
     @property
@@ -228,9 +234,10 @@ class _Training:
 
     def _is_stale(self) -> bool:
         """Whether so many epochs went by without a better one that training stops."""
-        if self.best is None or not self.settings.patience:
+        highest = self._highest
+        if highest is None or not self.settings.patience:
             return False
-        return len(self.history) - self.best.epoch >= self.settings.patience
+        return len(self.history) - highest.epoch >= self.settings.patience
 
     def _epoch(self, epoch: int) -> EpochReport:
         """Train for one epoch, evaluate, and keep the weights if they are the best so far."""

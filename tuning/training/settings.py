@@ -11,6 +11,7 @@ Optimiser = Literal["adamw", "sgd", "rmsprop", "nadam"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 Loss = Literal["cross_entropy", "focal"]
 ClassWeighting = Literal["none", "balanced"]
+Keep = Literal["best", "last"]
 Sampling = Literal["shuffle", "balanced"]
 
 
@@ -84,6 +85,9 @@ class TrainSettings:
     0: all groups that are not frozen learn from the start."""
     rate_decay: float = 1.0
     """Each group learns at this share of the rate of the group after it (Howard & Ruder 2018, sec. 3.2)."""
+    keep: Keep = "best"
+    """Which epoch's weights are the model: the best by `objective` on the validation films, or the last, which no film
+    chooses."""
     objective: str = AUC
     """What the best epoch is chosen by: `auc`, or `sensitivity@specificity=0.9`, with any floor."""
     seed: int = 0
@@ -92,6 +96,11 @@ class TrainSettings:
     """`cpu`, `cuda`, `cuda:N`; by default a GPU if there is one."""
     threads: int | None = None
     """Torch threads of this training; by default torch's own choice."""
+
+    @property
+    def overstates(self) -> bool:
+        """Whether the classes count alike, so that probabilities overstate the rarer ones until they are calibrated."""
+        return "balanced" in {self.class_weighting, self.sampling}
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -157,4 +166,5 @@ _CHOICES = {
     "loss": Loss,
     "class_weighting": ClassWeighting,
     "sampling": Sampling,
+    "keep": Keep,
 }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipelines.table.drift import LEVELS, REJECT_SHARE, DriftFinding, Level, worst_level
+from pipelines.table.drift import LEVELS, REJECT_SHARE, UNFAMILIAR_SHARE, DriftFinding, Level, worst_level
 
 SITES_SHOWN: Final = 20
 
@@ -14,6 +14,7 @@ QUANTITY_NAMES: Final = {
     "grey_spread": ("Contrast", "standard deviation of the grey levels"),
     "ood_score": ("Distance", "from the training films"),
     REJECT_SHARE: ("Reject rate", "rejected or unreadable"),
+    UNFAMILIAR_SHARE: ("Unfamiliar", "unlike the films the model learned from"),
 }
 LEVEL_NAMES: Final[dict[Level, str]] = {"too_few": "too few", "ok": "ok", "warn": "warning", "alarm": "ALARM"}
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from models.gate.checks import REFUSED
 from pipelines.contracts import Status
 from pipelines.pages.charts import BLUE, INK, VERMILION, chart, legend_below
 from pipelines.pages.frame import DASH, plain, render
@@ -35,7 +36,7 @@ _MEANINGS: Final = {
     Status.UNREADABLE.value: "cannot be decoded; reading it again will not help",
     Status.FAILED.value: "storage or a machine failed; the next run tries again",
 }
-_LIMITS: Final = {"psi": PSI_LEVELS, "ks": KS_LEVELS, "share": SHARE_LEVELS, "films": MIN_FILMS}
+_LIMITS: Final = {"psi": PSI_LEVELS, "ks": KS_LEVELS, "share": SHARE_LEVELS, "films": MIN_FILMS, "refused": REFUSED}
 
 
 def night_page(uri: str, thumbnails: int = 0) -> str:

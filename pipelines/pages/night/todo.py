@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from pipelines.contracts import STATUS_OF_REASON, Reason, Status
 from pipelines.pages.night.drift import describe, quantity_names
-from pipelines.table.drift import DriftFinding
+from pipelines.table.drift import DriftFinding, others_than_the_models
 
 SITES_NAMED: Final = 5
 """Sites whose drift is a task of its own; the rest are in the table."""
@@ -33,7 +33,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.INVERTED: "Inverted: bone is dark. Export it with the correct photometric interpretation, then run again.",
     Reason.ROTATED: "The image is rotated. Rotate it at its source; the next run scores it.",
     Reason.CROPPED: "Only part of the chest is seen. Export the whole film; if this is it, have a radiologist read it.",
-    Reason.OUT_OF_DISTRIBUTION: "Too unlike the training films to trust a score. Have a radiologist read it.",
+    Reason.UNFAMILIAR: "Too unlike the training films to trust a score. Have a radiologist read it.",
     Reason.VANISHED: "It was listed, but gone when it was read. If it comes back, the next run scores it.",
     Reason.CHANGED: "It changed between listing and reading. The next run scores the new version.",
     Reason.ACCESS_DENIED: "The store denied access. Give the scoring role read access, then run again.",
@@ -81,6 +81,7 @@ def advice(reason: str | None) -> str:
 def tasks(facts: NightFacts) -> list[Task]:
     """What to do next, the most urgent first; never empty."""
     ordered = [
+        *_others(facts),
         *_drifts(facts, "alarm"),
         *_unfinished(facts),
         *_left_out(facts),
@@ -94,6 +95,15 @@ def tasks(facts: NightFacts) -> list[Task]:
         how = "The highest probabilities are in the worklist below."
         ordered.append(Task(urgency="note", what=f"{_films(facts.positives)} called positive.", how=how))
     return ordered or [Task(urgency="note", what="Nothing.", how="No scan of this run needs attention.")]
+
+
+def _others(facts: NightFacts) -> list[Task]:
+    """The first thing to know of a night most of whose films are of other patients than the model's."""
+    how = "Take no probability of these films for what it says, also of the few that were scored."
+    return [
+        Task(urgency="alarm", what=f"At {finding.site or 'all sites'}: {finding.note}.", how=how)
+        for finding in others_than_the_models(facts.findings)[:SITES_NAMED]
+    ]
 
 
 def _drifts(facts: NightFacts, level: Urgency) -> list[Task]:

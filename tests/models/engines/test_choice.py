@@ -49,7 +49,7 @@ def classifier(spec: ModelSpec) -> ScanClassifier:
             classifier.calibrate.temperature.fill_(float(difference.std()) / 2)
             last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
             last.bias[1] -= difference.mean()
-            classifier.familiarity = fit_familiarity(classifier.features(films))
+            classifier.familiarity = fit_familiarity(classifier.description(films))
     return classifier
 
 

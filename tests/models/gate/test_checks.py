@@ -69,7 +69,7 @@ def test_other_scans_are_rejected_with_their_reason(tags: ScanTags, reason: str)
 def test_reasons_stand_in_the_closed_list() -> None:
     from pipelines.contracts import STATUS_OF_REASON, Reason, Status
 
-    reasons = ("not_xray", "not_chest", "not_frontal", "blank", "inverted", "rotated", "cropped", "out_of_distribution")
+    reasons = ("not_xray", "not_chest", "not_frontal", "blank", "inverted", "rotated", "cropped", "unfamiliar")
     for reason in reasons:
         assert STATUS_OF_REASON[Reason(reason)] is Status.REJECTED
 
@@ -196,8 +196,8 @@ def test_templates_fitted_to_phantoms_recognise_turned_phantoms() -> None:
         fit_templates(phantoms(range(3)))
 
 
-def test_a_film_beyond_the_limit_is_out_of_distribution() -> None:
-    assert check_distance(2.1, 2.0) == "out_of_distribution"
+def test_a_film_beyond_the_limit_is_unfamiliar() -> None:
+    assert check_distance(2.1, 2.0) == "unfamiliar"
     assert check_distance(2.0, 2.0) is None
     assert check_distance(float("nan"), 2.0) is None
     assert check_distance(1e9, float("inf")) is None

@@ -13,9 +13,9 @@ def test_batches_give_what_all_films_at_once_give() -> None:
     calibration = Calibration(temperature=2.0, operating_points={"balanced": 0.5})
     classifier = trained_classifier(spec, build(spec).state_dict(), calibration)
     with torch.inference_mode():
-        probabilities, features = classifier(torch.tensor(pixels)), classifier.features(torch.tensor(pixels))
+        probabilities, seen = classifier(torch.tensor(pixels)), classifier.description(torch.tensor(pixels))
     np.testing.assert_allclose(in_batches(classifier, pixels), probabilities, atol=1e-6)
-    np.testing.assert_allclose(in_batches(classifier.features, pixels), features, atol=1e-5)
+    np.testing.assert_allclose(in_batches(classifier.description, pixels), seen, atol=1e-5)
 
 
 def test_a_copy_leaves_the_classifier_alone() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.errors import InputError
-from models.networks.zoo import build, classify, entry, features, has_features, known_models, layer_groups
+from models.networks.zoo import build, classify, described, entry, features, has_features, known_models, layer_groups
 from models.spec import ModelSpec, Scalar
 from tests.models.synthetic import small_spec
 from tuning.training.losses import cross_entropy
@@ -238,3 +238,26 @@ def test_same_padding_is_that_of_tensorflow(name: str) -> None:
     strided = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.stride == (2, 2)]
     assert len(strided) == 5
     assert {module.padding for module in strided} == {(0, 0)}
+
+
+@pytest.mark.parametrize("name", ["cnn", "mobilenetv2_035"])
+def test_a_film_is_described_by_the_moments_of_the_last_stages(name: str) -> None:
+    torch.manual_seed(0)
+    network = build(small_spec(name, 64)).eval()
+    films = torch.randn(3, 1, 64, 64)
+    with torch.inference_mode():
+        computed, seen = described(network, films)
+        torch.testing.assert_close(computed, features(network, films))
+        maps = network.maps(films) if name == "cnn" else network.forward_intermediates(films)[1]
+    parts = [part for stage in maps[-3:] for part in (stage.mean((2, 3)), stage.std((2, 3), correction=0))]
+    torch.testing.assert_close(seen, torch.cat(parts, dim=1), rtol=1e-4, atol=1e-5)
+    flat = torch.ones(1, 1, 64, 64)
+    with torch.inference_mode():
+        assert bool(torch.isfinite(described(network, flat)[1]).all())
+
+
+def test_a_network_without_stages_is_described_by_its_features() -> None:
+    network = build(small_spec("mlp")).eval()
+    with torch.inference_mode():
+        computed, seen = described(network, FILMS)
+    assert torch.equal(computed, seen)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from models.errors import InputError
-from models.statistics.bootstrap import draws, figures, intervals, predictive_values
-from models.statistics.metrics import auc, ece
+from models.statistics.bootstrap import count_patients, draws, figures, intervals, predictive_values
+from models.statistics.metrics import auc, ece, wilson
 
 
 @st.composite
@@ -118,3 +118,17 @@ def test_a_draw_without_diseased_films_is_left_out() -> None:
     drawn = figures(labels, probability, 0.5, draws(np.array(["a", "b", "c", "d"]), count=100))
     assert np.isnan(drawn["auc"]).any()
     assert intervals({"auc": 1.0}, drawn)["auc"].low == 1.0
+
+
+def test_a_perfect_figure_has_an_interval_on_patients() -> None:
+    labels, patients = np.repeat([0, 1], [20, 40]), np.repeat(np.arange(30), 2).astype(str)
+    probability = labels * 0.8 + 0.1
+    value = {name: float(of[0]) for name, of in figures(labels, probability, 0.5).items()}
+    drawn = figures(labels, probability, 0.5, draws(patients))
+    found = intervals(value, drawn, count_patients(labels, patients))
+    assert count_patients(labels, patients) == (20, 10)
+    for name, people in {"auc": 10, "sensitivity": 20, "specificity": 10, "accuracy": 10}.items():
+        assert found[name] == wilson(people, people)
+        assert found[name].low < 0.9 < found[name].high
+    assert found["mcc"].low == found["mcc"].high == 1, "no share, so there is no such interval"
+    assert intervals(value, drawn)["auc"].low == 1

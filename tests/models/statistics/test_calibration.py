@@ -17,7 +17,6 @@ from models.statistics.calibration import (
     disease_log_odds,
     fit_calibration,
     fit_temperature,
-    operating_points,
 )
 from models.statistics.metrics import confusion
 
@@ -47,67 +46,6 @@ def test_temperature_never_raises_the_loss(logits: npt.NDArray[np.float64], labe
     temperature = fit_temperature(logits, labels)
     assert TEMPERATURES[0] * 0.999 <= temperature <= TEMPERATURES[1] * 1.001
     assert nll(logits, labels, temperature) <= nll(logits, labels, 1.0) + 1e-9
-
-
-@st.composite
-def scored(draw: st.DrawFn) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    labels = draw(st.lists(st.integers(0, 1), min_size=2, max_size=60).filter(lambda x: 0 < sum(x) < len(x)))
-    level = st.floats(0, 1, width=32) | st.sampled_from([0.0, 0.5, 1.0])
-    return np.array(labels), np.array(
-        draw(st.lists(level, min_size=len(labels), max_size=len(labels))), dtype=np.float32
-    )
-
-
-@settings(deadline=None)
-@given(scored())
-def test_operating_points_keep_their_promise_and_are_the_best_that_do(
-    case: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
-) -> None:
-    labels, probability = case
-    points = operating_points(labels, probability)
-
-    def rates(threshold: float) -> tuple[float, float]:
-        called = probability.astype(np.float64) >= threshold
-        return float(called[labels == 1].mean()), float((~called)[labels == 0].mean())
-
-    every = [rates(float(level)) for level in np.unique(probability)] + [(0.0, 1.0)]
-    assert rates(points["rule_out"])[0] >= 0.98
-    assert rates(points["rule_out"])[1] == max(specificity for sensitivity, specificity in every if sensitivity >= 0.98)
-    assert rates(points["rule_in"])[1] >= 0.98
-    assert rates(points["rule_in"])[0] == max(sensitivity for sensitivity, specificity in every if specificity >= 0.98)
-    assert sum(rates(points["balanced"])) == pytest.approx(max(map(sum, every)))
-    for threshold in points.values():
-        in_single = probability >= np.float32(threshold)
-        assert (in_single == (probability.astype(np.float64) >= threshold)).all()
-
-
-@settings(deadline=None)
-@given(scored(), scored())
-def test_points_locked_on_copies_too_keep_their_promise_on_both(
-    films: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
-    copies: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
-) -> None:
-    points = operating_points(*films, copies)
-
-    def rates(threshold: float) -> list[tuple[float, float]]:
-        called = [(labels, scores.astype(np.float64) >= threshold) for labels, scores in (films, copies)]
-        return [(float(of[labels == 1].mean()), float((~of)[labels == 0].mean())) for labels, of in called]
-
-    every = [rates(float(level)) for level in np.unique(np.concatenate([films[1], copies[1]]))] + [[(0.0, 1.0)] * 2]
-    assert min(sensitivity for sensitivity, _ in rates(points["rule_out"])) >= 0.98
-    assert min(specificity for _, specificity in rates(points["rule_in"])) >= 0.98
-    best = max(sum(map(sum, each)) for each in every)
-    assert sum(map(sum, rates(points["balanced"]))) == pytest.approx(best)
-
-
-def test_thresholds_stand_between_films() -> None:
-    points = operating_points(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]))
-    assert points == pytest.approx({"rule_out": 0.5, "balanced": 0.5, "rule_in": 0.5})
-
-
-def test_operating_points_need_both_classes() -> None:
-    with pytest.raises(InputError, match="both classes"):
-        operating_points(np.ones(3, dtype=int), np.arange(3) / 3)
 
 
 def test_json_round_trip_and_refusals() -> None:

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from cluster.report import write_report
 from models.bundle import Bundle
 from models.spec import DISCLAIMER, ModelSpec, Preprocessing
-from models.statistics.calibration import Calibration, operating_points
+from models.statistics.calibration import Calibration
 from models.statistics.evaluation import evaluation_entry
+from models.statistics.operating_points import operating_points
 from pipelines import contracts
 from pipelines.storage import Store
 from tests.pipelines.bundles import save_untrained
@@ -247,7 +248,7 @@ def _links(page: Page) -> Iterator[str | None]:
 
 def _calibration() -> Calibration:
     labels, probability, _ = films()
-    return Calibration(temperature=1.37, operating_points=operating_points(labels, probability))
+    return Calibration(temperature=1.37, operating_points=operating_points(labels, probability).thresholds)
 
 
 def _score(uri: str, outcome: Outcome, run_id: str, began: datetime, threshold: float) -> dict[str, Any]:

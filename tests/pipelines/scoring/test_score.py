@@ -44,7 +44,7 @@ ISOLATED = {Reason.CRASHED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY, Reason.WORKE
 """Told by the isolation of a shard that lost its worker; see test_isolation.py."""
 SEEN = {Reason.INVERTED, Reason.ROTATED, Reason.CROPPED}
 """Told by pixels, of films larger than this model's."""
-AFTERWARDS = {Reason.LEFT_ARCHIVE, Reason.OUT_OF_DISTRIBUTION}
+AFTERWARDS = {Reason.LEFT_ARCHIVE, Reason.UNFAMILIAR}
 """Told once the model has run, or by the plan."""
 FILM = encode(np.random.default_rng(9).integers(0, 255, (40, 48), dtype=np.uint8), "png")
 PIXELS = np.random.default_rng(6).integers(0, 255, (40, 48), dtype=np.uint8)
@@ -142,7 +142,7 @@ def test_a_film_beyond_the_limit_has_its_distance_and_no_probability(archive: St
     _, verdicts, _ = infer(films, engine, 2, limit=100)  # type: ignore[arg-type]
     assert [(v.status, v.reason, v.distance) for v in verdicts] == [
         ("scored", None, 10),
-        ("rejected", "out_of_distribution", 200),
+        ("rejected", "unfamiliar", 200),
         ("scored", None, 30),
         ("rejected", "blank", None),
     ]

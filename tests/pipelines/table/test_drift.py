@@ -1,7 +1,7 @@
 """Drift is found where films differ, not found where they do not, and the figures are those of the films themselves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,12 +19,15 @@ from pipelines.table import drift
 from pipelines.table.drift import (
     LEVELS,
     MIN_FILMS,
+    NOT_THESE,
     OTHER_SITES,
     REJECT_SHARE,
     SITES,
+    UNFAMILIAR_SHARE,
     DriftFinding,
     DriftTally,
     exceeds_chi_squared,
+    others_than_the_models,
     worst_level,
 )
 
@@ -261,7 +264,7 @@ class TestTally:
         tally = DriftTally(fingerprint_of(films(100, seed=1)))
         tally.add(part(films(0, seed=2), []))
         findings = tally.findings()
-        assert [finding.quantity for finding in findings] == [*QUANTITIES, REJECT_SHARE]
+        assert [finding.quantity for finding in findings] == [*QUANTITIES, REJECT_SHARE, UNFAMILIAR_SHARE]
         assert {(finding.level, finding.n) for finding in findings} == {("too_few", 0)}
 
     def test_findings_survive_json(self) -> None:
@@ -270,6 +273,33 @@ class TestTally:
         findings = tally.findings()
         stored = json.loads(json.dumps([{**finding.to_json(), "of a later version": 1} for finding in findings]))
         assert [DriftFinding.from_json(value) for value in stored] == findings
+
+
+class TestUnfamiliar:
+    def findings(self, unfamiliar: int, n: int, sites: Sequence[str]) -> dict[tuple[str | None, str], DriftFinding]:
+        tally = DriftTally(None)
+        statuses = ["rejected"] * unfamiliar + ["scored"] * (n - unfamiliar) + ["rejected", "unreadable", "failed"]
+        reasons = ["unfamiliar"] * unfamiliar + [None] * (n - unfamiliar) + ["blank", "truncated", "worker_lost"]
+        table = part(films(n + 3, seed=2), [*sites, "north", "north", "north"], statuses)
+        tally.add(table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string())))
+        return by_key(tally.findings())
+
+    @pytest.mark.parametrize(
+        ("unfamiliar", "n", "level"),
+        [(0, 9, "too_few"), (9, 9, "too_few"), (1, 10, "ok"), (8, 10, "alarm"), (25, 1000, "ok"), (80, 1000, "warn")],
+    )
+    def test_more_than_may_be_of_the_models_own_patients(self, unfamiliar: int, n: int, level: str) -> None:
+        finding = self.findings(unfamiliar, n, ["north"] * n)[None, UNFAMILIAR_SHARE]
+        assert (finding.level, finding.n) == (level, n), "neither blank nor broken films count"
+        assert finding.share == pytest.approx(unfamiliar / n)
+
+    def test_of_a_night_of_other_patients_the_first_line_says_so(self) -> None:
+        found = self.findings(60, 120, ["south"] * 60 + ["north"] * 60)
+        others = others_than_the_models(list(found.values()))
+        assert [finding.site for finding in others] == [None, "south"]
+        assert others[0].note == f"{NOT_THESE}: 50 % of 120 films are unfamiliar to the model"
+        assert found["north", UNFAMILIAR_SHARE].level == "ok"
+        assert others_than_the_models(list(self.findings(30, 100, ["north"] * 100).values())) == []
 
 
 class TestRejects:

@@ -16,6 +16,7 @@ from models.films import join_films
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
+from models.networks.zoo import features as network_features
 from models.spec import ModelSpec, Preprocessing
 from pipelines.errors import NotFoundError
 from pipelines.ingest.dataset import load_films
@@ -98,7 +99,11 @@ def test_features_are_computed_once_and_read_again_without_the_films(cache: Cach
     np.testing.assert_array_equal(first.scan_ids, films.scan_ids)
     classifier = ScanClassifier(Preprocess(cache.spec.preprocessing), cache.network).eval()
     with torch.inference_mode():
-        expected = classifier.features(torch.from_numpy(films.pixels)).numpy()
+        expected = (
+            network_features(classifier.network, classifier.preprocess(torch.from_numpy(films.pixels)))
+            .flatten(1)
+            .numpy()
+        )
     np.testing.assert_allclose(first.values, expected, rtol=1e-3, atol=1e-4)
     assert first.values.dtype == np.float32
     open_store(cache.dataset).delete("blobs-train.parquet")  # whoever reads the films again fails now

@@ -9,6 +9,7 @@ from models.errors import InputError
 from models.networks.classifier import ScanClassifier
 from models.networks.preprocess import Preprocess
 from models.networks.zoo import build
+from models.networks.zoo import features as network_features
 from models.statistics.metrics import auc
 from tests.models.synthetic import blob_films, small_spec
 from tuning.training.features import Features, compute_features
@@ -106,7 +107,12 @@ def test_network_with_the_head_computes_what_the_head_computes(name: str, size: 
     classifier = ScanClassifier(Preprocess(spec.preprocessing), network).eval()
     with torch.inference_mode():
         pixels = torch.from_numpy(films.pixels)
-        torch.testing.assert_close(torch.from_numpy(values), classifier.features(pixels), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            torch.from_numpy(values),
+            network_features(classifier.network, classifier.preprocess(pixels)).flatten(1),
+            rtol=1e-3,
+            atol=1e-4,
+        )
         logits = classifier.logits(pixels).numpy()
     np.testing.assert_allclose(logits, fitted.val_logits, rtol=1e-3, atol=2e-3)
     assert np.ptp(logits[:, 1] - logits[:, 0]) > 0.05
