@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.networks.familiarity import Familiarity
 from models.networks.float32 import exact_float32
 from models.networks.preprocess import Preprocess
-from models.networks.zoo import build, classify, described
+from models.networks.zoo import build, classify, described, describing
 from models.spec import ModelSpec
 from models.statistics.calibration import UNCALIBRATED, Calibration
 
@@ -55,7 +55,7 @@ class ScanClassifier(nn.Module):
 
     def description(self, pixels: Tensor) -> Tensor:
         """What the network saw of each film, float32 [N, D]; for networks that `zoo.has_features`."""
-        return described(self.network, self._input(pixels))[1]
+        return described(describing(self.network), self._input(pixels))[1]
 
     def infer(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities, and the distance from the training films float32 [N], NaN when not fitted."""

@@ -221,10 +221,10 @@ def described(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     The latter is the mean and the deviation over the film of each channel of the last `STAGES` stages. The features
     themselves have forgotten what does not tell disease from health, and so much of what tells a child from an adult.
     Networks without stages (`mlp`, some timm backbones) are described by their features. An ensemble is described by
-    its first member.
+    its first member, see `describing`.
     """
     if isinstance(network, Ensemble):
-        first, seen = described(network.members[0], x)
+        first, seen = described(describing(network), x)
         return torch.cat([first, *(features(member, x) for member in network.members[1:])], dim=1), seen
     if isinstance(network, CNN):
         maps = network.maps(x)
@@ -236,6 +236,11 @@ def described(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         computed = features(network, x)
         return computed, computed.flatten(1).float()
     return computed, torch.cat([part for stage in maps[-STAGES:] for part in _moments(stage)], dim=1)
+
+
+def describing(network: nn.Module) -> nn.Module:
+    """The network that alone gives what `described` says of a film: of an ensemble, the first member."""
+    return network.members[0] if isinstance(network, Ensemble) else network
 
 
 def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from models.engines.openvino_engine import import_openvino
 from models.errors import InputError
 from models.networks.classifier import trained_classifier
 from models.networks.ensemble import Ensemble
-from models.networks.zoo import build, classify, described, features, has_features
+from models.networks.zoo import build, classify, described, describing, features, has_features
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
 
@@ -33,6 +33,8 @@ def test_its_logits_are_the_mean_of_the_members(name: str, size: int) -> None:
         torch.testing.assert_close(computed, features(network, films))
         torch.testing.assert_close(classify(network, computed), network(films))
         torch.testing.assert_close(seen, described(network.members[0], films)[1])
+        assert describing(network) is network.members[0]
+        assert describing(network.members[0]) is network.members[0]
 
 
 def test_it_is_one_graph() -> None:
