@@ -109,8 +109,9 @@ def _others(facts: NightFacts) -> list[Task]:
 def _drifts(facts: NightFacts, level: Urgency) -> list[Task]:
     """One task per site, in the order of the findings: all sites together first."""
     of_site: dict[str | None, list[DriftFinding]] = {}
+    told = others_than_the_models(facts.findings)
     for finding in facts.findings:
-        if finding.level == level:
+        if finding.level == level and finding not in told:
             of_site.setdefault(finding.site, []).append(finding)
     how = {
         "alarm": "Do not trust the probabilities of these films before someone has looked at some of them and found out"

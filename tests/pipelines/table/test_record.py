@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.table.drift import NOT_THESE, DriftFinding, Level
 from pipelines.table.record import RunRecord
 
 
@@ -12,8 +13,9 @@ def record(**values: Any) -> RunRecord:
     return RunRecord(**{**{field.name: field.name for field in fields(RunRecord)}, "engine": None, **values})
 
 
-def finding(level: str, site: str | None = None) -> dict[str, Any]:
-    return {"level": level, "quantity": "probability", "site": site, "note": "9 % of them above"}
+def finding(level: Level, site: str | None = None, quantity: str = "probability", **values: Any) -> dict[str, Any]:
+    known: dict[str, Any] = {"n": 90, "psi": 0.3, "ks": 0.2, "note": "9 % of them above", **values}
+    return DriftFinding(site=site, quantity=quantity, level=level, **known).to_json()
 
 
 def test_what_was_left_out_is_a_line_a_folder_and_one_for_the_rest() -> None:
@@ -44,3 +46,11 @@ def test_only_drift_that_is_found_is_told(findings: list[dict[str, Any]], told: 
     assert short["engine"] == "torch"
     assert {"counts", "reasons", "notice"} <= short.keys()
     assert "versions" not in short
+
+
+def test_that_the_patients_are_others_is_the_first_thing_told() -> None:
+    others = finding("alarm", "adults", "unfamiliar_share", note=f"{NOT_THESE}: 94 % of 90 films", share=0.94)
+    some = finding("alarm", "north", "unfamiliar_share", share=0.3)
+    short = record(drift=[finding("ok"), some, others], drift_level="alarm").in_short()
+    assert next(iter(short.items())) == ("alarm", [f"{NOT_THESE}: 94 % of 90 films (adults)"])
+    assert "alarm" not in record(drift=[some], drift_level="alarm").in_short()

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipelines.contracts import Reason
 from pipelines.pages.night import todo
 from pipelines.storage import Store
+from pipelines.table.drift import NOT_THESE
 from tests.pipelines.pages.night.runs import NIGHT, finding
 from tests.pipelines.pages.samples import Outcome, write_run, written_report
 
@@ -28,6 +29,16 @@ class TestTasks:
         places = [text.index(words) for words in told]
         assert places == sorted(places)
         assert places[-1] < text.index("Planned")
+
+    def test_that_the_patients_are_others_is_said_first_and_once(self, store: Store, tmp_path: Path) -> None:
+        note = f"{NOT_THESE}: 94 % of 500 films are unfamiliar to the model"
+        others = finding("alarm", "adults", "unfamiliar_share", psi=None, ks=None, note=note, share=0.94)
+        some = finding("alarm", "north", "unfamiliar_share", psi=None, ks=None, note="20 % of 500 films", share=0.2)
+        write_run(store, 0, NIGHT, drift=[finding("alarm", "south"), some, others])
+        text = written_report(store, tmp_path / "night.html").text
+        assert text.index(f"ALARM At adults: {note}. Take no probability") < text.index("ALARM Drift at south")
+        assert text.count(NOT_THESE) == 1
+        assert "ALARM Drift at north: unfamiliar." in text
 
     def test_many_unreadable_files_are_a_warning(self, store: Store, tmp_path: Path) -> None:
         write_run(store, 0, [Outcome(90, probability=0.1), Outcome(10, reason="corrupt", status="unreadable")])
