@@ -3,7 +3,7 @@
 MobileNetV2 0.35 with its ImageNet weights, which no film changed, describes the films: what a trained network adds to
 that is not measured here. Of each class of the Kermany films the last fifth, in the order of the archive, are held out:
 every other one of them sets the limit, the rest say how many familiar films are refused. No foreign film took part in
-anything. Takes two minutes.
+anything. Takes some minutes.
 """
 
 import os
@@ -32,6 +32,7 @@ SIDE = 224
 Pixels = npt.NDArray[np.uint8]
 
 
+@pytest.mark.bench
 @pytest.mark.skipif(
     not (REAL and WEIGHTS), reason="RAYSCAN_REAL_DATA and RAYSCAN_REAL_WEIGHTS name no films and weights"
 )
