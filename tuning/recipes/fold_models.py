@@ -6,10 +6,8 @@ validation split has a seventh of them. No film chooses an epoch, the last one's
 of sites, put the shift between these into the thresholds; see `tuning/recipes/dealing.py`.
 
 The model is the mean of the K networks' logits (`models/networks/ensemble.py`), on which thresholds locked for one of
-them hold. On blocks of the Kermany films that neither saw, two MobileNetV2 0.35 together had AUC 0.9966, log loss 0.066
-and balanced accuracy 0.973 in the mean of four blocks, each alone 0.9958, 0.074 and 0.970. The mean of their weights
-("Model soups", Wortsman et al. 2022) had 0.9956, 0.192 and 0.907, because its logits are others: it was refused. A film
-costs K times the inference of one network, which for films of a hospital's size is less than their decoding.
+them hold. The mean of their weights ("Model soups", Wortsman et al. 2022) would be one network, but its logits are
+others, on which these thresholds do not hold. A film costs K times the inference of one network.
 """
 
 import logging
