@@ -26,7 +26,7 @@ class SearchOptions:
         int | None, typer.Option(help="Stop after this many trials in a row without a gain (never).")
     ] = None
     search: Annotated[Method, typer.Option(help="How to pick what to try.")] = "tpe"
-    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (8).")] = None
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial (9).")] = None
     no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train every trial to its last epoch.")] = False
     space: Annotated[
         str | None,
@@ -41,7 +41,10 @@ class SearchOptions:
     weights: Weights = None
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="auc or sensitivity@specificity=0.9; beside it latency, for a Pareto front (auc)."),
+        typer.Option(
+            help="log_score, auc or sensitivity@specificity=0.9; beside it latency for a Pareto front, or latency<=5"
+            " (milliseconds a film) as a limit (log_score)."
+        ),
     ] = None
     probes: Annotated[
         int | None, typer.Option(help="Heads on frozen features to train first; the best are fine-tuned first (0).")

@@ -135,7 +135,7 @@ def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, metho
         return Calibration(temperature=fit_temperature(logits, labels), operating_points=points)
     odds = disease_log_odds(logits)
     if method == "platt":
-        slope, bias = _platt(odds, disease)
+        slope, bias = platt(odds, disease)
         return Calibration(temperature=1 / slope, operating_points=points, bias=bias)
     if method == "isotonic":
         temperature = fit_temperature(logits, labels)
@@ -144,10 +144,11 @@ def fit_calibration(logits: npt.NDArray[np.floating[Any]], labels: Labels, metho
     raise InputError(f"unknown calibration {method!r}; choose {', '.join(CALIBRATION_METHODS)}")
 
 
-def _platt(odds: npt.NDArray[Any], disease: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def platt(odds: npt.NDArray[Any], disease: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and offset of the log-odds of lowest log loss, by Newton's method; slopes stay within 1 / TEMPERATURES.
 
-    Targets are smoothed as in Platt 1999, sec. 2.2, so that perfectly separated films have a finite answer, too.
+    `odds` [N] are those of a network, `disease` [N] what is true; both kinds must be there. Targets are smoothed as in
+    Platt 1999, sec. 2.2, so that perfectly separated films have a finite answer, too.
     """
     ill, well = disease.sum(), (~disease).sum()
     target = np.where(disease, (ill + 1) / (ill + 2), 1 / (well + 2))

@@ -117,7 +117,7 @@ def epoch(name: str, films: Films, val: Films, device: str, size: Size, figures:
 def synchronisations(spec: ModelSpec, settings: TrainSettings, films: Films, val: Films, device: str) -> int:
     """How often an epoch of eight steps waits for the GPU, as torch itself counts."""
     few = repeated(films, settings.batch_size * 8)
-    learner = Learner(spec, settings, few, val, device=torch.device(device), weights=None, workers=ALONE)
+    learner = Learner(spec, settings, few, val.pixels, device=torch.device(device), weights=None, workers=ALONE)
     learner.train_epoch(1)
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as seen:

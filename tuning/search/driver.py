@@ -21,7 +21,7 @@ from pipelines.ingest.dataset import DatasetInfo
 from pipelines.storage import Store, open_store
 from tuning.search.confirm_on_ray import as_ray_tasks
 from tuning.search.group_trial import DRIVER, Group, run_group_trial
-from tuning.search.known_trials import best_of, final_trials
+from tuning.search.known_trials import best_of, final_trials, usual_trials
 from tuning.search.mirror import Mirror
 from tuning.search.probes import best_probes, run_probes
 from tuning.search.room import room_for
@@ -40,11 +40,12 @@ from tuning.study.records import (
     count_statuses,
     front_of,
     leaderboard,
+    on_perturbed,
     without_probes,
 )
 from tuning.study.store import BEST, begin_study, remove_stale_checkpoints
 from tuning.study.winner import promote_best
-from tuning.training.objectives import LATENCY, parse_objectives
+from tuning.training.objectives import LATENCY, latency_limit, parse_objectives
 
 
 def search(
@@ -110,7 +111,7 @@ def _run_rounds(
         setup.mirror.add_missing(known)
     trainable = _trainable(setup)
     for_finals = FINAL_SHARE if settings.finals else 0.0
-    points += space.usual()
+    points += usual_trials(space)
     records, interrupted = run_round(setup, trainable, known, points=points, deadline=began + (1 - for_finals) * budget)
     if settings.finals and not interrupted:
         finals = final_trials(records, films.info.size, settings.finals)
@@ -153,6 +154,7 @@ def _conclude(
         parameters=record.parameters,
         auc=record.auc,
         **findings.in_short(),
+        auc_perturbed=on_perturbed(bundle.evaluation["val"]),
         bundle=store.uri(BEST),
         model_id=bundle.model_id,
         seconds=time.monotonic() - began,
@@ -191,6 +193,7 @@ def _trainable(setup: SearchSetup) -> Any:
         features=str(cache_folder("features")),
         objective=parse_objectives(settings.objectives)[0].name,
         latency=LATENCY in settings.objectives,
+        most_ms=latency_limit(settings.objectives),
     )
     if settings.workers_per_trial == 1:
         trainable = tune.with_parameters(run_trial, films=films, job=job)

@@ -17,7 +17,6 @@ import ray.train.torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from models.engines.latency import latency_ms
 from models.errors import RayscanError
 from pipelines.errors import StorageError
 from tuning.search.trial import Progress, TrialJob, own_id, plan_of, start_of
@@ -25,7 +24,6 @@ from tuning.study.failure import brief
 from tuning.study.trial_files import load_checkpoint
 from tuning.training.films import TrainingFilms
 from tuning.training.loop import fit
-from tuning.training.objectives import LATENCY
 from tuning.training.workers import Workers
 
 DRIVER: Final = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
@@ -93,8 +91,9 @@ def _train_together(config: dict[str, Any]) -> None:
     try:
         plan = plan_of(task.config, task.job)
         settings = replace(plan.training, device=str(ray.train.torch.get_device()))
-        if task.job.latency:
-            progress.latency = {LATENCY: latency_ms(plan.spec, device=task.job.device, threads=task.job.threads)}
+        if not progress.measure_latency(plan.spec):
+            progress.report(finished=True)
+            return
         start = start_of(plan, films, task.job) if earlier is None else None
         fit(
             plan.spec,

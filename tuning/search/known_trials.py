@@ -1,4 +1,4 @@
-"""Trials whose parameters are known beforehand: the best of an earlier study, and finals of this one."""
+"""Trials whose parameters are known beforehand: the recipes, the best of an earlier study, and finals of this one."""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import Final
 from models.errors import InputError
 from models.spec import Scalar
 from pipelines.storage import open_store
-from tuning.spaces.space import SearchSpace
+from tuning.recipes.recipe import Recipe, read_recipe, recipe_names
+from tuning.spaces.space import BASELINES, TRAINING, SearchSpace
 from tuning.study.records import TrialRecord, leaderboard
 from tuning.study.store import read_study, read_trials
 
@@ -41,6 +42,39 @@ def best_of(uri: str, space: SearchSpace, fingerprint: str) -> list[dict[str, Sc
             log.warning("trial %d of %s is not tried here: %s", record.number, uri, error)
     log.info("%d of the %d best trials of %s will be tried first", len(points), len(ranked[:WARM]), uri)
     return points
+
+
+def usual_trials(space: SearchSpace) -> list[dict[str, Scalar]]:
+    """What is known to do well: the recipes that come with rayscan, where they lie in this space.
+
+    On films as large as this space has, and for as many epochs as its trials have. A family without such a recipe
+    begins with its defaults.
+    """
+    recipes = [read_recipe(name) for name in recipe_names()]
+    points = [point for recipe in recipes if (point := _as_trial(recipe, space)) is not None]
+    known = {point["family"] for point in points}
+    return points + [point for point in space.usual() if point["family"] not in known]
+
+
+def _as_trial(recipe: Recipe, space: SearchSpace) -> dict[str, Scalar] | None:
+    """A recipe as a trial of this space; None where it lies outside."""
+    family = recipe.model
+    if family not in space.families or family in BASELINES or recipe.grid or recipe.learn != "all":
+        return None
+    values = {**recipe.parameters, **{name: getattr(recipe.training, name) for name in TRAINING}}
+    values["normalise"] = recipe.normalise
+    if recipe.weights is not None:
+        if not space.weights_of(family):
+            return None
+        values |= {"weights": space.weights_of(family)[0], "head_first": recipe.head_first, "l2": recipe.head.l2}
+    sides = space.branch(family, pretrained=recipe.weights is not None).get("resolution")
+    if sides is not None:
+        largest = max(int(side) for side in sides[1].edges())
+        values["resolution"] = largest if recipe.size is None else min(recipe.size, largest)
+    try:
+        return space.translated(space.point(family, values))
+    except InputError:
+        return None
 
 
 def final_trials(records: Sequence[TrialRecord], size: int, count: int) -> list[dict[str, Scalar]]:

@@ -21,7 +21,7 @@ from pipelines.storage import Store
 from tuning.search.board import Board, Running
 from tuning.search.mirror import Mirror
 from tuning.search.room import Waiting
-from tuning.search.trial import METRIC, OBJECTIVE, TAKEN_UP, TIME, kind_of, own_id, parameters_of
+from tuning.search.trial import EXCESS, METRIC, OBJECTIVE, TAKEN_UP, TIME, kind_of, own_id, parameters_of
 from tuning.study.failure import brief
 from tuning.study.records import (
     StartedTrial,
@@ -110,9 +110,14 @@ class Ledger(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial ended by itself, or the scheduler stopped it."""
-        error = trial.last_result.get("error")
-        status: TrialStatus = "complete" if trial.last_result.get("finished") else "pruned"
-        self._enter(trial, "failed" if error else status, error=error)
+        result = trial.last_result
+        if result.get("error"):
+            self._enter(trial, "failed", error=result["error"])
+        elif result.get(EXCESS, 0.0) > 0:
+            reason = f"not trained: a film takes {result[LATENCY]:.2f} ms, {result[EXCESS]:.2f} more than the limit"
+            self._enter(trial, "pruned", error=reason)
+        else:
+            self._enter(trial, "complete" if result.get("finished") else "pruned")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial's process died, perhaps as it started, or it raised; it continues in another."""

@@ -35,6 +35,7 @@ from tuning.study.records import StartedTrial, TrialKind, TrialRecord, next_numb
 from tuning.study.store import unfinished_trials
 from tuning.study.trial_files import load_checkpoint
 from tuning.training.objectives import parse_objectives
+from tuning.training.schedule import settled
 
 log = logging.getLogger("rayscan")
 
@@ -44,9 +45,6 @@ _QUIET: Final = {
     # of two objectives, a trial that cannot be trained lacks one: without this it would end the search
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
-GAIN: Final = 0.0005
-"""Least gain in AUC that counts as one: a quarter of the standard error of an AUC of 0.996 on 785 films, 575 of them
-diseased (Hanley & McNeil 1982)."""
 
 
 def run_round(
@@ -95,7 +93,8 @@ def _run_pass(
     unfinished = unfinished_trials(setup.store, earlier)
     due = [trial for trial in unfinished if (trial.kind == "final") == (a_pass.kind == "final")]
     searcher, wanted = suggestions(setup.space, earlier, settings, unfinished=due, points=a_pass.points, finals=finals)
-    if has_converged(without_probes(earlier), patience):
+    objective = parse_objectives(settings.objectives)[0]
+    if has_converged(without_probes(earlier), patience, objective.gain):
         log.info("the study has converged: its last %d trials brought no gain", settings.patience)
         wanted = 0
     if not wanted or time.monotonic() >= deadline:
@@ -114,16 +113,16 @@ def _run_pass(
         deadline=deadline,
         epochs=settings.epochs,
         first_number=next_number(earlier, unfinished),
-        metric=parse_objectives(settings.objectives)[0].name,
+        metric=objective.name,
         mirror=setup.mirror,
         failures=a_pass.failures,
     )
     scheduler = FamilyScheduler(partial(_league, settings), _past(setup.store, earlier, resumed, a_pass.kind))
     config = _tune_config(setup, searcher, scheduler, wanted, deadline)
     with live(lambda: picture(ledger.board.standing)):
-        _run(trainable, config, ledger, Converged(ledger, patience))
+        _run(trainable, config, ledger, Converged(ledger, patience, objective.gain))
     ended = len(ledger.records) - len(without_probes(earlier)) + len(ledger.aside)
-    over = has_converged(ledger.records, patience) or time.monotonic() >= deadline
+    over = has_converged(ledger.records, patience, objective.gain) or time.monotonic() >= deadline
     return [*ledger.probes, *ledger.records], ended < wanted and not over, 0 if over else len(ledger.aside)
 
 
@@ -143,9 +142,10 @@ def _tune_config(
 class Converged(Stopper):
     """Ends a search once so many trials in a row brought no gain."""
 
-    def __init__(self, ledger: Ledger, patience: int) -> None:
+    def __init__(self, ledger: Ledger, patience: int, gain: float) -> None:
         self.ledger = ledger
         self.patience = patience
+        self.gain = gain
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No single trial is stopped for it."""
@@ -153,15 +153,15 @@ class Converged(Stopper):
 
     def stop_all(self) -> bool:
         """Whether the search is to end."""
-        return has_converged(self.ledger.records, self.patience)
+        return has_converged(self.ledger.records, self.patience, self.gain)
 
 
-def has_converged(records: Sequence[TrialRecord], patience: int) -> bool:
-    """Whether the best value has not risen by more than GAIN over the last `patience` trials; never for 0."""
+def has_converged(records: Sequence[TrialRecord], patience: int, gain: float) -> bool:
+    """Whether the best value has not risen by more than `gain` over the last `patience` trials; never for 0."""
     best, since = -math.inf, 0
     for record in sorted(records, key=lambda record: record.finished_at):
         since += 1
-        if record.status != "failed" and record.value is not None and record.value > best + GAIN:
+        if record.status != "failed" and record.value is not None and record.value > best + gain:
             best, since = record.value, 0
     return 0 < patience <= since
 
@@ -172,7 +172,7 @@ def _league(settings: SearchSettings) -> ASHAScheduler:
         metric=OBJECTIVE,
         mode="max",
         max_t=settings.epochs,
-        grace_period=min(settings.grace_epochs, settings.epochs),
+        grace_period=min(settings.grace_epochs or settled(settings.epochs), settings.epochs),
         reduction_factor=settings.reduction_factor,
         stop_last_trials=False,  # a trial that reaches the last epoch ends by itself, so it is complete and not pruned
     )

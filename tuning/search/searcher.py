@@ -4,6 +4,9 @@ To the sampler, a value reached after two epochs of eight is then as final as an
 stays under way for ever. Here a trial that the scheduler stopped is PRUNED, with the value after each of its epochs;
 one that failed is FAIL. With several objectives Optuna knows neither values along the way nor pruning: a trial that was
 stopped is COMPLETE with what it reached.
+
+A limit of the latency is a constraint of the study, which `TPESampler` heeds: a trial that exceeds it is PRUNED without
+any value, because it was not trained.
 """
 
 import math
@@ -13,7 +16,8 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from tuning.search.trial import OBJECTIVE, TIME
+from tuning.search.trial import EXCESS, OBJECTIVE, TIME
+from tuning.training.objectives import LATENCY
 
 
 class Searcher(OptunaSearch):
@@ -43,6 +47,12 @@ class Searcher(OptunaSearch):
             return
         self._completed_trials.add(trial_id)
         trial = self._ot_trials[trial_id]
+        excess = (result or {}).get(EXCESS)
+        if excess is not None:
+            trial.set_constraint(LATENCY, excess)
+            if excess > 0:
+                self.study.tell(trial, state=TrialState.PRUNED)
+                return
         values = [(result or {}).get(metric, math.nan) for metric in self.metrics]
         if error or not result or result.get("error") or any(math.isnan(value) for value in values):
             self.study.tell(trial, state=TrialState.FAIL)

@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 from models.errors import InputError
 from tuning.recipes.choices import SELECTS, Select
-from tuning.training.objectives import AUC, parse_objectives
+from tuning.training.objectives import LOG_SCORE, parse_objectives
+from tuning.training.settings import TrainSettings
 
 Method = Literal["tpe", "random", "grid"]
 """How `tune` picks what to try next."""
@@ -32,14 +33,16 @@ class SearchSettings:
     time_budget_s: float | None = None
     """Stop after this many seconds with the best so far; None for no limit."""
     patience: int = 0
-    """Stop with the best so far after this many trials in a row that raised the best AUC by no more than
-    `tuning.search.rounds.GAIN`; 0 for never. TPE draws its first ten trials at random, so give more than that."""
+    """Stop with the best so far after this many trials in a row that raised the best value by no more than the
+    objective's gain (`tuning/training/objectives.py`); 0 for never. TPE draws its first ten trials at random, so give
+    more than that."""
     search: Method = "tpe"
     """`tpe`: Optuna's multivariate TPE; `random`; `grid`: every point of a small discrete space."""
-    epochs: int = 8
+    epochs: int = TrainSettings.epochs
     """Of a trial, at most."""
-    grace_epochs: int = 2
-    """No trial is stopped before this epoch."""
+    grace_epochs: int | None = None
+    """No trial is stopped before this epoch. None: the first by which the learning rate of `one_cycle` has fallen to
+    half (`tuning.training.schedule.settled`): while it is high, a network says little about what it will be."""
     reduction_factor: int = 3
     """At each rung, one trial of so many of its family goes on (ASHA's eta)."""
     space: str | None = None
@@ -51,9 +54,10 @@ class SearchSettings:
     """Instead of the space's: sides of the training input in pixels; those above the dataset's size are left out."""
     weights: str | None = None
     """Pretrained weights that backbones start from, instead of the space's: file, URI or `imagenet`."""
-    objectives: tuple[str, ...] = (AUC,)
+    objectives: tuple[str, ...] = (LOG_SCORE,)
     """What to optimise (`tuning/training/objectives.py`): one objective on the validation films, and perhaps `latency`.
-    With both, the trial of the Pareto front that is best on the films becomes the model."""
+    With both, the trial of the Pareto front that is best on the films becomes the model. With a limit, `latency<=5`,
+    architectures that take longer for a film are not trained."""
     probes: int = 0
     """Heads on frozen features to try before the trials; the best are the first to be fine-tuned
     (`tuning/search/probes.py`). They take `PROBE_SHARE` of the time budget at most."""

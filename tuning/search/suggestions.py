@@ -22,7 +22,7 @@ from tuning.search.trial import OBJECTIVE, TAKEN_UP
 from tuning.spaces.domain import Suggest
 from tuning.spaces.space import BASELINE, BASELINES, GIVEN, KIND, SearchSpace, leaves
 from tuning.study.records import StartedTrial, TrialRecord, next_number, without_probes
-from tuning.training.objectives import LATENCY, parse_objectives
+from tuning.training.objectives import LATENCY, latency_limit, parse_objectives
 
 _STUDY_NAME: Final = "rayscan"  # of the study in memory; OptunaSearch finds it in the storage by this name
 
@@ -53,7 +53,8 @@ def suggestions(
         directions=[objective.direction for objective in objectives],
     )
     sampled = [record for record in earlier if record.kind == "search"]
-    study.add_trials([frozen_trial(record, space, len(objectives)) for record in sampled])
+    limit = latency_limit(settings.objectives)
+    study.add_trials([frozen_trial(record, space, len(objectives), most_ms=limit) for record in sampled])
     for trial in unfinished:
         _take_up(study, trial)
     begun: list[TrialRecord | StartedTrial] = [*earlier, *unfinished]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.engines.latency import latency_ms
 from models.errors import RayscanError
-from models.spec import Preprocessing, Scalar
+from models.spec import ModelSpec, Preprocessing, Scalar
 from pipelines.errors import StorageError
 from pipelines.storage import Store
 from tuning.spaces.space import KIND, TrialPlan, to_plan
@@ -47,6 +47,9 @@ leaves. It is a maximum over epochs, so it flatters long trials a little."""
 
 TIME = "epoch"
 """Epochs done; the scheduler's clock. Ray's own `training_iteration` starts anew when a trial is retried."""
+
+EXCESS = "excess_ms"
+"""By how much a film takes longer than the limit of the search; above 0 the network is not trained."""
 
 TAKEN_UP = "taken_up"
 """In a trial's configuration, and user attribute of its Optuna trial: `trial_id`, `number` and `seed` of the trial of
@@ -78,6 +81,8 @@ class TrialJob:
     """What an epoch is judged by."""
     latency: bool = False
     """Whether the latency on this machine's engine is an objective, too."""
+    most_ms: float | None = None
+    """Milliseconds a film may take on it; slower architectures are not trained."""
 
 
 def own_id(config: Mapping[str, Any], trial_id: str) -> str:
@@ -181,6 +186,15 @@ class Progress:
             }
         )
 
+    def measure_latency(self, spec: ModelSpec) -> bool:
+        """How long a film takes, if somebody wants to know; whether the network is fast enough to be trained."""
+        if self.job.latency or self.job.most_ms is not None:
+            milliseconds = latency_ms(spec, device=self.job.device, threads=self.job.threads)
+            self.latency = {LATENCY: milliseconds}
+            if self.job.most_ms is not None:
+                self.latency[EXCESS] = milliseconds - self.job.most_ms
+        return self.latency.get(EXCESS, 0.0) <= 0
+
 
 def _quality(report: Mapping[str, Any]) -> tuple[float, float]:
     value = report.get("objective")
@@ -202,10 +216,11 @@ def run_trial(config: dict[str, Any], *, films: TrainingFilms, job: TrialJob) ->
     share_gpu(torch.device(job.device), job.gpu_share)
     try:
         plan = plan_of(config, job)
-        if job.latency:
-            progress.latency = {LATENCY: latency_ms(plan.spec, device=job.device, threads=job.threads)}
-        start = start_of(plan, films, job) if earlier is None else None
-        fit(plan.spec, films.train, films.val, plan.training, on_epoch=progress.epoch, weights=start, resume=earlier)
+        if progress.measure_latency(plan.spec):
+            start = start_of(plan, films, job) if earlier is None else None
+            fit(
+                plan.spec, films.train, films.val, plan.training, on_epoch=progress.epoch, weights=start, resume=earlier
+            )
     except StorageError:
         raise
     except RayscanError as error:

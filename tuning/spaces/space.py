@@ -51,8 +51,6 @@ TRAINING: Final[Mapping[str, Scalar]] = {
     for field in fields(TrainSettings)
     if field.name not in _OF_THE_SEARCH
 }
-CHANGING: Final = ("augment", "flip", "blur", "cutout", "elastic", "jpeg", "shrink", "mixup", "cutmix")
-"""Training parameters that change the films, unless they are 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +140,7 @@ class SearchSpace:
         """One trial of each family, with its defaults where the space allows them; the sampler chooses the rest.
 
         A family that may start from pretrained weights does so: from the first that are named, on the largest films,
-        because such weights come from large ones. A cheaper trial precedes it, with as many layers frozen as allowed
-        and no augmentation, so that those layers run only once (`tuning/training/stem.py`).
+        because such weights come from large ones.
         """
         trials = []
         for family in self.families:
@@ -152,19 +149,8 @@ class SearchSpace:
                 start = {self.branch(family)["weights"][0]: weights[0]}
                 if side := self.branch(family, pretrained=True).get("resolution"):
                     start[side[0]] = max(int(value) for value in side[1].edges())
-                trials += self._frozen(family, start)
             trials.append(self.translated({"family": family, **start}))
         return trials
-
-    def _frozen(self, family: str, start: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
-        """The trial from these weights whose first layers run only once; none where the space has no such."""
-        branch = self.branch(family, pretrained=True)
-        frozen, depth = branch.get("frozen_groups", ("", None))
-        most = max((int(value) for value in depth.edges()), default=0) if depth else 0
-        unchanged = {branch[name][0]: 0.0 for name in CHANGING if name in branch}
-        if not most or any(0.0 not in branch[name][1] for name in CHANGING if name in branch):
-            return []
-        return [self.translated({"family": family, **start, **unchanged, frozen: most})]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, in the form of a space's file."""

@@ -83,6 +83,7 @@ def space_for(
             domains.pop("resolution", None)
         tables[EVERY]["resolution"] = Domain.parse("resolution", list(resolutions), int)
     chosen = tuple(dict.fromkeys(families)) if families else space.families
+    _refuse_idle_tables(source, chosen)
     if weights is not None:
         if all(family in OWN_FAMILIES for family in chosen):
             raise InputError("weights are for timm backbones; name one with --family")
@@ -113,7 +114,7 @@ def from_json(value: Mapping[str, Any], folder: Path | None = None) -> SearchSpa
         raise InputError(f'family = {families!r} names no families; write family = ["mlp", "cnn"]')
     parsed: dict[str, dict[str, Domain]] = {}
     for table, of in tables.items():
-        if table and table not in {*_TABLES, *families}:
+        if table and table not in _TABLES:
             _require_table(table, families)
         names = known(table)
         parsed[table] = {}
@@ -179,6 +180,18 @@ def _merged(source: str) -> dict[str, Any]:
     return merged
 
 
+def _refuse_idle_tables(source: str, families: Sequence[str]) -> None:
+    """Raise `InputError` where a person's file has a table for a backbone that is not searched.
+
+    The spaces that come along have tables for backbones that --family may add.
+    """
+    if source in space_names():
+        return
+    for table, of in read_toml("space", source).items():
+        if _is_table(table, of) and table not in {*_TABLES, *families}:
+            raise InputError(f"{source}: [{table}] is for a backbone that is not searched; add it to family")
+
+
 def _is_table(name: str, value: Any) -> bool:
     """Whether this is a table of parameters, and not a range or conditional choice."""
     return isinstance(value, dict) and name not in known(EVERY) and not {"low", "high", "choices"} & set(value)
@@ -187,10 +200,9 @@ def _is_table(name: str, value: Any) -> bool:
 def _require_table(table: str, families: Iterable[str]) -> None:
     """Raise what is wrong with a table that belongs to no family searched."""
     hint = did_you_mean(table, [*_TABLES, *TRAINING, *families])
-    if hint:
+    if hint and table not in families:
         raise InputError(f"a space has no table [{table}]; {hint}")
     entry(table)  # refuses names the zoo does not know
-    raise InputError(f"[{table}] is for a backbone that is not searched; add it to family")
 
 
 def _checked(space: SearchSpace) -> SearchSpace:

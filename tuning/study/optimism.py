@@ -81,7 +81,7 @@ def estimate(
     by_own, by_other = own, other
     if judge is not None:
         by_own, by_other = (
-            np.array([[judge(labels[half], of_trial[half]) for half in side] for of_trial in scores])
+            np.array([[judge(labels[half], of_trial[half], None) for half in side] for of_trial in scores])
             for side in (split, ~split)
         )
     chosen = np.zeros(len(scores))
@@ -91,7 +91,9 @@ def estimate(
         best = np.argsort(-choosing, axis=0, kind="stable")[:top]
         elsewhere.append(np.take_along_axis(judging, best, axis=0).mean())
         chosen += np.bincount(best[0], minlength=len(scores))
-    first = sorted(scores, key=lambda of_trial: (judge or auc)(labels, of_trial), reverse=True)[:top]
+    first = sorted(
+        scores, key=lambda of_trial: judge(labels, of_trial, None) if judge else auc(labels, of_trial), reverse=True
+    )[:top]
     optimism = Optimism(
         trials=len(scores),
         films=len(labels),

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
 from models.spec import Scalar
-from tuning.training.objectives import AUC, LATENCY, pareto_front, parse_objectives
+from tuning.training.objectives import AUC, LATENCY, latency_limit, pareto_front, parse_objectives
 
 TrialStatus = Literal["complete", "pruned", "failed"]
 TrialKind = Literal["search", "baseline", "probe", "final"]
@@ -44,6 +44,11 @@ class StudyInfo:
     def objectives(self) -> list[str]:
         """What the search is for; the trials are ranked by the first."""
         return [objective.name for objective in parse_objectives(self.settings.get("objectives", [AUC]))]
+
+    @property
+    def latency_limit(self) -> float | None:
+        """Milliseconds a film may take; slower architectures were not trained."""
+        return latency_limit(self.settings.get("objectives", [AUC]))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -144,7 +149,10 @@ class StudySummary:
     auc: float
     """Of the best trial, on the validation films; chosen among many, so optimistic. The test split is untouched."""
     auc_elsewhere: float | None
-    """The expected AUC on films that had no part in the choice (`tuning/study/optimism.py`); None if not known."""
+    """The expected AUC on other patients of the same archive (`tuning/study/optimism.py`); None if not known."""
+    auc_perturbed: Mapping[str, Any] | None
+    """Of the model on perturbed copies of validation films, the only hint of another archive: `mean` over the changes,
+    and the `worst` with its `change`; None in bundles of earlier versions."""
     ensemble: dict[str, float] | None
     """Of an ensemble of trials compared with the best one: `gain` in AUC with `low` and `high`, on films that did not
     choose it, `cost` (times as slow) and `members`; None where none is better, or it is not known."""
@@ -183,6 +191,15 @@ def front_of(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     timed = [record for record in leaderboard(records) if record.latency_ms is not None]
     points = [(record.result, record.latency_ms or 0.0) for record in timed]
     return [timed[place] for place in pareto_front(points, parse_objectives([AUC, LATENCY]))]
+
+
+def on_perturbed(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The AUC on perturbed copies in a bundle's evaluation, as `StudySummary.auc_perturbed`."""
+    measured = entry.get("robustness")
+    if measured is None:
+        return None
+    change = min(measured["changed"], key=lambda name: measured["changed"][name]["auc"])
+    return {"mean": measured["mean_auc"], "worst": measured["changed"][change]["auc"], "change": change}
 
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -95,7 +95,11 @@ def check_goes_on(store: Store, old: StudyInfo, *, dataset: str, fingerprint: st
             f"but {dataset} has {fingerprint}; resume with the study's own dataset, or give another --out"
         )
     new = StudyInfo(dataset=dataset, fingerprint=fingerprint, space={}, settings=dict(settings))
-    for name, before, now in (("epochs", old.epochs, new.epochs), ("objectives", old.objectives, new.objectives)):
+    for name, before, now in (
+        ("epochs", old.epochs, new.epochs),
+        ("objectives", old.objectives, new.objectives),
+        ("a latency limit of", old.latency_limit, new.latency_limit),
+    ):
         if before != now:
             raise InputError(
                 f"{store.root} was begun with {name} {json.dumps(before)}, not {json.dumps(now)}; "

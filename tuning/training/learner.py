@@ -57,18 +57,21 @@ class Learner:
         spec: ModelSpec,
         settings: TrainSettings,
         train: Films,
-        val: Films,
+        val: npt.NDArray[np.uint8],
         *,
         device: torch.device,
         weights: Mapping[str, Tensor] | None,
         workers: Workers,
     ) -> None:
-        """`weights` is a state to start from, as `tuning.training.loop.fit` takes it; None starts at random."""
+        """`val` are the pixels [N, size, size] of the films it is evaluated on.
+
+        `weights` is a state to start from, as `tuning.training.loop.fit` takes it; None starts at random.
+        """
         self.spec, self.settings, self.device, self.workers = spec, settings, device, workers
         self.capability = capability_of(device)
         self.train_labels = train.labels
         self.labels = torch.tensor(train.labels).to(device)
-        train_pixels, val_pixels = (resize_films(films.pixels, spec.preprocessing.size) for films in (train, val))
+        train_pixels, val_pixels = (resize_films(pixels, spec.preprocessing.size) for pixels in (train.pixels, val))
         stay = stays(train_pixels.nbytes + val_pixels.nbytes, free_bytes(device))
         self.train, self.val = (Shelf(pixels, device, stay=stay) for pixels in (train_pixels, val_pixels))
         self.network = workers.prepare(build(spec), device).to(device).to(memory_format=torch.channels_last)
@@ -133,7 +136,7 @@ class Learner:
     @torch.inference_mode()
     @exact_float32()
     def evaluate(self) -> npt.NDArray[np.float32]:
-        """Logits [N, C] of the validation films, as the engine computes them. Raises `RayscanError` on divergence.
+        """Logits [N, C] of the films it is evaluated on, as the engine computes them.
 
         Each worker computes a part of them, all with the first worker's statistics of batch normalisation.
         """

@@ -31,6 +31,7 @@ from models.statistics.calibration import disease_log_odds
 from models.statistics.metrics import auc
 from tuning.training.checkpoint import Checkpoint, under
 from tuning.training.gpu import out_of_memory_is_told
+from tuning.training.judged_films import JudgedFilms, judged_films
 from tuning.training.learner import Learner, StateDict
 from tuning.training.losses import cross_entropy
 from tuning.training.objectives import AUC, parse_objective
@@ -138,10 +139,11 @@ def fit(
     # of a group, the others would wait for a worker that gave up by itself
     told = out_of_memory_is_told(spec.name, settings.batch_size) if workers.count == 1 else contextlib.nullcontext()
     with told, _deterministic(settings, device):
+        judged = judged_films(val, copies=parse_objective(settings.objective).copies)
         learner = Learner(
-            spec, settings, train, val, device=device, weights=None if resume else weights, workers=workers
+            spec, settings, train, judged.pixels, device=device, weights=None if resume else weights, workers=workers
         )
-        training = _Training(learner, train, val)
+        training = _Training(learner, train, val, judged)
         if resume is not None:
             training.restore(resume)
         return training.run(on_epoch)
@@ -150,9 +152,9 @@ def fit(
 class _Training:
     """One training: its epochs, their history, and the best of them."""
 
-    def __init__(self, learner: Learner, train: Films, val: Films) -> None:
+    def __init__(self, learner: Learner, train: Films, val: Films, judged: JudgedFilms) -> None:
         self.learner, self.spec, self.settings = learner, learner.spec, learner.settings
-        self.films, self.val_labels = _digest(train, val), val.labels
+        self.films, self.val_labels, self.judged = _digest(train, val), val.labels, judged
         self.judge = None if self.settings.objective == AUC else parse_objective(self.settings.objective).judge
         self.history: list[EpochReport] = []
         self.best_state: StateDict = {}
@@ -243,15 +245,17 @@ class _Training:
         """Train for one epoch, evaluate, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
         train_loss = self.learner.train_epoch(epoch)
-        logits = self.learner.evaluate()
-        diseased, odds = (self.val_labels > 0).astype(np.int64), disease_log_odds(logits)
+        of_all = self.learner.evaluate()
+        diseased, odds = (self.judged.labels > 0).astype(np.int64), disease_log_odds(of_all)
+        own = len(self.val_labels)
+        logits = of_all[:own]
         report = EpochReport(
             epoch=epoch,
             train_loss=train_loss,
-            val_auc=auc(diseased, odds),
+            val_auc=auc(diseased[:own], odds[:own]),
             val_loss=float(cross_entropy(torch.from_numpy(logits), torch.tensor(self.val_labels))),
             seconds=time.perf_counter() - begun,
-            objective=None if self.judge is None else self.judge(diseased, odds),
+            objective=None if self.judge is None else self.judge(diseased, odds, self.judged.copies),
         )
         self.history.append(report)
         if self.best is report:

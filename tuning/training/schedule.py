@@ -25,6 +25,12 @@ def rate(settings: TrainSettings, step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * (step - rising + 1) / (steps - rising + 1))) / 2
 
 
+def settled(epochs: int) -> int:
+    """The first of so many epochs by the end of which the rate of `one_cycle` has fallen to half of its highest."""
+    share = ONE_CYCLE_WARM_UP + (1 - ONE_CYCLE_WARM_UP) / 2
+    return math.ceil(share * epochs)
+
+
 def steps_of_epoch(settings: TrainSettings, films: int) -> int:
     """Number of whole steps in an epoch; at least one."""
     return max(1, films // (settings.batch_size * settings.accumulate))

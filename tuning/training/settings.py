@@ -89,7 +89,7 @@ class TrainSettings:
     """Which epoch's weights are the model: the best by `objective` on the validation films, or the last, which no film
     chooses."""
     objective: str = AUC
-    """What the best epoch is chosen by: `auc`, or `sensitivity@specificity=0.9`, with any floor."""
+    """What the best epoch is chosen by: `auc`, `log_score`, or `sensitivity@specificity=0.9`, with any floor."""
     seed: int = 0
     """Seed of weights, order of films, augmentation and dropout."""
     device: str | None = None
@@ -115,7 +115,7 @@ class TrainSettings:
         _ = self.augmentation
         if parse_objective(self.objective).judge is None:
             raise InputError(
-                f"an epoch cannot be judged by {self.objective}; choose auc or sensitivity@specificity=0.9"
+                f"an epoch cannot be judged by {self.objective}; choose auc, log_score or sensitivity@specificity=0.9"
             )
 
     def _check_numbers(self) -> None:

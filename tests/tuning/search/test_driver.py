@@ -16,7 +16,7 @@ import pytest
 import torch
 from ray.tune.experiment import Trial
 
-from models.errors import InputError
+from models.errors import InputError, RayscanError
 from models.spec import Scalar
 from models.statistics.metrics import auc
 from pipelines.bundles import fetch_bundle
@@ -46,6 +46,7 @@ from tuning.study.records import StartedTrial, StudySummary, TrialRecord
 from tuning.study.store import FINDINGS, read_trials, unfinished_trials, write_trials
 from tuning.study.trial_files import load_weights, weights_key
 from tuning.training.loop import fit
+from tuning.training.objectives import LOG_SCORE
 
 SMALL = SearchSettings(trials=6, epochs=2, grace_epochs=1, max_concurrent=1)
 BREAKS, KILLED, CTRL_C = 2, 3, 5
@@ -88,7 +89,7 @@ def interrupted(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_ctrl_c_ends_with_the_best_so_far(interrupted: Run) -> None:
     assert [record.number for record in interrupted.records] == list(range(CTRL_C))
     assert interrupted.summary.ran == sum(interrupted.summary.trials.values()) == CTRL_C
-    best = max(interrupted.records, key=lambda record: record.auc or 0)
+    best = max((record for record in interrupted.records if record.value is not None), key=lambda one: one.result)
     assert (interrupted.summary.best_trial, interrupted.summary.auc) == (best.trial_id, best.auc)
     assert json.loads(json.dumps(interrupted.summary.to_json()))["study"] == f"file://{interrupted.out}"
 
@@ -114,8 +115,9 @@ def test_each_trial_leaves_its_best_epoch(interrupted: Run) -> None:
     for record in interrupted.records:
         if record.status == "failed":
             continue
-        values = [epoch["val_auc"] for epoch in record.history]
-        assert (record.auc, record.epochs) == (max(values), len(values))
+        best = max(record.history, key=lambda epoch: epoch["objective"])
+        reached = (best["objective"], best["val_auc"], len(record.history))
+        assert (record.objective, record.auc, record.epochs) == reached
         assert load_weights(open_store(interrupted.out), record.trial_id)
 
 
@@ -146,7 +148,9 @@ def as_killed_after_its_first_epoch(store: Store, number: int, dataset: str) -> 
     write_trials(store, [one for one in records if one is not record])
     store.delete(weights_key(record.trial_id))
     info, train, val = read_dataset_info(dataset), load_films(dataset, "train"), load_films(dataset, "val")
-    job = TrialJob(study=store, preprocessing=info.preprocessing, epochs=2, seed=0, threads=1, device="cpu")
+    job = TrialJob(
+        study=store, preprocessing=info.preprocessing, epochs=2, seed=0, threads=1, device="cpu", objective=LOG_SCORE,
+    )  # fmt: skip
     progress = Progress(job, record.trial_id, None, lambda report: None)
     plan = plan_of(record.parameters, job)
     fit(plan.spec, train, val, plan.training, on_epoch=lambda report, state: not progress.epoch(report, state))
@@ -185,11 +189,20 @@ def test_resume_runs_only_what_is_left(
     assert not any(record.kind == "baseline" for record in added)
     for record in added:
         assert all(record.parameters != earlier.parameters for earlier in interrupted.records)
-    assert summary.auc == max(record.auc or 0 for record in records)
+    assert summary.objective == max(record.value for record in records if record.value is not None)
     told = [line.getMessage() for line in caplog.records if "best" in line.getMessage()]
     assert len(told) == 3
     assert "7 of 7 trials" in told[-1]
     assert capsys.readouterr().out == ""  # stdout is for results
+
+
+def test_a_network_over_the_limit_of_the_latency_is_not_trained(interrupted: Run, tmp_path: Path) -> None:
+    limited = replace(SMALL, trials=2, objectives=("auc", "latency<=0.000001"))
+    with pytest.raises(RayscanError, match=r"every trial .* failed: not trained: a film takes .* more than the limit"):
+        search(interrupted.dataset, str(tmp_path / "study"), limited, space=SPACE)
+    records = read_trials(open_store(str(tmp_path / "study")))
+    assert [(record.status, record.epochs, record.auc) for record in records] == [("pruned", 0, None)] * 2
+    assert all(record.latency_ms for record in records)
 
 
 def test_a_finished_study_runs_nothing(interrupted: Run) -> None:
@@ -329,7 +342,7 @@ def test_a_search_has_converged_when_nothing_is_gained(
         replace(record(n, {"family": "cnn"}), auc=auc, finished_at=ended + timedelta(minutes=n))
         for n, auc in enumerate(aucs)
     ]
-    assert has_converged(records[::-1], patience) is converged
+    assert has_converged(records[::-1], patience, gain=0.0005) is converged
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])

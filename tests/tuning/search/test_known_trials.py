@@ -1,5 +1,6 @@
 """What is tried before the sampler is asked, and with what a pretrained trial starts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ from models.spec import ModelSpec, Preprocessing
 from pipelines.storage import open_store
 from tests.tuning.films import SIZE, write_dataset
 from tests.tuning.study.test_store import record
-from tuning.search.known_trials import final_trials
+from tuning.recipes.recipe import read_recipe
+from tuning.search.known_trials import final_trials, usual_trials
 from tuning.search.settings import SearchSettings
 from tuning.search.suggestions import suggestions
 from tuning.search.trial import OBJECTIVE, TrialJob, kind_of, parameters_of, plan_of, start_of
+from tuning.spaces.space import to_plan
 from tuning.spaces.space_file import space_for
 from tuning.study.records import TrialRecord
 from tuning.training.films import read_training_films
 from tuning.training.objectives import LATENCY
 
+MOBILENET = "mobilenetv2_035"
+FILMS = Preprocessing(size=224, decode="exact")
 POINT = {"family": "cnn", "resolution": 64, "cnn_depth": 3}
 
 
@@ -42,6 +47,45 @@ def test_points_come_after_the_baselines_and_once() -> None:
     searcher, wanted = suggestions(space, earlier, settings, points=[POINT])
     assert wanted == 2
     assert searcher.suggest("next") != drawn[2]
+
+
+WEIGHTS = "/weights/mobilenet.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("family", "recipe", "weights"), [("cnn", "cnn-best", None), (MOBILENET, "mobilenet", WEIGHTS)]
+)
+def test_a_search_begins_with_the_recipes_that_come_along(family: str, recipe: str, weights: str | None) -> None:
+    space = space_for(224, families=(family,), weights=weights)
+    (point,) = usual_trials(space)
+    wanted = read_recipe(recipe)
+    plan = to_plan(point, preprocessing=FILMS, epochs=wanted.training.epochs, seed=0)
+    spec = ModelSpec(
+        name=family,
+        parameters={**wanted.parameters, **({"drop_rate": 0.0} if weights else {})},
+        preprocessing=replace(FILMS, size=wanted.size, decoded_size=224, normalise=wanted.normalise),
+    )
+    assert plan.spec == spec
+    assert replace(plan.training, objective="auc") == wanted.training
+    assert (plan.weights, plan.head is not None) == (weights, wanted.head_first)
+    if plan.head is not None:
+        assert plan.head.l2 == wanted.head.l2
+
+
+def test_recipes_outside_the_space_are_left_out(tmp_path: Path) -> None:
+    small = space_for(96, families=("cnn",))
+    (point,) = usual_trials(small)
+    assert (point["resolution"], point["cnn_depth"], point["augment"]) == (
+        96,
+        5,
+        0.75,
+    )  # on the largest films
+    path = tmp_path / "space.toml"
+    path.write_text("jpeg = 0.0\n")
+    (point,) = usual_trials(space_for(224, source=str(path)))
+    assert (point["cnn_depth"], point["augment"]) == (4, 0.5)  # the defaults
+    (backbone,) = usual_trials(space_for(224, families=(MOBILENET,)))  # from random weights
+    assert "pretrained_learning_rate" not in backbone
 
 
 def test_finals_are_given_whole_and_are_no_trials_of_the_search() -> None:

@@ -60,6 +60,37 @@ def test_of_two_objectives_a_stopped_trial_has_its_values() -> None:
     assert (told.state, told.values, told.intermediate_values) == (TrialState.COMPLETE, [0.8, 3.0], {})
 
 
+LIMITED = replace(SETTINGS, objectives=(AUC, "latency<=2.5"))
+
+
+def test_a_network_that_is_too_slow_is_pruned_and_breaks_the_constraint() -> None:
+    slow = report(math.nan, 0, latency=3.0, excess_ms=0.5, finished=True)
+    told = as_told(LIMITED, slow)
+    assert (told.state, told.value, told.intermediate_values) == (TrialState.PRUNED, None, {})
+    assert told.constraints == {LATENCY: 0.5}
+    reached = {"latency": 2.0, "excess_ms": -0.5}
+    fast = as_told(LIMITED, report(0.7, 1, **reached), report(0.7, 1, finished=True, **reached))
+    assert (fast.state, fast.value, fast.constraints) == (TrialState.COMPLETE, 0.7, {LATENCY: -0.5})
+
+
+@pytest.mark.parametrize("latency", [2.0, 3.0])
+def test_a_resumed_search_knows_the_constraint_again(latency: float) -> None:
+    searcher, _ = suggestions(SPACE, [], LIMITED)
+    parameters = [searcher.suggest(str(number)) for number in range(3)][-1]
+    assert parameters is not None
+    trained = latency < 2.5
+    earlier = TrialRecord(
+        trial_id="earlier", number=2, status="complete" if trained else "pruned", model="cnn", parameters=parameters,
+        auc=0.8 if trained else None, latency_ms=latency, epochs=int(trained),
+        history=[{"epoch": 1, "val_auc": 0.8}] if trained else [], seconds=1.0, seed=0,
+        finished_at=datetime(2026, 11, 28, tzinfo=UTC),
+    )  # fmt: skip
+    resumed, _ = suggestions(SPACE, [earlier], LIMITED)
+    trial = resumed.study.trials[0]
+    assert trial.state == (TrialState.COMPLETE if trained else TrialState.PRUNED)
+    assert trial.constraints == {LATENCY: latency - 2.5}
+
+
 @pytest.mark.parametrize(("settings", "state"), [(SETTINGS, TrialState.PRUNED), (BOTH, TrialState.COMPLETE)])
 def test_a_resumed_search_tells_the_same_of_an_earlier_trial(settings: SearchSettings, state: TrialState) -> None:
     searcher, _ = suggestions(SPACE, [], settings)

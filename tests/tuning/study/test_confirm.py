@@ -126,7 +126,7 @@ def test_patients_by_whom_the_search_chose_are_in_no_fold(
     train, val = sides
     of_val = np.isin(dealt.films.scan_ids, val.scan_ids)
     np.testing.assert_array_equal(dealt.fold_of == 0, of_val)
-    np.testing.assert_array_equal(dealt.fold_of[~of_val], deal(train, Folds(count=FOLDS), 1))
+    np.testing.assert_array_equal(dealt.fold_of[~of_val], deal(train, Folds(by="blocks", count=FOLDS), 0))
     both = replace(train, patients=np.where(np.arange(len(train)) < 9, val.patients[0], train.patients))
     again = deal_train(both, val, info, dataset, folds=FOLDS, seed=1)
     assert set(again.fold_of[again.films.patients == val.patients[0]]) == {0}

@@ -101,7 +101,7 @@ def test_what_the_choice_flatters_and_what_an_ensemble_gains(store: Store, tmp_p
     rows = [trial(0, 0.9), trial(1, 0.95, 0.96), trial(2, 0.8)]
     write_study(store, rows, findings=findings(rows, importance=False))
     text = report(store, tmp_path / "study.html").text
-    assert "AUC to expect 0.9477 on films that had no part in the choice" in text
+    assert "AUC to expect here 0.9477 on other patients of this archive" in text
     assert "expect about 0.0123 less than the AUC above on other films of this archive" in text
     assert f"1 1 cnn 0.9600 (0.940{DASH}0.970) {DASH} 100.0 % 2 1 min 00 s complete" in text
     assert f"2 0 cnn 0.9000 (0.880{DASH}0.910) 0.04 0.0 % 1" in text

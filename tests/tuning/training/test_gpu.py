@@ -75,7 +75,7 @@ class Reads(TorchDispatchMode):
 def test_an_epoch_reads_no_number_at_its_steps() -> None:
     def reads(batch_size: int) -> int:
         settings = replace(QUICK, batch_size=batch_size, accumulate=2, augment=0.0, ema=0.9, class_weighting="balanced")
-        learner = Learner(small_spec(), settings, TRAIN, VAL, device=CPU, weights=None, workers=ALONE)
+        learner = Learner(small_spec(), settings, TRAIN, VAL.pixels, device=CPU, weights=None, workers=ALONE)
         learner.train_epoch(1)
         with Reads() as seen:
             learner.train_epoch(2)
@@ -94,7 +94,7 @@ def test_steps_are_in_bfloat16_where_the_gpu_has_it(capability: tuple[int, int] 
 def test_validation_films_are_scored_in_exact_float32() -> None:
     """Thresholds are locked on them; training steps may be in TensorFloat-32."""
     settings = replace(QUICK, augment=0.0)
-    learner = Learner(small_spec(), settings, TRAIN, VAL, device=CPU, weights=None, workers=ALONE)
+    learner = Learner(small_spec(), settings, TRAIN, VAL.pixels, device=CPU, weights=None, workers=ALONE)
     seen: list[bool] = []
     learner.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     learner.train_epoch(1)

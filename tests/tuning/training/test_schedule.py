@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.training.schedule import films_of_epoch, mixing_generator, rate
+from tuning.training.schedule import films_of_epoch, mixing_generator, rate, settled
 from tuning.training.settings import Schedule, TrainSettings
 
 
@@ -33,6 +33,15 @@ def test_rates_of_each_schedule() -> None:
     assert cosine[10:] == pytest.approx(falling.tolist())
     assert rates("constant", 100, warm_up=0.1) == pytest.approx([*rising, *[1.0] * 90])
     assert rates("constant", 5, warm_up=0) == [1.0] * 5
+
+
+@given(epochs=st.integers(1, 200))
+def test_a_rate_has_settled_when_it_is_down_to_half(epochs: int) -> None:
+    steps, one_cycle = 1000 * epochs, TrainSettings(schedule="one_cycle")
+    epoch = settled(epochs)
+    assert epoch > epochs / 4  # it rises until then
+    assert rate(one_cycle, 1000 * epoch - 1, steps) < 0.501
+    assert epoch == 1 or rate(one_cycle, 1000 * (epoch - 1) - 1, steps) > 0.499
 
 
 @given(films=st.integers(2, 200), batch=st.integers(2, 40), accumulate=st.integers(1, 4), epoch=st.integers(1, 9))

@@ -17,9 +17,9 @@ from pipelines.errors import InputError, NotFoundError
 from pipelines.pages.frame import plain, render
 from pipelines.storage import Store, open_store
 from tuning.study.pages import search_charts, space_charts
-from tuning.study.records import StudyInfo, TrialRecord, count_statuses, leaderboard, without_probes
+from tuning.study.records import StudyInfo, TrialRecord, count_statuses, leaderboard, on_perturbed, without_probes
 from tuning.study.store import BEST, FINDINGS, read_study, read_trials
-from tuning.training.objectives import AUC
+from tuning.training.objectives import AUC, LOG_SCORE
 
 _SHOWN: Final = 20
 """Rows of the leaderboard that are shown; the rest is folded away."""
@@ -64,7 +64,7 @@ def study_page(uri: str, compare: str | None = None) -> str:
         seconds=sum(trial.seconds for trial in trials),
         elapsed=(max(ends) - min(starts)).total_seconds() if trials else None,
         families=_families(ranked),
-        winner=_winner(store),
+        **_winner(store),
         beside=beside,
         searched={
             "Dataset": study.dataset,
@@ -131,7 +131,7 @@ def _name(store: Store) -> str:
 def _measure(study: StudyInfo) -> str:
     """What the trials are ranked by, as a heading."""
     objective = study.objectives[0]
-    return search_charts.AUC if objective == AUC else objective
+    return {AUC: search_charts.AUC, LOG_SCORE: "log score"}.get(objective, objective)
 
 
 def _in_words(trial: TrialRecord) -> str:
@@ -164,14 +164,16 @@ def _mean_shares(mattered: Mapping[str, Any]) -> dict[str, float]:
     return {name: fanova.get(name, 0) + ped_anova.get(name, 0) for name in {**fanova, **ped_anova}}
 
 
-def _winner(store: Store) -> dict[str, Any] | None:
-    """The promoted bundle with its figures on the validation films, if there is one yet."""
-    if not store.exists(f"{BEST}/bundle.json"):
-        return None
-    bundle = fetch_bundle(store.uri(BEST))
-    entry = bundle.evaluation.get("val")
+def _winner(store: Store) -> dict[str, Any]:
+    """`winner`, the promoted bundle with its figures on the validation films, and `perturbed`, those on copies."""
+    entry: Mapping[str, Any] = {}
+    if store.exists(f"{BEST}/bundle.json"):
+        bundle = fetch_bundle(store.uri(BEST))
+        entry = bundle.evaluation.get("val", {})
+    if not entry:
+        return {"winner": None, "perturbed": None}
     winner = {"uri": store.uri(BEST), "model_id": bundle.model_id, "trial": bundle.lineage.get("trial")}
-    return entry and {**winner, "metrics": entry["metrics"]}
+    return {"winner": {**winner, "metrics": entry["metrics"]}, "perturbed": on_perturbed(entry)}
 
 
 def _families(ranked: Sequence[TrialRecord]) -> list[dict[str, Any]]:
