@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.locations import weights_location
+from cluster.locations import named_or_file, weights_location
 from cluster.settings import job_defaults, size
 from models.errors import RayscanError
 from pipelines.pools import ActorLimits
@@ -66,6 +66,15 @@ Since = Annotated[
 ]
 NoFilms = Annotated[
     bool, typer.Option("--no-films", help="Put no validation films into the bundle; they are patients' images.")
+]
+IntendedUseFile = Annotated[
+    str | None,
+    typer.Option(
+        "--intended-use",
+        metavar="U.toml",
+        help="Whose films the model is for, such as age_years = [1, 5], beyond what the training films show.",
+        parser=named_or_file,
+    ),
 ]
 Weights = Annotated[
     str | None,

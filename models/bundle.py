@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from models.errors import BundleError, InputError
+from models.intended_use import IntendedUse
 from models.networks.tensor_names import FAMILIARITY, LIMIT
 from models.spec import ModelSpec
 from models.statistics.calibration import Calibration
@@ -67,6 +68,11 @@ class Bundle:
     def name(self) -> str:
         """What people call it: see `name_of`."""
         return name_of(self.spec, self.lineage)
+
+    @property
+    def intended_use(self) -> IntendedUse:
+        """Whose films it was made for."""
+        return IntendedUse.from_json(self.lineage.get("intended_use", {}))
 
     @property
     def agreements(self) -> list[Mapping[str, Mapping[str, Any]]]:

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     FOR_PROCESSING = "for_processing"
     NOT_CHEST = "not_chest"
     NOT_FRONTAL = "not_frontal"
+    OUTSIDE_INTENDED_USE = "outside_intended_use"
     BLANK = "blank"
     INVERTED = "inverted"
     ROTATED = "rotated"
@@ -76,6 +77,7 @@ STATUS_OF_REASON: dict[Reason, Status] = {
     Reason.FOR_PROCESSING: Status.REJECTED,
     Reason.NOT_CHEST: Status.REJECTED,
     Reason.NOT_FRONTAL: Status.REJECTED,
+    Reason.OUTSIDE_INTENDED_USE: Status.REJECTED,
     Reason.BLANK: Status.REJECTED,
     Reason.INVERTED: Status.REJECTED,
     Reason.ROTATED: Status.REJECTED,

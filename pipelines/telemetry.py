@@ -60,7 +60,8 @@ def _metrics() -> _Metrics:
         ),
         drift_share=Gauge(
             "rayscan_drift_share",
-            "Share of the films of the last run: rejected or unreadable (reject_share), unfamiliar (unfamiliar_share).",
+            "Share of the films of the last run: rejected or unreadable (reject_share), unfamiliar (unfamiliar_share),"
+            " outside the intended use (outside_share).",
             tag_keys=("model", "quantity", "site"),
         ),
         drift_level=Gauge(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from models.errors import InputError
+from models.intended_use import IntendedUse, state
 from models.messages import did_you_mean
 
 Kind = Literal["recipe", "space"]
@@ -45,6 +46,18 @@ def read_toml(kind: Kind, source: str) -> dict[str, Any]:
         raise InputError(f"{source}: no such {kind} file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{source}: not a {kind}: {error}") from error
+
+
+def read_intended_use(path: str) -> IntendedUse:
+    """What a person states in a TOML file of a model's intended use. Raises `InputError` for a file that holds none."""
+    try:
+        return state(tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8")))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file of an intended use") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not an intended use: {error}") from error
 
 
 def folder_of(source: str) -> Path:

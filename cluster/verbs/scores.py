@@ -69,6 +69,13 @@ class ScoreOptions:
     no_identity: Annotated[
         bool, typer.Option("--no-identity", help="Do not keep study, series and image UIDs in SCORES/identity.")
     ] = False
+    score_unfamiliar: Annotated[
+        bool,
+        typer.Option(
+            "--score-unfamiliar",
+            help="For research: keep the probability of unfamiliar films, which stay rejected, without prediction.",
+        ),
+    ] = False
     largest_scan: Annotated[
         str | None, typer.Option(help="Do not fetch larger files than this, e.g. 500MiB (1GiB).")
     ] = None
@@ -160,6 +167,7 @@ def score_settings(options: ScoreOptions, *, names_uris: bool = False) -> "Score
         report=not options.no_report,
         names_uris=names_uris,
         identity=not options.no_identity,
+        score_unfamiliar=options.score_unfamiliar,
         allow_removals=options.allow_removals,
         filters=parse_filters(options.include, options.exclude, options.since),
         **given(

@@ -7,10 +7,11 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import location, mirror_location, named_or_file
-from cluster.options import Address, Config, Json, NoFilms, Weights, given
+from cluster.options import Address, Config, IntendedUseFile, Json, NoFilms, Weights, given
 from cluster.settings import seconds
 from tuning.recipes.choices import Select
 from tuning.search.settings import Method, SearchSettings
+from tuning.toml_files import read_intended_use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class SearchOptions:
     select: Annotated[
         Select | None, typer.Option(help="How the model is picked: robust scores the five best on perturbed films.")
     ] = None
+    intended_use: IntendedUseFile = None
     no_films: NoFilms = False
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the study at --out, whether it was killed or ended.")
@@ -135,6 +137,7 @@ def search_settings(options: SearchOptions) -> SearchSettings:
             gpus_per_trial=options.gpus_per_trial,
             max_concurrent=options.concurrent,
             select=options.select,
+            intended_use=None if options.intended_use is None else read_intended_use(options.intended_use),
         ),
     )
     # no trial is stopped before its grace ends, and none has more epochs than these

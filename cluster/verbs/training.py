@@ -7,7 +7,7 @@ import typer
 
 from cluster import output, preflight
 from cluster.locations import location, named_or_file
-from cluster.options import Config, Json, NoFilms, Weights, given
+from cluster.options import Config, IntendedUseFile, Json, NoFilms, Weights, given
 from models.engines.machine import Precision
 from models.spec import CalibrationMethod, PriorMethod
 from pipelines.splits import Split
@@ -55,6 +55,7 @@ def train(
             " as one model, the mean of their logits.",
         ),
     ] = None,
+    intended_use: IntendedUseFile = None,
     no_films: NoFilms = False,
     config: Config = None,
     json: Json = False,
@@ -63,9 +64,15 @@ def train(
     from dataclasses import replace
 
     from tuning.recipes.choices import parse_folds
+    from tuning.toml_files import read_intended_use
 
     recipe = replace(
-        chosen_recipe(options, seed), **given(name=name, folds=None if folds is None else parse_folds(folds))
+        chosen_recipe(options, seed),
+        **given(
+            name=name,
+            folds=None if folds is None else parse_folds(folds),
+            intended_use=None if intended_use is None else read_intended_use(intended_use),
+        ),
     )
     preflight.check_recipe(recipe, dataset)
     preflight.check_place(out)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.gate.checks import check_pixels, check_tags
+from models.intended_use import IntendedUse, ScanFacts
 from models.spec import Preprocessing
 from models.statistics.fingerprint import grey_statistics
 from pipelines.contracts import Reason
@@ -76,6 +77,8 @@ class ReadSettings:
 
     preprocessing: Preprocessing
     provenance: Provenance = field(default_factory=Provenance)
+    intended_use: IntendedUse = field(default_factory=IntendedUse)
+    """Of the model; scans whose header says that they are others' are not decoded."""
     largest: int = LARGEST_SCAN
     """Bytes of the largest file that is fetched."""
 
@@ -113,6 +116,7 @@ def _decoded(data: bytes, uri: str, settings: ReadSettings, fetched: FilmResult)
         key = None if unknown else settings.provenance.patient_of(scan.header, site)
         found |= {"columns": scan.header.columns, "identity": scan.header.identity, "site": site, "patient_key": key}
         _refuse(check_tags(scan.header.tags))
+        _refuse_others(settings.intended_use, scan.header.columns, site)
         film = scan.film(settings.preprocessing)
         found["grey"] = grey_statistics(film.pixels)
         _refuse(check_pixels(film.judged))
@@ -120,6 +124,20 @@ def _decoded(data: bytes, uri: str, settings: ReadSettings, fetched: FilmResult)
     except ScanError as error:
         found |= {"reason": error.reason, "detail": error.detail}
     return replace(fetched, **found, decode_seconds=time.perf_counter() - started)
+
+
+def _refuse_others(use: IntendedUse, columns: HeaderColumns, site: str | None) -> None:
+    """Raise for a scan of those the model was not made for; the detail names the limit, and nothing of the patient."""
+    facts = ScanFacts(
+        age_years=columns.age_years,
+        view=columns.view,
+        modality=columns.modality,
+        presentation_intent=columns.presentation_intent,
+        manufacturer=columns.manufacturer,
+        site=site,
+    )
+    if limit := use.excludes(facts):
+        raise RejectedScanError(Reason.OUTSIDE_INTENDED_USE, limit)
 
 
 def _refuse(reason: str | None) -> None:

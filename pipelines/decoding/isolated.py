@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from models.intended_use import IntendedUse
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.decoding.child import DecoderChildren, serve
@@ -28,7 +29,7 @@ class IsolatedReader:
     def __init__(self, settings: ReadSettings, *, deadline: float = DEADLINE, memory: int = MEMORY) -> None:
         self._side = settings.preprocessing.film_size
         # With each request, not among the child's arguments: those anyone on the machine can read.
-        self._settings = asdict(settings)
+        self._settings = {**asdict(settings), "intended_use": settings.intended_use.to_json()}
         self._children = DecoderChildren("pipelines.decoding.isolated", deadline=deadline, memory=memory)
 
     def __call__(self, uri: str, etag: str, size: int) -> FilmResult:
@@ -52,6 +53,7 @@ def _answer(asked: dict[str, Any], _: bytearray) -> tuple[dict[str, Any], bytes]
     settings = asked.pop("settings")
     settings["preprocessing"] = Preprocessing(**settings["preprocessing"])
     settings["provenance"] = Provenance(**settings["provenance"])
+    settings["intended_use"] = IntendedUse.from_json(settings["intended_use"])
     try:
         film = read_film(**asked, settings=ReadSettings(**settings))
     except MemoryError:

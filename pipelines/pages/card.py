@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from models.bundle import name_of
+from models.intended_use import IntendedUse
 from models.spec import ModelSpec
 from models.statistics.calibration import Calibration
 from pipelines.pages.claim import METHOD_NAMES, claim
 from pipelines.pages.evaluation_charts import aucs_chart, evaluation_charts, losses_chart
 from pipelines.pages.frame import plain, render
 
-_SHOWN_APART: Final = frozenset({"counts", "created", "dataset_fingerprint", "history", "training", "versions"})
+_SHOWN_APART: Final = frozenset(
+    {"counts", "created", "dataset_fingerprint", "history", "intended_use", "training", "versions"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ def render_card(
         entries=[(entry, evaluation_charts(entry)) for entry in entries],
         shows_films=any(entry.get("samples", {}).get("films") for entry in entries),
         methods=METHOD_NAMES,
+        intended=IntendedUse.from_json(lineage.get("intended_use", {})).in_words(),
         counts=lineage.get("counts", {}),
         folds=lineage.get("folds"),
         data=_data(spec, lineage),

@@ -374,7 +374,7 @@ def _stopped_in_order(job: _Job, plan: Plan, under_way: Set[int]) -> Iterator[No
 def _stages(job: _Job, plan: Plan, layout: Layout, reporter: Reporter) -> list[Stage]:
     shared = {"scores": job.store.root, "plan": plan}
     reading = {**shared, "read": _reading(job, plan), "reporter": reporter}
-    writing = {**shared, "layout": layout, "precision": job.settings.precision, "identity": job.settings.identity}
+    writing = {**shared, "layout": layout, **_writing(job.settings)}
     infer, read, gpus, memory = layout.actors, layout.decoders, layout.gpus_per_actor, layout.memory
     if layout.is_split:
         return [
@@ -394,11 +394,22 @@ def _stages(job: _Job, plan: Plan, layout: Layout, reporter: Reporter) -> list[S
     ]
 
 
+def _writing(settings: ScoreSettings) -> dict[str, Any]:
+    return {
+        "precision": settings.precision,
+        "identity": settings.identity,
+        "score_unfamiliar": settings.score_unfamiliar,
+    }
+
+
 def _reading(job: _Job, plan: Plan) -> ReadSettings:
     settings = job.settings
     provenance = Provenance(site=settings.site, site_from=settings.site_from, root=plan.source, secret=patient_secret())
     return ReadSettings(
-        preprocessing=job.bundle.spec.preprocessing, provenance=provenance, largest=settings.largest_scan
+        preprocessing=job.bundle.spec.preprocessing,
+        provenance=provenance,
+        intended_use=job.bundle.intended_use,
+        largest=settings.largest_scan,
     )
 
 

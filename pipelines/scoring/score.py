@@ -70,10 +70,11 @@ class ScoreShard:
         precision: "Precision | None" = None,
         read: ReadSettings | None = None,
         identity: bool = True,
+        score_unfamiliar: bool = False,
         reporter: Reporter = SILENT,
     ) -> None:
         self.reading = _Reading(scores, plan, read, reporter)
-        self.writing = _Writing(scores, plan, layout, precision, identity)
+        self.writing = _Writing(scores, plan, layout, precision, identity, score_unfamiliar)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Takes one row `shard`, returns one summary row; the scores go straight into the part."""
@@ -116,10 +117,11 @@ class InferShard:
         layout: Layout,
         precision: "Precision | None" = None,
         identity: bool = True,
+        score_unfamiliar: bool = False,
     ) -> None:
         self.store = Store(scores)
         self.plan = plan
-        self.writing = _Writing(scores, plan, layout, precision, identity)
+        self.writing = _Writing(scores, plan, layout, precision, identity, score_unfamiliar)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Takes one row of `ReadShard`, returns one summary row."""
@@ -139,7 +141,8 @@ class _Reading:
         self.plan = plan
         self.reporter = reporter
         self.quarantine = Quarantine(self.store, plan)
-        settings = read or ReadSettings(preprocessing=_bundle(plan).spec.preprocessing)
+        bundle = _bundle(plan)
+        settings = read or ReadSettings(preprocessing=bundle.spec.preprocessing, intended_use=bundle.intended_use)
         self.reader = FilmReader(settings, threads=THREADS, quarantine=self.quarantine)
 
     def begin(self, shard: int) -> tuple[pa.Table, Iterator[FilmResult] | None]:
@@ -163,13 +166,21 @@ class _Reading:
 class _Writing:
     """The half of the work that needs the model."""
 
-    def __init__(self, scores: str, plan: Plan, layout: Layout, precision: "Precision | None", identity: bool) -> None:
+    def __init__(
+        self,
+        scores: str,
+        plan: Plan,
+        layout: Layout,
+        precision: "Precision | None",
+        identity: bool,
+        score_unfamiliar: bool,
+    ) -> None:
         from models.engines.choice import CPU_BATCH, GPU_BATCH, load_engine  # noqa: PLC0415 (not in the driver)
 
         self.store = Store(scores)
         self.plan = plan
         bundle = _bundle(plan)
-        self.identity = identity
+        self.identity, self.score_unfamiliar = identity, score_unfamiliar
         self.calibration = bundle.calibration
         self.limit = bundle.distance_limit()
         self.side = bundle.spec.preprocessing.film_size
@@ -184,7 +195,9 @@ class _Writing:
             assert there
             written = {**summary, "part_bytes": there.size, **dict.fromkeys(_MEASURED, 0)}
             return {name: [value] for name, value in written.items()}
-        read, verdicts, infer_seconds = infer(films, self.engine, self.batch, self.limit)
+        read, verdicts, infer_seconds = infer(
+            films, self.engine, self.batch, self.limit, score_unfamiliar=self.score_unfamiliar
+        )
         started = time.perf_counter()
         scored = to_scores(rows, verdicts, self.plan, shard, self.calibration)
         if self.identity:
@@ -208,10 +221,16 @@ _MEASURED: Final = ("bytes", "fetch_seconds", "decode_seconds", "infer_seconds",
 
 
 def infer(
-    films: Iterable[FilmResult], engine: "Engine", batch: int, limit: float = math.inf
+    films: Iterable[FilmResult],
+    engine: "Engine",
+    batch: int,
+    limit: float = math.inf,
+    *,
+    score_unfamiliar: bool = False,
 ) -> tuple[list[FilmResult], list[Verdict], float]:
-    """Run the model on the films that have pixels, `batch` at a time; films farther away than `limit` are rejected.
+    """Run the model on the films that have pixels, `batch` at a time.
 
+    Films farther away than `limit` are rejected; with `score_unfamiliar` they keep their class probabilities.
     Returns, in order, each scan's film (without pixels) and its verdict, and the seconds of inference.
     """
     read: list[FilmResult] = []
@@ -236,7 +255,10 @@ def infer(
             run()
     if waiting:
         run()
-    return read, [_verdict(film, limit, *results.get(n, (None, math.nan))) for n, film in enumerate(read)], seconds
+    verdicts = [
+        _verdict(film, limit, *results.get(n, (None, math.nan)), keep=score_unfamiliar) for n, film in enumerate(read)
+    ]
+    return read, verdicts, seconds
 
 
 def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, calibration: Calibration) -> pa.Table:
@@ -244,6 +266,7 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
     threshold = calibration.operating_points[plan.operating_point]
     # The first class is the absence of disease; the others are kinds of disease.
     probabilities = [None if v.classes is None else float(1.0 - v.classes[0]) for v in verdicts]
+    decided = [p if v.status is Status.SCORED else None for p, v in zip(probabilities, verdicts, strict=True)]
     n = rows.num_rows
     columns = {
         **{name: rows[name] for name in ("scan_id", "uri", "etag")},
@@ -260,8 +283,8 @@ def to_scores(rows: pa.Table, verdicts: list[Verdict], plan: Plan, shard: int, c
         "detail": [v.film.detail or None for v in verdicts],
         "probability": probabilities,
         "class_probabilities": [None if v.classes is None else v.classes.tolist() for v in verdicts],
-        "prediction": [None if p is None else LABELS[int(called_positive(p, threshold))] for p in probabilities],
-        "operating_point": [None if p is None else plan.operating_point for p in probabilities],
+        "prediction": [None if p is None else LABELS[int(called_positive(p, threshold))] for p in decided],
+        "operating_point": [None if p is None else plan.operating_point for p in decided],
         "ood_score": [v.distance for v in verdicts],
         "grey_mean": [v.film.grey and v.film.grey[0] for v in verdicts],
         "grey_spread": [v.film.grey and v.film.grey[1] for v in verdicts],
@@ -281,12 +304,14 @@ def _bundle(plan: Plan) -> Bundle:
     return bundle
 
 
-def _verdict(film: FilmResult, limit: float, classes: npt.NDArray[np.float32] | None, distance: float) -> Verdict:
+def _verdict(
+    film: FilmResult, limit: float, classes: npt.NDArray[np.float32] | None, distance: float, *, keep: bool
+) -> Verdict:
     known = None if math.isnan(distance) else distance
     refusal = check_distance(distance, limit)
     reason = Reason(refusal) if refusal else film.reason
     status = Status.SCORED if reason is None else STATUS_OF_REASON[reason]
-    return Verdict(status, reason, None if refusal else classes, known, replace(film, pixels=None))
+    return Verdict(status, reason, None if refusal and not keep else classes, known, replace(film, pixels=None))
 
 
 def _handed_over(fields: list[str], pixels: bytes, side: int) -> Iterator[FilmResult]:

@@ -44,6 +44,8 @@ class ScoreSettings:
     """Where it stands instead: `institution` of the header, or the number of a folder below the archive, from 1."""
     identity: bool = True
     """Keep the unique identifiers of DICOM scans, apart from the scores: `pipelines/scoring/identity.py`."""
+    score_unfamiliar: bool = False
+    """Keep the probability of unfamiliar films, for research: they stay rejected, and have no prediction."""
     largest_scan: int = 1 << 30
     """Bytes of the largest file that is fetched; a larger one is `too_large`."""
     wait: float = 0.0

@@ -37,6 +37,9 @@ LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 
 REJECT_SHARE: Final = "reject_share"
 UNFAMILIAR_SHARE: Final = "unfamiliar_share"
+OUTSIDE_SHARE: Final = "outside_share"
+OF_OTHERS: Final = {UNFAMILIAR_SHARE: Reason.UNFAMILIAR, OUTSIDE_SHARE: Reason.OUTSIDE_INTENDED_USE}
+"""Shares of films of other patients than the model's: by their pixels, and by their headers."""
 OTHER_SITES: Final = "other sites"
 SITES: Final = 200
 """Sites with a row of their own: the first in the order of the plan. Films of the rest are `other sites`."""
@@ -60,6 +63,10 @@ LEAST_READ: Final = 10
 MOST: Final = 0.5
 """Share of unfamiliar films from which the patients are others than the model's."""
 NOT_THESE: Final = "these are not the patients this model was made for"
+_OTHERS_ARE: Final = {
+    UNFAMILIAR_SHARE: "are unfamiliar to the model",
+    OUTSIDE_SHARE: "are outside its intended use by their headers",
+}
 _NEEDED: Final = ("site", "status", "reason", *QUANTITIES)
 
 
@@ -70,10 +77,10 @@ class DriftFinding:
     site: str | None
     """None: all sites."""
     quantity: str
-    """One of `models.statistics.fingerprint.QUANTITIES`, `reject_share` or `unfamiliar_share`."""
+    """One of `models.statistics.fingerprint.QUANTITIES`, `reject_share`, `unfamiliar_share` or `outside_share`."""
     n: int
     """Films compared: the scored ones; for `reject_share` those scored, rejected or unreadable; for `unfamiliar_share`
-    those scored or unfamiliar."""
+    those scored or unfamiliar, for `outside_share` those scored or outside the intended use."""
     psi: float | None
     """PSI less its expectation without drift, at least 0."""
     ks: float | None
@@ -81,7 +88,8 @@ class DriftFinding:
     note: str
     """An explanation; empty at level `ok`."""
     share: float | None = None
-    """The share of n that was rejected or unreadable (`reject_share`), or is unfamiliar (`unfamiliar_share`)."""
+    """The share of n that was rejected or unreadable (`reject_share`), is unfamiliar (`unfamiliar_share`), or is
+    outside the intended use (`outside_share`)."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -164,8 +172,8 @@ class DriftTally:
         """Site -> its row in the counts."""
         self._seen = np.zeros(SITES + 2, dtype=np.int64)
         self._left_out = np.zeros(SITES + 2, dtype=np.int64)
-        self._read = np.zeros(SITES + 2, dtype=np.int64)
-        self._unfamiliar = np.zeros(SITES + 2, dtype=np.int64)
+        self._scored = np.zeros(SITES + 2, dtype=np.int64)
+        self._others = {name: np.zeros(SITES + 2, dtype=np.int64) for name in OF_OTHERS}
 
     def add(self, part: pa.Table) -> None:
         """Add rows of contracts.SCORES: columns site, status and those of `QUANTITIES`.
@@ -176,12 +184,15 @@ class DriftTally:
         table = table.filter(pc.not_equal(table["status"], Status.FAILED.value))
         rows = self._rows_of(table["site"])
         scored = pc.equal(table["status"], Status.SCORED.value).to_numpy()
-        unfamiliar = pc.fill_null(pc.equal(table["reason"], Reason.UNFAMILIAR.value), False).to_numpy()
+        others = {
+            name: pc.fill_null(pc.equal(table["reason"], reason.value), False).to_numpy()
+            for name, reason in OF_OTHERS.items()
+        }
         for counts, counted in (
             (self._seen, np.ones(len(rows), dtype=bool)),
             (self._left_out, ~scored),
-            (self._read, scored | unfamiliar),
-            (self._unfamiliar, unfamiliar),
+            (self._scored, scored),
+            *((self._others[name], found) for name, found in others.items()),
         ):
             counts[_ALL] += int(counted.sum())
             np.add.at(counts, rows[counted & (rows >= 0)], 1)
@@ -199,14 +210,14 @@ class DriftTally:
         if self._seen[_OTHERS]:
             names.append((OTHER_SITES, _OTHERS))
         before = _earlier_rejects(earlier)
-        # PSI and KS of every quantity, and the shares of rejects and of unfamiliar films
+        # PSI and KS of every quantity, and the shares of rejects and of films of other patients
         large = sum(self._seen[row] >= MIN_FILMS for _, row in names)
-        alpha = NIGHT_ALPHA / max(1, large * (2 * len(self._histograms) + 2))
+        alpha = NIGHT_ALPHA / max(1, large * (2 * len(self._histograms) + 1 + len(OF_OTHERS)))
         findings = []
         for site, row in names:
             findings += [self._of_quantity(name, site, row, alpha) for name in QUANTITIES]
             findings.append(self._of_rejects(site, row, before.get(site, (0, 0)), alpha))
-            findings.append(self._of_unfamiliar(site, row, alpha))
+            findings += [self._of_others(name, site, row, alpha) for name in OF_OTHERS]
         return findings
 
     def _rows_of(self, sites: pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -265,23 +276,28 @@ class DriftTally:
             site=site, quantity=REJECT_SHARE, n=n, psi=None, ks=None, level=level, note=note, share=round(share, 6)
         )
 
-    def _of_unfamiliar(self, site: str | None, row: int, alpha: float) -> DriftFinding:
-        """Tonight's share of unfamiliar films against the share that may be among films of the model's own patients."""
+    def _of_others(self, name: str, site: str | None, row: int, alpha: float) -> DriftFinding:
+        """Tonight's share of unfamiliar films, or of those outside the intended use.
+
+        Compared with the share of the model's own kind of films that may be unfamiliar. Of films outside there may be
+        as many: hardly any archive is free of them.
+        """
         from scipy.special import bdtrc  # noqa: PLC0415 (only a run that has scores needs it)
 
-        n, found = int(self._read[row]), int(self._unfamiliar[row])
+        found = int(self._others[name][row])
+        n = int(self._scored[row]) + found
         share = found / n if n else None
         if share is None or n < LEAST_READ:
-            return _too_few(UNFAMILIAR_SHARE, site, n, f"{n} films: fewer than {LEAST_READ} are not judged", share)
+            return _too_few(name, site, n, f"{n} films: fewer than {LEAST_READ} are not judged", share)
         effect = 2 * math.asin(math.sqrt(share)) - 2 * math.asin(math.sqrt(REFUSED))
         level = _level(effect, SHARE_LEVELS, found > 0 and bdtrc(found - 1, n, REFUSED) < alpha)
         note = ""
         if level != "ok":
-            of_them = f"{100 * share:.0f} % of {n} films are unfamiliar to the model"
+            of_them = f"{100 * share:.0f} % of {n} films {_OTHERS_ARE[name]}"
             usual = f"{100 * REFUSED:.0f} % at most would be of films like those it learned from"
             note = f"{NOT_THESE}: {of_them}" if share >= MOST else f"{of_them}; {usual}"
         return DriftFinding(
-            site=site, quantity=UNFAMILIAR_SHARE, n=n, psi=None, ks=None, level=level, note=note, share=round(share, 6)
+            site=site, quantity=name, n=n, psi=None, ks=None, level=level, note=note, share=round(share, 6)
         )
 
 
@@ -290,7 +306,7 @@ def others_than_the_models(findings: Sequence[DriftFinding]) -> list[DriftFindin
     return [
         finding
         for finding in findings
-        if finding.quantity == UNFAMILIAR_SHARE and finding.level == "alarm" and (finding.share or 0) >= MOST
+        if finding.quantity in OF_OTHERS and finding.level == "alarm" and (finding.share or 0) >= MOST
     ]
 
 

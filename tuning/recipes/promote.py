@@ -25,6 +25,7 @@ from models.engines.engine import EngineError
 from models.engines.export import export_graph
 from models.engines.machine import choose_device, this_machine
 from models.films import Films, choose_films
+from models.intended_use import ANY, IntendedUse, combined
 from models.networks.classifier import ScanClassifier, copy_on, in_batches, trained_classifier
 from models.networks.familiarity import Familiarity, fit_familiarity
 from models.networks.zoo import has_features
@@ -35,6 +36,7 @@ from models.statistics.fingerprint import fingerprint
 from models.statistics.operating_points import Promise, operating_points
 from models.statistics.robustness import Copies, join_copies, robustness, score_copies
 from pipelines.bundles import fetch_bundle, publish_bundle
+from tuning.recipes.intended import seen_in
 from tuning.recipes.selection import Score
 from tuning.training.films import TrainingFilms
 from tuning.training.loop import Fitted
@@ -77,6 +79,7 @@ def promote(
     selection: Mapping[str, Any] | None = None,
     calibrate: CalibrationMethod | None = None,
     held_out: Sequence[HeldOut] = (),
+    intended_use: IntendedUse = ANY,
     show_films: bool = True,
 ) -> Bundle:
     """Publish a trained model at a URI and return the bundle as fetched back from there, verified.
@@ -86,6 +89,7 @@ def promote(
     was chosen among others by these films, goes into the evaluation; `tuning/study/optimism.py` describes it.
     `calibrate` is a recipe's. `held_out` are the models whose predictions `fitted.val_logits` are, with their films, in
     the order of `films.val`, where `fitted` itself learned from these films; `films.val` alone are its own.
+    `intended_use` is what a person states of it; the rest is what the training films show.
     `show_films` puts a few validation films, which are patients' images, into the bundle with the model's maps.
     """
     keep_memory()
@@ -122,7 +126,11 @@ def promote(
             state_dict=fitted.state_dict,
             calibration=calibration,
             evaluation={"val": entry},
-            lineage={**_recorded(fitted, films), **lineage},
+            lineage={
+                **_recorded(fitted, films),
+                "intended_use": combined(intended_use, seen_in(films.train)).to_json(),
+                **lineage,
+            },
             familiarity=classifier.familiarity,
             graph=graph,
         )

@@ -16,6 +16,8 @@
                                  folder), `imagenet` for those timm publishes, or "needed" if the recipe makes no
                                  sense from random weights, so that the caller must name them
     classes = ["NORMAL", "BACTERIA", "VIRUS"]   to distinguish kinds of pneumonia; by default NORMAL and PNEUMONIA
+    intended_use = { age_years = [1, 5], countries = ["CN"] }   whose films its models are for, where the training films
+                                 do not tell (models/intended_use.py has the names)
     folds = "blocks:5"           train a model without each of so many folds, calibrate and judge on what these say of
                                  the films held out, and keep them as one (tuning/recipes/fold_models.py)
     [parameters]                 of the architecture
@@ -35,6 +37,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from models.errors import InputError
+from models.intended_use import ANY, IntendedUse, state
 from models.messages import did_you_mean
 from models.spec import CALIBRATION_METHODS, CalibrationMethod, ModelSpec, Normalise, Scalar
 from pipelines.ingest.dataset_info import DatasetInfo
@@ -72,6 +75,8 @@ class Recipe:
     """URI or path of pretrained weights, `imagenet` for those timm publishes, or `needed`: the caller must say."""
     classes: tuple[str, ...] = ("NORMAL", "PNEUMONIA")
     """The classes; kinds of disease are named after the catalogue's subtypes: NORMAL, BACTERIA, VIRUS."""
+    intended_use: IntendedUse = ANY
+    """What a person states of it; the rest is what the training films show."""
     folds: Folds | None = None
     """Folds that each have a model of their own, of which one is made; None: one model, judged on the split val."""
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
@@ -162,6 +167,9 @@ def to_toml(recipe: Recipe) -> str:
     are written: a recipe has no hidden layer, and the seed is that of the training.
     """
     values = {name: value for name, value in asdict(recipe).items() if value is not None}
+    values["intended_use"] = {name: limit for name, limit in recipe.intended_use.to_json().items() if name != "stated"}
+    if not values["intended_use"]:
+        del values["intended_use"]
     if recipe.folds is not None:
         values["folds"] = str(recipe.folds)
     training = {name: value for name, value in values.pop("training").items() if value is not None}
@@ -185,6 +193,8 @@ def _parsed(table: dict[str, Any]) -> Recipe:
     if head and table.get("learn") != "head" and not table.get("head_first"):
         raise InputError('[head] is for recipes with learn = "head" or head_first = true')
     table["classes"] = tuple(table.get("classes", Recipe.classes))
+    if "intended_use" in table:
+        table["intended_use"] = state(table["intended_use"])
     if "folds" in table:
         table["folds"] = parse_folds(str(table["folds"]))
     return Recipe(**table, training=TrainSettings(**training), head=HeadSettings(**head))

@@ -80,6 +80,7 @@ def train(dataset: str, out: str, recipe: Recipe, *, show_films: bool = True) ->
             lineage=lineage,
             calibrate=recipe.calibrate,
             held_out=together.held_out if together else (),
+            intended_use=recipe.intended_use,
             show_films=show_films,
         )
     if together:

@@ -134,6 +134,7 @@ def _conclude(
         train=films.train,
         val=films.val,
         select=settings.select,
+        intended_use=settings.intended_use,
         show_films=settings.show_films,
         optimism=findings.selection,
     )

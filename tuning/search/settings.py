@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from models.errors import InputError
+from models.intended_use import ANY, IntendedUse
 from tuning.recipes.choices import SELECTS, Select
 from tuning.training.objectives import LOG_SCORE, parse_objectives
 from tuning.training.settings import TrainSettings
@@ -74,6 +75,8 @@ class SearchSettings:
     repeats exactly only with one trial at a time."""
     select: Select = "auc"
     """Which trial becomes the model: the best on the validation films (`auc`), or the most `robust` of the few best."""
+    intended_use: IntendedUse = ANY
+    """What a person states of the model's intended use; the rest is what the training films show."""
     show_films: bool = True
     """Put a few validation films, which are patients' images, and the model's maps of them into the winner's bundle."""
     resume: bool = False

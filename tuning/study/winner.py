@@ -10,6 +10,7 @@ import torch
 from models.bundle import Bundle
 from models.errors import BundleError, RayscanError
 from models.films import Films
+from models.intended_use import ANY, IntendedUse
 from models.networks.classifier import in_batches, trained_classifier
 from models.statistics.calibration import UNCALIBRATED
 from pipelines.bundles import fetch_bundle
@@ -40,13 +41,15 @@ def promote_best(
     train: Films,
     val: Films,
     select: Select = "auc",
+    intended_use: IntendedUse = ANY,
     show_films: bool = True,
     optimism: Optimism | None = None,
 ) -> tuple[TrialRecord, Bundle]:
     """Make the bundle of the best trial at STUDY/best, from the weights its best epoch left.
 
     `select` "robust" takes, of the few best, the one that is best on perturbed copies of the films; see
-    `tuning/recipes/selection.py`. `show_films` is that of `tuning.recipes.promote.promote`. `optimism` of the choice
+    `tuning/recipes/selection.py`. `intended_use` and `show_films` are those of
+    `tuning.recipes.promote.promote`. `optimism` of the choice
     goes into the bundle's lineage and evaluation.
 
     Its figures are computed anew from those weights, not taken from the table. A bundle of that trial that is there
@@ -77,6 +80,7 @@ def promote_best(
         out=store.uri(BEST),
         lineage=lineage,
         selection=choice,
+        intended_use=intended_use,
         show_films=show_films,
     )
     return record, bundle

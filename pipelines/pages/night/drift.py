@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipelines.table.drift import LEVELS, REJECT_SHARE, UNFAMILIAR_SHARE, DriftFinding, Level, worst_level
+from pipelines.table.drift import (
+    LEVELS,
+    OUTSIDE_SHARE,
+    REJECT_SHARE,
+    UNFAMILIAR_SHARE,
+    DriftFinding,
+    Level,
+    worst_level,
+)
 
 SITES_SHOWN: Final = 20
 
@@ -15,6 +23,7 @@ QUANTITY_NAMES: Final = {
     "ood_score": ("Distance", "from the training films"),
     REJECT_SHARE: ("Reject rate", "rejected or unreadable"),
     UNFAMILIAR_SHARE: ("Unfamiliar", "unlike the films the model learned from"),
+    OUTSIDE_SHARE: ("Outside its use", "by the header not of those the model was made for"),
 }
 LEVEL_NAMES: Final[dict[Level, str]] = {"too_few": "too few", "ok": "ok", "warn": "warning", "alarm": "ALARM"}
 

@@ -29,6 +29,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.FOR_PROCESSING: "Raw detector data, which no reader is shown. The film for presentation lies beside it.",
     Reason.NOT_CHEST: "Another body part, by its header or its image. Nothing to do in a mixed archive.",
     Reason.NOT_FRONTAL: "A lateral or oblique view; the model knows frontal films only. Nothing to do.",
+    Reason.OUTSIDE_INTENDED_USE: "Of patients or views this model was not made for, by its header. Have it read.",
     Reason.BLANK: "Almost a single grey level. Have someone check whether the exposure failed.",
     Reason.INVERTED: "Inverted: bone is dark. Export it with the correct photometric interpretation, then run again.",
     Reason.ROTATED: "The image is rotated. Rotate it at its source; the next run scores it.",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.intended_use import IntendedUse
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.decoding.film import ReadSettings, read_film
@@ -32,6 +33,24 @@ def test_pixels_tell_what_a_silent_header_does_not(tmp_path: Path) -> None:
         told[reason] = read_film(store.uri("scan"), scan.etag, scan.size, settings)
     assert {reason: film.reason for reason, film in told.items()} == {reason: reason for reason in shown}
     assert {reason for reason, film in told.items() if film.pixels is not None} == {None}
+
+
+def test_a_scan_of_others_than_the_models_patients_is_not_decoded(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    film, _ = draw_film(np.random.default_rng(2), opacity=False, size=200)
+    store.put("scan", dicom_bytes(film, view="AP"))
+    scan = store.head("scan")
+    told = {}
+    for views in (("PA",), ("AP",), ()):
+        use = IntendedUse(views=views)
+        settings = ReadSettings(preprocessing=Preprocessing(size=128), intended_use=use)
+        read = read_film(store.uri("scan"), scan.etag, scan.size, settings)
+        told[views] = (read.reason, read.detail, read.pixels is None, read.columns.view)
+    assert told == {
+        ("PA",): (Reason.OUTSIDE_INTENDED_USE, "views", True, "AP"),
+        ("AP",): (None, "", False, "AP"),
+        (): (None, "", False, "AP"),
+    }
 
 
 @pytest.mark.parametrize("how", [{"harmonise": 1.2}, {"fit": "crop"}, {"fit": "letterbox"}], ids=str)

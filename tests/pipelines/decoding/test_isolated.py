@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
+from models.intended_use import IntendedUse
 from models.spec import Preprocessing
 from pipelines.contracts import Reason
 from pipelines.decoding.film import FilmResult, ReadSettings, read_film
@@ -20,7 +21,9 @@ from pipelines.storage import open_store
 from tests.deadly import DEADLY, deadly_environment
 
 SMALL = ReadSettings(
-    preprocessing=Preprocessing(size=64), provenance=Provenance(site="north", secret="long enough to be one")
+    preprocessing=Preprocessing(size=64),
+    intended_use=IntendedUse(views=("PA",)),
+    provenance=Provenance(site="north", secret="long enough to be one"),
 )
 FILM = np.random.default_rng(0).integers(0, 255, (90, 80), dtype=np.uint8)
 Scan = tuple[str, str, int]
@@ -51,7 +54,9 @@ def comparable(film: FilmResult) -> dict[str, object]:
     return {**values, "film": None if film.pixels is None else film.pixels.tolist()}
 
 
-@pytest.mark.parametrize("data", [encode(FILM, "jpeg"), encode(FILM, "png"), dicom_bytes(FILM, view="LL")])
+@pytest.mark.parametrize(
+    "data", [encode(FILM, "jpeg"), encode(FILM, "png"), dicom_bytes(FILM, view="LL"), dicom_bytes(FILM, view="AP")]
+)
 def test_a_film_is_read_as_it_is_in_place(
     isolated: IsolatedReader, stored: Callable[[bytes], Scan], data: bytes
 ) -> None:

@@ -19,6 +19,7 @@ import pytest
 from models.bundle import Bundle, load_bundle
 from models.engines.choice import Engine, load_engine
 from models.engines.engine import Inference
+from models.intended_use import IntendedUse
 from models.statistics.calibration import Calibration
 from pipelines.contracts import PART, PLAN, STATUS_OF_REASON, Reason, Status
 from pipelines.decoding import film as film_module
@@ -66,7 +67,7 @@ def reader(model: Bundle) -> FilmReader:
 
 
 def reads(model: Bundle) -> ReadSettings:
-    return ReadSettings(preprocessing=model.spec.preprocessing)
+    return ReadSettings(preprocessing=model.spec.preprocessing, intended_use=IntendedUse(modalities=("DX",)))
 
 
 def listed(store: Store) -> pa.Table:
@@ -149,6 +150,20 @@ def test_a_film_beyond_the_limit_has_its_distance_and_no_probability(archive: St
     assert [v.classes is None for v in verdicts] == [False, True, False, True]
 
 
+def test_an_unfamiliar_film_may_keep_its_probability_for_research(plan: Plan, archive: Store, model: Bundle) -> None:
+    def engine(pixels: npt.NDArray[np.uint8]) -> Inference:
+        return Inference(np.full((len(pixels), 2), 0.5, np.float32), np.full(len(pixels), 9.0, np.float32))
+
+    films = [FilmResult(pixels=np.zeros((32, 32), np.uint8)), FilmResult(reason=Reason.BLANK)]
+    _, verdicts, _ = infer(films, engine, 2, limit=1, score_unfamiliar=True)  # type: ignore[arg-type]
+    rows = to_scores(listed(archive)[:2], verdicts, plan, 0, model.calibration).to_pylist()
+    names = ("status", "reason", "probability", "prediction", "operating_point")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("rejected", "unfamiliar", 0.5, None, None),
+        ("rejected", "blank", None, None, None),
+    ]
+
+
 def test_no_scans_are_no_rows(archive: Store, model: Bundle, engine: Engine, reader: FilmReader) -> None:
     assert infer(reader.read(listed(archive)[:0]), engine, 8) == ([], [], 0.0)
 
@@ -206,6 +221,7 @@ class TestReasons:
             Reason.NOT_XRAY: dicom_bytes(PIXELS, modality="CT"),
             Reason.NOT_CHEST: dicom_bytes(PIXELS, body_part="HIP"),
             Reason.NOT_FRONTAL: dicom_bytes(PIXELS, view="LL"),
+            Reason.OUTSIDE_INTENDED_USE: dicom_bytes(PIXELS, modality="CR"),
             Reason.BLANK: damaged["blank.png"],
             Reason.VANISHED: good,
             Reason.CHANGED: good,

@@ -21,6 +21,7 @@ from pipelines.table.drift import (
     MIN_FILMS,
     NOT_THESE,
     OTHER_SITES,
+    OUTSIDE_SHARE,
     REJECT_SHARE,
     SITES,
     UNFAMILIAR_SHARE,
@@ -264,7 +265,12 @@ class TestTally:
         tally = DriftTally(fingerprint_of(films(100, seed=1)))
         tally.add(part(films(0, seed=2), []))
         findings = tally.findings()
-        assert [finding.quantity for finding in findings] == [*QUANTITIES, REJECT_SHARE, UNFAMILIAR_SHARE]
+        assert [finding.quantity for finding in findings] == [
+            *QUANTITIES,
+            REJECT_SHARE,
+            UNFAMILIAR_SHARE,
+            OUTSIDE_SHARE,
+        ]
         assert {(finding.level, finding.n) for finding in findings} == {("too_few", 0)}
 
     def test_findings_survive_json(self) -> None:
@@ -276,10 +282,12 @@ class TestTally:
 
 
 class TestUnfamiliar:
-    def findings(self, unfamiliar: int, n: int, sites: Sequence[str]) -> dict[tuple[str | None, str], DriftFinding]:
+    def findings(
+        self, unfamiliar: int, n: int, sites: Sequence[str], reason: str = "unfamiliar"
+    ) -> dict[tuple[str | None, str], DriftFinding]:
         tally = DriftTally(None)
         statuses = ["rejected"] * unfamiliar + ["scored"] * (n - unfamiliar) + ["rejected", "unreadable", "failed"]
-        reasons = ["unfamiliar"] * unfamiliar + [None] * (n - unfamiliar) + ["blank", "truncated", "worker_lost"]
+        reasons = [reason] * unfamiliar + [None] * (n - unfamiliar) + ["blank", "truncated", "worker_lost"]
         table = part(films(n + 3, seed=2), [*sites, "north", "north", "north"], statuses)
         tally.add(table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string())))
         return by_key(tally.findings())
@@ -300,6 +308,15 @@ class TestUnfamiliar:
         assert others[0].note == f"{NOT_THESE}: 50 % of 120 films are unfamiliar to the model"
         assert found["north", UNFAMILIAR_SHARE].level == "ok"
         assert others_than_the_models(list(self.findings(30, 100, ["north"] * 100).values())) == []
+
+    def test_films_outside_the_intended_use_are_other_patients_too(self) -> None:
+        found = self.findings(90, 120, ["south"] * 60 + ["north"] * 60, reason="outside_intended_use")
+        assert (found[None, UNFAMILIAR_SHARE].level, found[None, UNFAMILIAR_SHARE].n) == ("ok", 30)
+        others = others_than_the_models(list(found.values()))
+        assert [(finding.site, finding.quantity) for finding in others] == [
+            (None, OUTSIDE_SHARE), ("north", OUTSIDE_SHARE), ("south", OUTSIDE_SHARE),
+        ]  # fmt: skip
+        assert others[0].note == f"{NOT_THESE}: 75 % of 120 films are outside its intended use by their headers"
 
 
 class TestRejects:

@@ -12,6 +12,7 @@ from models.bundle import load_bundle
 from models.engines.choice import load_engine
 from models.engines.machine import this_machine
 from models.films import Films
+from models.intended_use import IntendedUse, state
 from models.spec import Preprocessing
 from models.statistics.metrics import auc
 from pipelines.ingest.dataset import DatasetInfo
@@ -32,9 +33,10 @@ SETTINGS = TrainSettings(epochs=4, batch_size=16, learning_rate=1e-2, augment=0.
 def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) -> None:
     out = str(tmp_path / "bundle")
     fitted = fit(small_spec(model), TRAIN, VAL, SETTINGS)
-    bundle = promote(fitted, FILMS, out, lineage={"trial": 7})
+    bundle = promote(fitted, FILMS, out, lineage={"trial": 7}, intended_use=state({"age_years": [1, 5]}))
 
     assert load_bundle(Path(out)).model_id == bundle.model_id
+    assert bundle.intended_use == IntendedUse(age_years=(1, 5), stated=("age_years",))
     engine = load_engine(bundle, device="cpu", precision="fp32")
     probability, distance = engine(VAL.pixels)
     probability = probability[:, 1]
@@ -66,6 +68,7 @@ def test_promoted_bundle_scores_as_it_was_validated(tmp_path: Path, model: str) 
         assert 0.3 < np.median(distance) < 3, "films like the training films lie about 1 away"
     card = (bundle.folder / "card.html").read_text()
     assert "openvino-fp32-cpu" in card
+    assert "1 to 5 years (stated)" in card
     assert card.count("<img") == (0 if model == "majority" else 2 * len(bundle.evaluation["val"]["samples"]["films"]))
 
     lineage = bundle.lineage
