@@ -105,6 +105,7 @@ def _train_together(config: dict[str, Any]) -> None:
             resume=earlier,
             workers=workers,
         )
+        progress.settle()
     except StorageError:
         raise
     except RayscanError as error:

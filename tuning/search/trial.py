@@ -4,9 +4,10 @@ A plain function and not a TorchTrainer: with reused actors a trial starts withi
 trainer takes 6 to 14 s to start its controller and worker. Trials of several workers use one:
 `tuning/search/group_trial.py`.
 
-After each epoch the trial puts its whole state into the study. Whatever ends its process (the driver is killed, its
-node is taken away), it continues from there, and ends with the same weights as if nothing had happened. A process that
-lives on after it was given up can only put states of the same training.
+After each epoch the trial puts its whole state into the study, while the next epoch trains. Whatever ends its process
+(the driver is killed, its node is taken away), it continues from the last state that is there, and ends with the same
+weights as if nothing had happened. A process that lives on after it was given up can only put states of the same
+training.
 """
 
 import json
@@ -14,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -155,19 +157,31 @@ class Progress:
         self.writes = writes
         self.began = time.perf_counter() - (earlier.facts["seconds"] if earlier else 0.0)
         self.latency: dict[str, float] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[None] | None = None
         self.history: list[dict[str, Any]] = list(earlier.facts["history"]) if earlier else []
 
     def epoch(self, report: EpochReport, state: EpochState) -> bool:
-        """Put weights and logits if they are the best yet, then the whole state; then report, which may not return."""
+        """Put weights and logits if they are the best yet, and begin to put the whole state; then report.
+
+        The report may not return. Raises what putting the state of the epoch before raised.
+        """
         earlier = [_quality(epoch) for epoch in self.history]
         self.history.append(asdict(report))
         if self.writes:
             if _quality(self.history[-1]) > max(earlier, default=(-math.inf, -math.inf)):
                 save_weights(self.job.study, self.trial_id, state())
                 save_logits(self.job.study, self.trial_id, state.best_logits)
-            save_checkpoint(self.job.study, self.trial_id, state.checkpoint())
+            self.settle()
+            checkpoint = state.checkpoint()
+            self._written = self._writer.submit(save_checkpoint, self.job.study, self.trial_id, checkpoint)
         self.report(finished=len(self.history) >= self.job.epochs)
         return True
+
+    def settle(self) -> None:
+        """Wait until the last state is stored. Raises what putting it raised."""
+        if self._written is not None:
+            self._written.result()
 
     def report(self, *, finished: bool, error: str | None = None) -> None:
         """Report everything the study's row needs, so that the driver has to remember only the last report."""
@@ -221,6 +235,7 @@ def run_trial(config: dict[str, Any], *, films: TrainingFilms, job: TrialJob) ->
             fit(
                 plan.spec, films.train, films.val, plan.training, on_epoch=progress.epoch, weights=start, resume=earlier
             )
+            progress.settle()
     except StorageError:
         raise
     except RayscanError as error:

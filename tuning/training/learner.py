@@ -10,8 +10,8 @@ Where the first layers never learn and no film is changed, those layers run once
 (`tuning/training/stem.py`).
 
 An epoch on a GPU waits for it once, at its end, when its losses are read: a loss that is read at each step keeps the
-GPU idle until the next step's work arrives. So divergence is told at the end of the epoch. (Augmentation still waits
-where it looks which films an operation has drawn.)
+GPU idle until the next step's work arrives. So divergence is told at the end of the epoch, and augmentation draws on
+the host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,8 @@ class Learner:
         self.average = Average(self.network, settings.ema) if settings.ema and self.learns else None
         self.optimiser = make_optimiser(self.groups, settings) if self.learns else None
         self.augment = Augment(settings.augmentation)
-        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.grain = torch.Generator(device).manual_seed(settings.seed) if device.type == "cuda" else self.generator
         balanced = settings.class_weighting == "balanced"
         self.class_weights = class_weights(self.labels, len(spec.classes)) if balanced else None
         self.stem: Stem | None = None
@@ -122,6 +123,7 @@ class Learner:
             seed = np.random.SeedSequence((self.settings.seed, epoch, self.workers.rank)).generate_state(1).item()
             torch.manual_seed(seed)
             self.generator.manual_seed(seed)
+            self.grain.manual_seed(seed)
         if self.learns:
             freeze(self.groups, self.settings, epoch)
         own = [self.workers.share(index) for index in films_of_epoch(self.settings, self.train_labels, epoch)]
@@ -178,16 +180,16 @@ class Learner:
             self.average.updates = int(checkpoint.facts["averaged_steps"])
         states = checkpoint.part("generator")
         torch.set_rng_state(states["torch"])
+        self.generator.set_state(states["augment"])
         # the states of generators on different kinds of devices do not fit each other
-        if checkpoint.facts["device"] == self.device.type:
-            self.generator.set_state(states["augment"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(states["cuda"], self.device)
+        if self.device.type == "cuda" == checkpoint.facts["device"]:
+            self.grain.set_state(states["grain"])
+            torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def _generators(self) -> dict[str, Tensor]:
         states = {"torch": torch.get_rng_state(), "augment": self.generator.get_state()}
         if self.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
+            states |= {"grain": self.grain.get_state(), "cuda": torch.cuda.get_rng_state(self.device)}
         return states
 
     def _step(self, epoch: int, step: int, index: Indices, here: Tensor) -> Tensor:
@@ -211,7 +213,7 @@ class Learner:
         labels = self.labels[here]
         if self.stem is not None:
             return self.stem.train[here.to(self.stem.train.device)].to(self.device), labels
-        films = self.augment(self.train.take(index, here), self.generator)
+        films = self.augment(self.train.take(index, here), self.generator, self.grain)
         if not (self.settings.mixup or self.settings.cutmix):
             return films, labels
         return mix(

@@ -5,8 +5,8 @@ the last. What happens within an epoch is in `tuning/training/learner.py`.
 
 All randomness comes from the seed: the order of films and their mixing from the number of the epoch and step, and
 augmentation and dropout from generators whose state a `Checkpoint` keeps. When several workers train together, that is
-the first one's state; the others seed theirs anew for each epoch. On a GPU augmentation and dropout draw from its own
-generators, so they are others than on a CPU.
+the first one's state; the others seed theirs anew for each epoch. On a GPU noise and dropout draw from its own
+generators, so they are others than on a CPU; all else that augmentation draws is the same.
 """
 
 import contextlib

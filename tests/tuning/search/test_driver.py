@@ -154,6 +154,7 @@ def as_killed_after_its_first_epoch(store: Store, number: int, dataset: str) -> 
     progress = Progress(job, record.trial_id, None, lambda report: None)
     plan = plan_of(record.parameters, job)
     fit(plan.spec, train, val, plan.training, on_epoch=lambda report, state: not progress.epoch(report, state))
+    progress.settle()
     return record
 
 

@@ -50,6 +50,20 @@ def smooth_films(count: int, size: int, seed: int = 0) -> torch.Tensor:
     return (films + torch.from_numpy(rng.normal(0, 2, films.shape))).clamp(0, 255).to(torch.uint8).squeeze(1)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Augmentation(operations=len(OPERATIONS), magnitude=1, flip=0.5),
+        Augmentation(strength=1, blur=0.5, cutout=0.5, elastic=0.5, jpeg=0.5, shrink=0.5),
+    ],
+)
+def test_nothing_is_asked_of_the_device_that_the_films_are_on(recipe: Augmentation) -> None:
+    """Films of the device `meta` have no values, so whatever depended on one would raise: on a GPU it would wait."""
+    films = torch.empty(16, 48, 48, dtype=torch.uint8, device="meta")
+    augmented = Augment(recipe)(films, generator(5), None)
+    assert (augmented.device.type, augmented.shape, augmented.dtype) == ("meta", films.shape, torch.uint8)
+
+
 def test_strength_zero_changes_nothing() -> None:
     assert torch.equal(Augment(0)(FILMS, generator()), FILMS)
 

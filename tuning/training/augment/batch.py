@@ -24,11 +24,12 @@ class Augment(nn.Module):
         self.settings = settings if isinstance(settings, Augmentation) else Augmentation(strength=settings)
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
-        """A changed copy; the generator must be on the pixels' device."""
+    def forward(self, pixels: Tensor, generator: Generator | None = None, grain: Generator | None = None) -> Tensor:
+        """A changed copy; the generators are those of `draw`."""
         if not self.settings.acts:
             return pixels
-        return self.change(pixels, draw(self.settings, pixels.shape, device=pixels.device, generator=generator))
+        drawn = draw(self.settings, pixels.shape, device=pixels.device, generator=generator, grain=grain)
+        return self.change(pixels, drawn)
 
     @torch.no_grad()
     def change(self, pixels: Tensor, draws: Draws) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tuning.training.augment.draws import Draws
+from tuning.training.augment.draws import Draws, beside
 
 LUMINANCE: Final = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -38,12 +38,13 @@ def jpeg(films: Tensor, draws: Draws) -> Tensor:
         return films
     height, width = films.shape[-2:]
     down, across = math.ceil(height / 8), math.ceil(width / 8)
+    steps = beside(quantisation(draws.quality[rows])[:, None], films)
+    rows = beside(rows, films)
     levels = functional.pad(
         (films[rows] * 255).round() - 128, [0, across * 8 - width, 0, down * 8 - height], "replicate"
     )
     blocks = levels.view(-1, down, 8, across, 8).transpose(2, 3).reshape(len(rows), down * across, 64)
-    transform = _transform().to(films.device)
-    steps = quantisation(draws.quality[rows])[:, None]
+    transform = _transform(films.device)
     coded = (blocks @ transform.T).div_(steps).round_().mul_(steps)
     decoded = (coded @ transform).view(-1, down, across, 8, 8).transpose(2, 3).reshape(-1, 1, down * 8, across * 8)
     films[rows] = decoded[..., :height, :width].add(128).round_().clamp_(0, 255).div_(255)
@@ -53,17 +54,17 @@ def jpeg(films: Tensor, draws: Draws) -> Tensor:
 def quantisation(quality: Tensor) -> Tensor:
     """Quality float [N], 1 to 100 -> steps [N, 64], scaled as libjpeg's `jpeg_quality_scaling` does."""
     percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)[:, None]
-    table = torch.tensor(LUMINANCE, dtype=torch.float32, device=quality.device).flatten()
+    table = torch.tensor(LUMINANCE, dtype=torch.float32).flatten()
     return ((table * percent + 50) / 100).floor().clamp(1, 255)
 
 
 @cache
-def _transform() -> Tensor:
+def _transform(device: torch.device) -> Tensor:
     """The two-dimensional DCT-II of a block in row order, orthonormal: float32 [64, 64]."""
     place = torch.arange(8, dtype=torch.float64)
     rows = torch.cos((2 * place + 1) * place[:, None] * math.pi / 16) / 2
     rows[0] /= math.sqrt(2)
-    return torch.kron(rows, rows).float()
+    return torch.kron(rows, rows).float().to(device)
 
 
 def shrink(films: Tensor, draws: Draws) -> Tensor:
@@ -76,7 +77,10 @@ def shrink(films: Tensor, draws: Draws) -> Tensor:
     rows = (draws.side < 1).nonzero().squeeze(1)
     if not len(rows):
         return films
-    vertical, horizontal = (_round_trip(sides[rows, axis], length) for axis, length in enumerate((height, width)))
+    vertical, horizontal = (
+        beside(_round_trip(sides[rows, axis], length), films) for axis, length in enumerate((height, width))
+    )
+    rows = beside(rows, films)
     films[rows] = (vertical @ films[rows].squeeze(1) @ horizontal.transpose(1, 2)).unsqueeze(1)
     return films
 
@@ -86,7 +90,7 @@ def _round_trip(sides: Tensor, length: int) -> Tensor:
 
     The weights are those of `torch.nn.functional.interpolate`, bilinear with antialiasing, corners not aligned.
     """
-    whole = torch.arange(length, device=sides.device, dtype=torch.float32)
+    whole = torch.arange(length, dtype=torch.float32)
     most = int(sides.max())
     ratio = (length / sides)[:, None, None]
     # down: the centre of each small pixel in the old line, and around it a triangle as wide as the ratio

@@ -1,4 +1,9 @@
-"""One draw for each film, all before the first pixel changes, so that a plain loop over films can repeat them."""
+"""One draw for each film, all before the first pixel changes, so that a plain loop over films can repeat them.
+
+Draws lie in the host's memory, whatever device the films are on: which films an operation has drawn is then known
+without asking a GPU, which would have to finish all work before it first. Only the grain is drawn where the films are:
+it is as large as they.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +22,7 @@ BEST_QUALITY: Final = 95.0
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """The draws for N films; float32 [N] unless stated otherwise. `Draws.none` changes nothing."""
+    """The draws for N films, on the CPU; float32 [N] unless stated otherwise. `Draws.none` changes nothing."""
 
     mirrored: Tensor
     """bool [N]."""
@@ -44,7 +49,7 @@ class Draws:
     noise: Tensor
     """Standard deviation in shares of the grey range."""
     grain: Tensor
-    """Standard normal [K, 1, H, W], for the K films whose `noise` is above 0."""
+    """Standard normal [K, 1, H, W], for the K films whose `noise` is above 0; on the films' device."""
     cutout: Tensor
     """Side of the square in shares of the film's side; 0 is none."""
     centre: Tensor
@@ -55,32 +60,46 @@ class Draws:
     """Share of the side the film is shrunk to; 1 is none."""
 
     @classmethod
-    def none(cls, count: int, device: torch.device | str = "cpu") -> "Draws":
+    def none(cls, count: int) -> "Draws":
         """Draws that leave N films unchanged."""
-        zero = torch.zeros(count, device=device)
+        zero = torch.zeros(count)
         return cls(
-            mirrored=torch.zeros(count, dtype=torch.bool, device=device),
+            mirrored=torch.zeros(count, dtype=torch.bool),
             **dict.fromkeys(("rotation", "scale", "stretch", "shear", "across", "down"), zero),
             **dict.fromkeys(("gamma", "contrast", "brightness", "blur", "noise", "cutout"), zero),
-            elastic=torch.zeros(count, 2, CONTROL_POINTS, CONTROL_POINTS, device=device),
-            grain=torch.empty(0, 1, 1, 1, device=device),
-            centre=torch.full((count, 2), 0.5, device=device),
-            quality=torch.full((count,), 100.0, device=device),
-            side=torch.ones(count, device=device),
+            elastic=torch.zeros(count, 2, CONTROL_POINTS, CONTROL_POINTS),
+            grain=torch.empty(0, 1, 1, 1),
+            centre=torch.full((count, 2), 0.5),
+            quality=torch.full((count,), 100.0),
+            side=torch.ones(count),
         )
 
 
+def beside(value: Tensor, films: Tensor) -> Tensor:
+    """A copy of drawn values on the films' device; the host does not wait for it."""
+    held = value.pin_memory() if films.device.type == "cuda" else value
+    return held.to(films.device, non_blocking=True)
+
+
 def draw(
-    settings: Augmentation, shape: torch.Size, *, device: torch.device, generator: Generator | None = None
+    settings: Augmentation,
+    shape: torch.Size,
+    *,
+    device: torch.device,
+    generator: Generator | None = None,
+    grain: Generator | None = None,
 ) -> Draws:
-    """Draw for films of shape [N, H, W], each by itself. The same generator state gives the same draws."""
+    """Draw for films of shape [N, H, W] on a device, each by itself. The same states of generators, the same draws.
+
+    `generator` is one of the CPU; `grain` one of the films' device, and by default the same.
+    """
     count, height, width = shape
 
     def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator, device=device)
+        return low + (high - low) * torch.rand(count, generator=generator)
 
     strengths = _strengths(settings, uniform)
-    still = torch.zeros(count, device=device)
+    still = torch.zeros(count)
 
     def amount(operation: str, *, low: float = -1.0) -> Tensor:
         """A uniform draw of [low, 1] times the film's strength of the operation."""
@@ -108,14 +127,14 @@ def draw(
         "grain": still.new_empty(0, 1, 1, 1),
     }
     if "cutout" in strengths:
-        drawn["centre"] = torch.rand(count, 2, generator=generator, device=device)
+        drawn["centre"] = torch.rand(count, 2, generator=generator)
     if "elastic" in strengths:
         drawn["elastic"].normal_(generator=generator)
         drawn["elastic"] *= (amount("elastic", low=0) * REACH.elastic)[:, None, None, None]
     if "noise" in strengths:
         # only for the films that get it: a normal draw for each pixel is a fifth of the cost of augmentation
         noisy = int((drawn["noise"] > 0).sum())
-        drawn["grain"] = still.new_empty(noisy, 1, height, width).normal_(generator=generator)
+        drawn["grain"] = torch.empty(noisy, 1, height, width, device=device).normal_(generator=grain or generator)
     return Draws(**drawn)
 
 

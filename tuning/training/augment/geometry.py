@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tuning.training.augment.draws import Draws
+from tuning.training.augment.draws import Draws, beside
 
 
 def move(films: Tensor, draws: Draws) -> Tensor:
@@ -19,20 +19,23 @@ def move(films: Tensor, draws: Draws) -> Tensor:
     if not moved.any():
         return films
     height, width = films.shape[-2:]
-    grid = _affine(draws, height, width)
+    grid = _affine(draws, films)
     if bent.any():
         rows = bent.nonzero().squeeze(1)
-        grid[rows] += _bend(draws.elastic[rows], height, width)
+        grid[beside(rows, films)] += _bend(beside(draws.elastic[rows], films), height, width)
     if draws.mirrored.any():
-        grid[..., 0] *= torch.where(draws.mirrored, -1.0, 1.0)[:, None, None]
+        grid[..., 0] *= beside(torch.where(draws.mirrored, -1.0, 1.0), films)[:, None, None]
     sampled = functional.grid_sample(films, grid, align_corners=False)
-    return sampled if moved.all() else torch.where(moved[:, None, None, None], sampled, films)
+    return sampled if moved.all() else torch.where(beside(moved, films)[:, None, None, None], sampled, films)
 
 
-def _affine(draws: Draws, height: int, width: int) -> Tensor:
+def _affine(draws: Draws, films: Tensor) -> Tensor:
     """Position in the old film of each pixel of the new one [N, H, W, 2]; -1 and 1 are the outer edges of pixels."""
-    factor = torch.exp(draws.scale)
-    cos, sin = torch.cos(draws.rotation) * factor, torch.sin(draws.rotation) * factor
+    height, width = films.shape[-2:]
+    names = ("scale", "rotation", "stretch", "shear", "across", "down")
+    scale, rotation, stretch, shear, right, below = beside(torch.stack([getattr(draws, name) for name in names]), films)
+    factor = torch.exp(scale)
+    cos, sin = torch.cos(rotation) * factor, torch.sin(rotation) * factor
 
     def along(length: int) -> Tensor:
         return (2 * torch.arange(length, device=factor.device) + 1) / length - 1
@@ -44,9 +47,9 @@ def _affine(draws: Draws, height: int, width: int) -> Tensor:
     # takes a third of the time of torch's affine_grid, which multiplies matrices
     grid = factor.new_empty(len(factor), height, width, 2)
     # the old film is read over less of its width and more of its height, so that the new one is wider
-    narrow, high = torch.exp(-draws.stretch / 2), torch.exp(draws.stretch / 2)
-    torch.add(*plane(cos * narrow, (draws.shear - sin) * narrow, draws.across), out=grid[..., 0])
-    torch.add(*plane((sin + draws.shear) * high, cos * high, draws.down), out=grid[..., 1])
+    narrow, high = torch.exp(-stretch / 2), torch.exp(stretch / 2)
+    torch.add(*plane(cos * narrow, (shear - sin) * narrow, right), out=grid[..., 0])
+    torch.add(*plane((sin + shear) * high, cos * high, below), out=grid[..., 1])
     return grid
 
 
