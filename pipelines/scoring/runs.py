@@ -235,6 +235,7 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
     telemetry.set_drift(findings, model=plan.model_id)
     record = RunRecord(
         **{name: getattr(plan, name) for name in _SHARED},
+        model=job.bundle.name,
         threshold=job.bundle.calibration.operating_points[plan.operating_point],
         counts=dict(account.counts),
         reasons=dict(account.reasons),

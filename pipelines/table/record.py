@@ -20,6 +20,8 @@ class RunRecord:
 
     run_id: str
     model_id: str
+    model: str
+    """What people call it: `models.bundle.Bundle.name`."""
     bundle: str
     operating_point: str
     threshold: float
@@ -101,7 +103,7 @@ class RunRecord:
 
 
 _SHORT: Final = (
-    "run_id", "model_id", "source", "listed", "planned", "given_up", "removed", "ignored", "counts", "reasons",
+    "run_id", "model", "model_id", "source", "listed", "planned", "given_up", "removed", "ignored", "counts", "reasons",
     "resumed_shards", "lost_workers", "seconds", "scans_per_second", "layout", "operating_point", "threshold",
 )  # fmt: skip
 

@@ -62,6 +62,7 @@ def night_page(uri: str, thumbnails: int = 0) -> str:
         **_of_drift(record),
         **_of_worklist(figures, record, thumbnails),
         **_of_table(figures),
+        model=record.get("model"),
         facts=_facts(record, figures.run, role_of(read_entries(store), figures.run["model_id"])),
     )
 
