@@ -14,7 +14,7 @@ from cluster.commands import add_verb
 from cluster.source import THREADS
 from cluster.verbs.data import audit, catalog, demo, prepare
 from cluster.verbs.erasure import erase
-from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
+from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit, wait
 from cluster.verbs.registry import models, promote, rollback
 from cluster.verbs.scores import compact, history, query, report, score
 from cluster.verbs.search import tune
@@ -43,6 +43,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     submit,
     jobs,
     logs,
+    wait,
     stop,
     doctor,
     dashboard,

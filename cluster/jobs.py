@@ -17,16 +17,18 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cluster import source
+from cluster.job_files import send
 from cluster.preflight import listens
 from cluster.session import use_token
 from models.messages import first_line
-from pipelines.errors import InputError, NotFoundError, RayscanError
+from pipelines.errors import IncompleteError, InputError, NotFoundError, RayscanError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -80,16 +82,18 @@ def submit(
     *,
     wait: bool = True,
     command: Sequence[str] = COMMAND,
+    files: Sequence[Path] = (),
     write: Callable[[str], object] | None = None,
 ) -> int:
     """Run a verb with its arguments on the cluster at `address` (http://…) and return the verb's own exit code.
 
     The job's log (stdout and stderr together) goes to `write` as it comes, by default to stdout. Ctrl-C stops
-    following the log, not the job. With `wait=False` the job's id is written and 0 returned. A job that was stopped or
-    never started counts as 1; one killed by a signal as 128 + signal.
+    following the log, not the job. With `wait=False` the job's id is written and 0 returned. `files` are sent along
+    (`cluster/job_files.py`). A job that was stopped or never started counts as 3, as running it again resumes it; one
+    killed by a signal as 128 + signal.
 
     Raises `InputError` when there is no verb, no cluster at the address, or the token is missing or refused, and
-    `RayscanError` when the connection to the cluster is lost.
+    `IncompleteError` when the connection to the cluster is lost.
     """
     if not verb_args or not verb_args[0].isalpha():
         raise InputError("nothing to submit: name a verb, as in `rayscan submit -- score ARCHIVE --model B --out S`")
@@ -99,21 +103,38 @@ def submit(
     write = write or _write_to_stdout
     with _translated(address):
         client = _client(address)
-        job = _submit(client, verb_args, command)
+        job = _submit(client, verb_args, command, files)
         log.info("submitted %s to %s", job, address)
         if not wait:
             write(job + "\n")
             return 0
-        try:
-            asyncio.run(_follow(client, job, write))
-            details = asyncio.run(_settled(client, job))
-        except KeyboardInterrupt:
-            log.info("%s goes on. Its log: `rayscan logs %s`; to stop it: `rayscan stop %s`", job, job, job)
-            raise
+        return _followed(client, job, write)
+
+
+def follow_job(job: str, address: str | None = None, *, write: Callable[[str], object] | None = None) -> int:
+    """Follow a job's log to its end; its exit code, as `submit` gives it.
+
+    Raises `NotFoundError` when there is no such job, else what `submit` raises.
+    """
+    address = jobs_address(address)
+    _knock(address)
+    with _translated(address, job):
+        client = _client(address)
+        client.get_job_info(job)
+        return _followed(client, job, write or _write_to_stdout)
+
+
+def _followed(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> int:
+    try:
+        asyncio.run(_follow(client, job, write))
+        details = asyncio.run(_settled(client, job))
+    except KeyboardInterrupt:
+        log.info("%s goes on. Its log: `rayscan logs -f %s`; to stop it: `rayscan stop %s`", job, job, job)
+        raise
     code = details.driver_exit_code
     if code is None:
         log.error("%s ended as %s: %s", job, details.status, (details.message or "no message").splitlines()[0])
-        return 1
+        return IncompleteError.exit_code
     return code if code >= 0 else 128 - code
 
 
@@ -187,18 +208,33 @@ def _client(address: str) -> "JobSubmissionClient":
             os.environ[_ADDRESS_VARIABLE] = before
 
 
-def _submit(client: "JobSubmissionClient", verb_args: Sequence[str], command: Sequence[str]) -> str:
+def _submit(
+    client: "JobSubmissionClient", verb_args: Sequence[str], command: Sequence[str], files: Sequence[Path]
+) -> str:
     folders = source.package_folders()
     source.check_packages(folders)
     verb = verb_args[0]
     environment = source.cluster_environment() | {source.SOURCE_HASH_VARIABLE: source.source_hash(folders)}
-    with tempfile.TemporaryDirectory(prefix="rayscan-") as empty:
+    with tempfile.TemporaryDirectory(prefix="rayscan-") as folder:
+        send(files, Path(folder))
         return client.submit_job(
             entrypoint=shlex.join([*command, *verb_args]),
             submission_id=f"rayscan-{verb}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
-            runtime_env=source.runtime_env(folders, Path(empty), environment),
-            metadata={_VERB: verb, "job_name": f"rayscan {verb}"},
+            runtime_env=source.runtime_env(folders, Path(folder), environment),
+            metadata={_VERB: verb, "job_name": job_name(verb_args, datetime.now(UTC).date())},
         )
+
+
+def job_name(verb_args: Sequence[str], day: date) -> str:
+    """What the dashboard calls a job: verb, what it works on, and day, as in `score chest-archive 2026-11-28`.
+
+    Of a path only its last part is told, and of a job file its name: the dashboard shows it to everyone.
+    """
+    verb, *arguments = verb_args
+    config = next((after for option, after in pairwise(arguments) if option == "--config"), "")
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else config
+    what = first.rstrip("/").rpartition("/")[2].removesuffix(".toml")
+    return " ".join(part for part in (verb, what, day.isoformat()) if part)
 
 
 async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:
@@ -218,7 +254,10 @@ async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str]
             return
         except (aiohttp.ClientError, RuntimeError) as error:  # what Ray raises when a tunnel or a proxy cuts the line
             if attempt == RECONNECTS:
-                raise RayscanError(f"lost the log of {job}, which goes on: `rayscan logs {job}` ({error})") from error
+                raise IncompleteError(
+                    f"lost the log of {job}: if its cluster lives it goes on, see `rayscan logs -f {job}`; if not,"
+                    f" submit the same again ({error})"
+                ) from error
             log.debug("log of %s cut off, connecting again: %s", job, error)
             await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -249,7 +288,10 @@ def _translated(address: str, job: str = "") -> Iterator[None]:
     except ConnectionError as error:
         raise _silent(address) from error
     except requests.RequestException as error:
-        raise RayscanError(f"the cluster at {address} stopped answering: {type(error).__name__}") from error
+        raise IncompleteError(
+            f"the cluster at {address} stopped answering ({type(error).__name__}); when it is back, submit the same"
+            " again"
+        ) from error
     except RuntimeError as error:
         if "status code 404" in str(error) and job:
             raise NotFoundError(f"{address} knows no job {job}: `rayscan jobs` lists them") from error

@@ -27,7 +27,7 @@ log = logging.getLogger("rayscan")
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a hospital's cluster is sent anywhere
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # without it the dashboard's Train page stays empty
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # without it /api/train/v2/runs/v1 lists nothing
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a task that asks for no GPU still sees them: `doctor` counts them
     **source.THREADS,
 }

@@ -89,13 +89,13 @@ def source_hash(folders: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def runtime_env(folders: dict[str, Path], empty: Path, environment: dict[str, str]) -> dict[str, Any]:
+def runtime_env(folders: dict[str, Path], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
     """What Ray needs to run exactly our code in the workers, whatever folder the driver was started from.
 
-    `empty` is an empty folder; it may go once Ray has taken it up.
+    `folder` becomes the one in which jobs run: empty, or with the files sent along. It may go once Ray has taken it up.
     """
     return {
-        "working_dir": str(empty),
+        "working_dir": str(folder),
         "py_modules": [str(folder) for folder in folders.values()],
         "excludes": list(EXCLUDES),
         "env_vars": environment,

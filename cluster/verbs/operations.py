@@ -3,9 +3,10 @@
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cluster import output, preflight
+from cluster.job_files import check_arguments, files_to_send
 from cluster.locations import location
 from cluster.options import Address, Config, JobsAddress, Json
 
@@ -20,10 +21,15 @@ def submit(
     """Run a verb on a cluster: stream its log, and exit with its exit code."""
     verbs = context.find_root().command
     assert isinstance(verbs, TyperGroup)
-    preflight.check_verb(command[0], verbs.commands)
+    name, *arguments = command
+    preflight.check_verb(name, verbs.commands)
+    verb = verbs.commands[name]
+    assert isinstance(verb, TyperCommand)
+    check_arguments(verb, name, arguments)
     import cluster.jobs
 
-    raise typer.Exit(cluster.jobs.submit(command, address, wait=not no_wait))
+    files = files_to_send(name, arguments)
+    raise typer.Exit(cluster.jobs.submit(command, address, wait=not no_wait, files=files))
 
 
 def jobs(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:
@@ -38,13 +44,27 @@ def jobs(address: JobsAddress = None, config: Config = None, json: Json = False)
 
 def logs(
     job: Annotated[str, typer.Argument(help="Id of the job, as `rayscan jobs` shows it.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     address: JobsAddress = None,
     config: Config = None,
 ) -> None:
-    """Print a job's log so far."""
-    from cluster.jobs import job_logs
+    """Print a job's log so far; with -f to its end, which comes with the exit code of its verb."""
+    from cluster.jobs import follow_job, job_logs
 
+    if follow:
+        raise typer.Exit(follow_job(job, address))
     output.write(job_logs(job, address) or f"{job} has written nothing yet")
+
+
+def wait(
+    job: Annotated[str, typer.Argument(help="Id of the job, as `rayscan jobs` shows it.")],
+    address: JobsAddress = None,
+    config: Config = None,
+) -> None:
+    """Wait until a job ends, and exit with the exit code of its verb; 3 if it was stopped: submit it again."""
+    from cluster.jobs import follow_job
+
+    raise typer.Exit(follow_job(job, address, write=lambda text: None))
 
 
 def stop(

@@ -78,7 +78,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> No
     client.send_signal(signal.SIGINT)
     _, said = client.communicate(timeout=120)
     assert client.returncode == 130
-    assert re.search(r"goes on.*`rayscan logs rayscan-probe-.*`rayscan stop rayscan-probe-", said)
+    assert re.search(r"goes on.*`rayscan logs -f rayscan-probe-.*`rayscan stop rayscan-probe-", said)
 
     def jobs() -> dict[str, dict[str, str]]:
         shown = rayscan(head.environment(), "jobs", "--address", head.dashboard, "--json").stdout
@@ -89,6 +89,11 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> No
     assert jobs()[job]["verb"] == "probe"
     assert rayscan(head.environment(), "stop", job, "--address", head.dashboard).returncode == 0
     wait_for(lambda: jobs()[job]["status"] == "STOPPED", 30)
+    waited = rayscan(head.environment(), "wait", job, "--address", head.dashboard)
+    assert (waited.returncode, waited.stdout) == (3, ""), waited.stderr  # submitted again, a verb goes on
+    assert f"{job} ended as STOPPED" in waited.stderr
+    followed = rayscan(head.environment(), "logs", "-f", job, "--address", head.dashboard)
+    assert (followed.returncode, followed.stdout) == (3, "at work\n")
     assert "at work" in rayscan(head.environment(), "logs", job, "--address", head.dashboard).stdout
 
 

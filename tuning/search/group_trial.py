@@ -32,7 +32,7 @@ trainer's controller runs beside it."""
 
 _ENVIRONMENT: Final = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports reach the search this late, too; by default 2 s
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train page lists the trial
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # /api/train/v2/runs/v1 lists the trial
 }
 
 

@@ -1,0 +1,65 @@
+"""What a submitted verb needs of this machine: its arguments are checked here, and its small files sent along.
+
+A mistake is then told at once, and costs no job. A file that is named by a relative path, on the command line or in the
+job file, lies at the same path below the folder in which the job runs, so that neither has to be changed.
+"""
+
+import shutil
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from typer.core import TyperCommand
+
+from models.errors import InputError
+
+OF_THIS_MACHINE: Final = ("config", "recipe", "space", "intended_use", "labels", "uris", "patients")
+"""Options whose value may be a small file; data lie in storage."""
+LARGEST: Final = 20 << 20
+"""Bytes of a file that is sent along, at most."""
+
+
+def check_arguments(verb: TyperCommand, name: str, arguments: Sequence[str]) -> None:
+    """Parse them as the job will. Raises what typer raises for a wrong one, a misspelt key of the job file included."""
+    verb.make_context(name, list(arguments))
+
+
+def files_to_send(name: str, arguments: Sequence[str]) -> list[Path]:
+    """The relative paths of files that a verb's arguments and its job file name, each once.
+
+    Raises `InputError` for a file that is too large to send, or whose path leads out of the current folder.
+    """
+    named = list(_named(arguments))
+    for option, value in list(named):
+        if option == "config" and Path(value).is_file():
+            table = tomllib.loads(Path(value).read_text(encoding="utf-8")).get(name, {})
+            named += [(key.replace("-", "_"), str(text)) for key, text in table.items()]
+    paths = dict.fromkeys(Path(value) for option, value in named if option in OF_THIS_MACHINE)
+    found = [path for path in paths if not path.is_absolute() and path.is_file()]
+    for path in found:
+        if ".." in path.parts:
+            raise InputError(f"{path} lies outside the current folder; submit from the folder above it")
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} is too large to send along; put it into storage and name its URI")
+    return found
+
+
+def send(paths: Sequence[Path], folder: Path) -> None:
+    """Copy files to their relative paths below a folder."""
+    for path in paths:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _named(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Option and value of each option on a command line that has one."""
+    for place, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        option, given, value = argument.removeprefix("--").partition("=")
+        if given:
+            yield option.replace("-", "_"), value
+        elif place + 1 < len(arguments):
+            yield option.replace("-", "_"), arguments[place + 1]
