@@ -9,6 +9,9 @@ from pathlib import Path
 
 import typer
 
+from models.errors import InputError
+from tuning.search.mirror_place import refuse_password
+
 
 def location(text: str) -> str:
     """A local path or `file://` made absolute, `~` filled in; a URI of another scheme as it is.
@@ -48,8 +51,16 @@ def named_or_file(text: str) -> str:
 
 
 def mirror_location(text: str) -> str:
-    """`location` for a journal file; the URL of a database, and an empty text, are left as they are."""
-    return location(text) if text and "://" not in text else text
+    """`location` for a journal file; the URL of a database, and an empty text, are left as they are.
+
+    Raises `typer.BadParameter` for a URL that holds a password.
+    """
+    if not text or "://" in text:
+        try:
+            return refuse_password(text)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from error
+    return location(text)
 
 
 def study_or_models(text: str) -> str:

@@ -50,7 +50,7 @@ def test_a_local_path_becomes_absolute_and_a_uri_stays(
         (weights_location, ["imagenet", "s3://b/w.pth"], ["w.safetensors", "path"]),
         (labels_location, ["path"], ["labels.csv", "imagenet"]),
         (named_or_file, ["mobilenet", "cnn-grid", "no/such"], ["r.toml", "mine/s.toml"]),
-        (mirror_location, ["postgresql://u:p@h/d", "sqlite:///x.db", ""], ["trials.log"]),
+        (mirror_location, ["postgresql://u@h/d", "sqlite:///x.db", ""], ["trials.log"]),
         (study_or_models, ["1f,2e", "s3://b/study"], ["study", "a,b/study"]),
     ],
 )
@@ -72,3 +72,14 @@ def test_a_search_hands_its_workers_a_uri(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     write_dataset("dataset", films=14)
     assert read_films("dataset").uri == f"file://{tmp_path}/dataset"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://bob:s3cr3t@h/d", "mysql://h/d?user=bob&password=s3cr3t", "postgresql+psycopg://:s3cr3t@h/d",
+     "mysql://h/d?PASSWD=s3cr3t"],
+)  # fmt: skip
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(typer.BadParameter, match="holds a password") as refused:
+        mirror_location(url)
+    assert "s3cr3t" not in str(refused.value)

@@ -1,6 +1,7 @@
 """What can be the Optuna storage of a mirror. Imports nothing heavy: it is checked before Ray starts."""
 
 from typing import Final
+from urllib.parse import parse_qsl, urlsplit
 
 from models.errors import InputError
 
@@ -8,9 +9,10 @@ JOURNALS: Final = (".log", ".journal")
 """Endings of the names of Optuna journal files."""
 DATABASES: Final = ("postgresql", "mysql", "sqlite")
 FORMS: Final = (
-    "give a journal file (NAME.log or NAME.journal), postgresql://USER:PASSWORD@HOST/DATABASE,"
-    " mysql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE"
+    "give a journal file (NAME.log or NAME.journal), postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or"
+    " sqlite:///FILE"
 )
+_PASSWORDS: Final = {"password", "passwd"}
 
 
 def is_journal(storage: str) -> bool:
@@ -33,6 +35,25 @@ def check_storage(storage: str) -> None:
     backend = scheme.partition("+")[0]
     if backend not in DATABASES:
         raise no_database(backend) if backend.isalnum() else no_url()
+
+
+def refuse_password(storage: str) -> str:
+    """The storage itself. Raises `InputError` where it holds a password; the message quotes nothing.
+
+    A command line can be read by everyone on the machine, and by everyone who may ask the cluster for its jobs.
+    """
+    try:
+        parts = urlsplit(storage)
+        found = parts.password is not None or bool(_PASSWORDS & {name.lower() for name, _ in parse_qsl(parts.query)})
+    except ValueError as error:
+        raise no_url() from error
+    if found:
+        raise InputError(
+            "the Optuna storage's URL holds a password, which others can read on the command line and in the cluster's"
+            " list of jobs; leave it out, and put it into ~/.pgpass or PGPASSWORD (PostgreSQL), or into the file that"
+            " ?read_default_file=FILE names (MySQL), on the machine that runs the search"
+        )
+    return storage
 
 
 def no_url() -> InputError:
