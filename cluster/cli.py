@@ -7,6 +7,7 @@ answer at once, and torch alone takes two seconds to import.
 
 import os
 from collections.abc import Callable
+from typing import Final
 
 import typer
 
@@ -50,6 +51,10 @@ VERBS: tuple[Callable[..., None], ...] = (
 )
 """As `--help` lists them. A verb, and its table in a job file, is called what its function is called."""
 
+PRIVATE: Final = 0o027
+"""Of what rayscan and the processes it starts write on a local disk, other accounts of the machine may read nothing,
+and its group may change nothing; a stricter umask of the caller stays."""
+
 app = typer.Typer(
     name="rayscan",
     help="Find pneumonia in chest X-rays at archive scale. Assists triage; not a diagnosis.",
@@ -64,6 +69,7 @@ for function in VERBS:
 
 def main() -> None:
     """Entry point of the `rayscan` command."""
+    os.umask(os.umask(PRIVATE) | PRIVATE)
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
     app(prog_name="rayscan")

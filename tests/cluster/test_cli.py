@@ -29,6 +29,28 @@ def test_help_names_every_verb_and_answers_at_once(rayscan_command: str) -> None
     assert min(run([rayscan_command, "--help"])[1] / pace() for _ in range(3)) < 0.5
 
 
+@pytest.mark.parametrize(("umask", "readable"), [(0, 0o750), (0o077, 0o700)])
+def test_what_is_written_here_is_closed_to_other_accounts(
+    rayscan_command: str, tmp_path: Path, umask: int, readable: int
+) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    Image.new("L", (64, 64)).save(archive / "film.png")
+    out = tmp_path / "catalog"
+    subprocess.run(
+        [rayscan_command, "catalog", str(archive), "--out", str(out)],
+        umask=umask,
+        env=clean_environment() | {"RAYSCAN_CACHE": str(tmp_path / "cache")},
+        check=True,
+        capture_output=True,
+    )
+    written = [out, *out.rglob("*")]
+    assert any(path.is_file() for path in written)
+    assert {path.name: oct(path.stat().st_mode & 0o777 & ~readable) for path in written} == {
+        path.name: oct(0) for path in written
+    }
+
+
 @pytest.mark.parametrize("verb", NAMES)
 def test_every_verb_has_help_that_says_what_it_does(rayscan_command: str, verb: str) -> None:
     shown = rayscan(rayscan_command, verb, "--help")
