@@ -1,8 +1,8 @@
 """As much of kustomize as `cluster/deploy/kuberay` uses, so that its tests need no program that may not be there.
 
-Resources and components, a ConfigMap of files or literals without a suffix, JSON patches, replacements of a whole field,
-images, the namespace, and `local-config`, which keeps a resource out of what is built. Anything else in a kustomization
-is an error. `test_kustomize.py` compares it with the real one where there is a kubectl.
+Resources and components, a ConfigMap of files or literals without a suffix, JSON patches, replacements of a whole
+field, images, the namespace, and `local-config`, which keeps a resource out of what is built. Anything else in a
+kustomization is an error. `test_kustomize.py` compares it with the real one where there is a kubectl.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Manifests against schemas, without a network: Kubernetes' own, and KubeRay's where RAYSCAN_KUBERAY_CRDS names them."""
+"""Manifests against schemas, without a network: Kubernetes', and KubeRay's where RAYSCAN_KUBERAY_CRDS names them."""
 
 import os
 from functools import cache
@@ -34,7 +34,7 @@ def check_kubernetes(manifest: Manifest) -> None:
 
 
 def check_kuberay(manifest: Manifest, folder: Path) -> None:
-    """Raise `jsonschema.ValidationError` unless KubeRay's definition takes the manifest; an unknown field is refused."""
+    """Raise `jsonschema.ValidationError` unless KubeRay's definition takes the manifest; it takes no unknown field."""
     group, _, version = manifest["apiVersion"].partition("/")
     assert group == "ray.io"
     _validator(folder, manifest["kind"], version).validate(manifest)

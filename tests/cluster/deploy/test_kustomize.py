@@ -18,7 +18,7 @@ def by_name(manifests: list[Manifest]) -> dict[tuple[str, str], Any]:
     return named
 
 
-@pytest.mark.skipif(KUBECTL is None, reason="no kubectl here; what it would build is built by tests/cluster/deploy alone")
+@pytest.mark.skipif(KUBECTL is None, reason="no kubectl here to compare with")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_builds_what_kubectl_builds(overlay: str) -> None:
     built = subprocess.run(
