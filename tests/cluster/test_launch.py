@@ -1,7 +1,10 @@
 """What the nightly CronJob's pod does, against a Kubernetes that is a small HTTP server."""
 
 import json
+import subprocess
+import sys
 import threading
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -213,3 +216,11 @@ def test_outside_a_pod_it_says_where_it_belongs(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert launch.main() == 2
     assert "for the pod of a CronJob" in caplog.text
+
+
+def test_it_needs_nothing_but_python() -> None:
+    """Its pod has 128 MiB: Ray alone would fill them."""
+    code = "import sys, cluster.launch; print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    ours = set(literal_eval(loaded)) - sys.stdlib_module_names - {"cluster", "__main__"}
+    assert {name for name in ours if not name.startswith(("_", "sitecustomize"))} == set()

@@ -146,6 +146,7 @@ def broken(manifests: list[Manifest], path: str, value: Any) -> list[Manifest]:
     """The manifests with one thing changed: `path` is a kind, a name, and the way to it, with spaces between."""
     manifests = copy.deepcopy(manifests)
     kind, name, *outer, last = path.split()
+    place: Any
     (place,) = [one for one in manifests if one["kind"] == kind and one["metadata"]["name"] == name]
     for step in outer:
         place = place[int(step)] if isinstance(place, list) else place[step]
