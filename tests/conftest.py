@@ -18,8 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the credentials, settings or cache of the person who runs it."""
+    kept = {"RAYSCAN_REAL_DATA", "RAYSCAN_REAL_WEIGHTS", "RAYSCAN_KUBERAY_CRDS"}
     for name in list(os.environ):
-        if name.startswith(("AWS_", "RAYSCAN_")) and name not in {"RAYSCAN_REAL_DATA", "RAYSCAN_REAL_WEIGHTS"}:
+        if name.startswith(("AWS_", "RAYSCAN_")) and name not in kept:
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "rayscan-cache"))

@@ -160,13 +160,14 @@ def test_the_changelog_has_this_version() -> None:
     assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_cron_job_is_yaml_that_gives_up_on_wrong_input() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "cluster" / "README.md").read_text(), flags=re.DOTALL)
-    job = yaml.safe_load(block)["spec"]["jobTemplate"]["spec"]
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule == {
-        "action": "FailJob",
-        "onExitCodes": {"containerName": "score", "operator": "In", "values": [2]},
-    }
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # a failure policy needs it
-    assert job["template"]["spec"]["containers"][0]["command"][:3] == ["rayscan", "score", "--config"]
+def test_each_overlay_stands_in_the_readme() -> None:
+    told = re.findall(
+        r"^\| \[(\w+)\]\(deploy/kuberay/overlays/", section(ROOT / "cluster" / "README.md", "On Kubernetes"), re.M
+    )
+    assert set(told) == {folder.name for folder in (ROOT / "cluster/deploy/kuberay/overlays").iterdir()}
+
+
+def test_each_folder_that_kubectl_is_given_is_one() -> None:
+    given = re.findall(r"kubectl \w+ -k (\S+)", (ROOT / "cluster" / "README.md").read_text())
+    assert given
+    assert [folder for folder in given if not (ROOT / folder / "kustomization.yaml").is_file()] == []
