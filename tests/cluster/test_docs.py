@@ -51,6 +51,12 @@ def test_readme_is_short_and_begins_with_what_and_how() -> None:
     assert "make demo" in beginning
 
 
+def test_each_fault_of_the_runbook_is_provoked_by_a_test_that_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`", (ROOT / "cluster" / "RUNBOOK.md").read_text())
+    assert len(named) >= 20
+    assert [test for path, test in named if f"def {test}(" not in (ROOT / path).read_text()] == []
+
+
 def test_every_verb_stands_in_the_readme() -> None:
     table = section(README, "The verbs")
     assert [verb.__name__ for verb in VERBS if not re.search(rf"`rayscan {verb.__name__}\b", table)] == []
