@@ -16,6 +16,7 @@ from cluster.verbs.data import audit, catalog, demo, prepare
 from cluster.verbs.erasure import erase
 from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit
 from cluster.verbs.registry import models, promote, rollback
+from cluster.verbs.runs import explain, prune
 from cluster.verbs.scores import compact, history, query, report, score
 from cluster.verbs.search import tune
 from cluster.verbs.training import agree, crossvalidate, evaluate, recipes, train
@@ -37,9 +38,11 @@ VERBS: tuple[Callable[..., None], ...] = (
     score,
     compact,
     erase,
+    prune,
     query,
     history,
     report,
+    explain,
     submit,
     jobs,
     logs,

@@ -205,6 +205,17 @@ def check_runs(uri: str) -> None:
     require_runs(uri)
 
 
+def check_begun(uri: str) -> None:
+    """A run was begun there, even if it died while it planned."""
+    from pipelines.storage import open_store
+    from pipelines.table.presence import has_runs, no_run
+
+    store = open_store(uri)
+    if not has_runs(store):
+        next(store.list(), None)  # raises where there is no such folder or bucket
+        raise no_run(store)
+
+
 def check_models(uri: str) -> None:
     """A run was recorded there, or a model promoted."""
     from pipelines.storage import open_store
