@@ -270,6 +270,15 @@ def check_verb(name: str, known: Iterable[str]) -> None:
         raise InputError(f"there is no verb {name!r} to submit; {hint}")
 
 
+def check_sent(command: Sequence[str]) -> None:
+    """Nothing of a command that goes to a cluster is secret: its Jobs API shows all of it."""
+    if any(word == "--notify" or word.startswith("--notify=") for word in command):
+        raise InputError(
+            "an address of --notify may hold a secret, and a job's command is shown on the cluster's dashboard; set"
+            " RAYSCAN_NOTIFY in the nodes' environment instead"
+        )
+
+
 def listens(url: str) -> bool:
     """Whether something accepts connections at the host and port of an http:// or https:// URL."""
     parts = urlsplit(url)

@@ -21,6 +21,7 @@ def submit(
     verbs = context.find_root().command
     assert isinstance(verbs, TyperGroup)
     preflight.check_verb(command[0], verbs.commands)
+    preflight.check_sent(command)
     import cluster.jobs
 
     raise typer.Exit(cluster.jobs.submit(command, address, wait=not no_wait))
