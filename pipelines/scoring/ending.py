@@ -180,7 +180,7 @@ def _run_end(store: Store, plan: Plan, headway: Headway, error: BaseException | 
         last_shard=headway.last,
         under_way=sorted(begun)[:MOST_SHARDS],
         deaths={str(a.shard): a.number for a in attempts if a.number and a.shard in begun},
-        counts=record and dict(record.counts),
+        counts=dict(record.counts) if record else None,
         quarantined=len(record.quarantined) if record else 0,
         alarms=record.alarms() if record else (),
     )

@@ -129,6 +129,7 @@ def test_an_address_is_not_sent_to_a_cluster() -> None:
         ('notify = "json://a"', "", [], ["json://a"]),
         ('notify = ["json://a", "json://b"]', "", [], ["json://a", "json://b"]),
         ("", "json://c  json://d", [], ["json://c", "json://d"]),
+        ('notify = "json://a"', "json://c", [], ["json://c"]),
         ('notify = "json://a"', "json://c", ["--notify", "json://e"], ["json://e"]),
         ("", "", [], None),
     ],
