@@ -17,6 +17,7 @@ from cluster.verbs.data import audit, catalog, demo, prepare
 from cluster.verbs.erasure import erase
 from cluster.verbs.operations import dashboard, doctor, jobs, logs, stop, submit, wait
 from cluster.verbs.registry import models, promote, rollback
+from cluster.verbs.runs import explain, prune
 from cluster.verbs.scores import compact, history, query, report, score
 from cluster.verbs.search import tune
 from cluster.verbs.training import agree, crossvalidate, evaluate, recipes, train
@@ -38,9 +39,11 @@ VERBS: tuple[Callable[..., None], ...] = (
     score,
     compact,
     erase,
+    prune,
     query,
     history,
     report,
+    explain,
     submit,
     jobs,
     logs,

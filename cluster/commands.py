@@ -18,6 +18,7 @@ import typer
 
 from cluster import output
 from models.errors import RayscanError
+from models.messages import root_cause
 from pipelines import stop
 
 INTERRUPTED: Final = 128 + signal.SIGINT
@@ -54,7 +55,7 @@ def add_verb(app: typer.Typer, function: Callable[..., None]) -> None:
             raise typer.Exit(error.code if isinstance(error.code, int) else 1) from error
         except RayscanError as error:
             _print_traceback(error, debug)
-            output.complain(str(_cause(error)))
+            output.complain(str(root_cause(error)))
             raise typer.Exit(error.exit_code) from error
         except Exception as error:
             _print_traceback(error, debug)
@@ -99,19 +100,12 @@ def _fault(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_HOME)] or frames
     place = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
-    cause = _cause(error)
+    cause = root_cause(error)
     message = next(iter(str(cause).strip().splitlines()), "")[:300]
     return (
         f"unexpected {type(cause).__name__}: {message} ({place}); the traceback is in {run_log.write_traceback(error)}"
         " and --debug prints it; please report it"
     )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised: Ray wraps it, with its traceback as text, once for each task that waited for it."""
-    while isinstance(cause := getattr(error, "cause", None), BaseException):
-        error = cause
-    return error
 
 
 def _print_traceback(error: Exception, debug: bool) -> None:

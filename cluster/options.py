@@ -19,7 +19,11 @@ def _read_job_file(context: typer.Context, path: Path | None) -> Path | None:
         del names["config"]
         try:
             values = job_defaults(path, str(context.info_name), names)
-            context.default_map = {names[key]: value for key, value in values.items()}
+            several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+            context.default_map = {
+                names[key]: [value] if names[key] in several and isinstance(value, str) else value
+                for key, value in values.items()
+            }
         except RayscanError as error:
             raise typer.BadParameter(str(error)) from error
     return path

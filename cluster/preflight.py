@@ -205,6 +205,17 @@ def check_runs(uri: str) -> None:
     require_runs(uri)
 
 
+def check_begun(uri: str) -> None:
+    """A run was begun there, even if it died while it planned."""
+    from pipelines.storage import open_store
+    from pipelines.table.presence import has_runs, no_run
+
+    store = open_store(uri)
+    if not has_runs(store):
+        next(store.list(), None)  # raises where there is no such folder or bucket
+        raise no_run(store)
+
+
 def check_models(uri: str) -> None:
     """A run was recorded there, or a model promoted."""
     from pipelines.storage import open_store
@@ -257,6 +268,15 @@ def check_verb(name: str, known: Iterable[str]) -> None:
     if name not in verbs:
         hint = did_you_mean(name, verbs) or f"choose {', '.join(verbs)}"
         raise InputError(f"there is no verb {name!r} to submit; {hint}")
+
+
+def check_sent(command: Sequence[str]) -> None:
+    """Nothing of a command that goes to a cluster is secret: its Jobs API shows all of it."""
+    if any(word == "--notify" or word.startswith("--notify=") for word in command):
+        raise InputError(
+            "an address of --notify may hold a secret, and a job's command is shown on the cluster's dashboard; set"
+            " RAYSCAN_NOTIFY in the nodes' environment instead"
+        )
 
 
 def listens(url: str) -> bool:

@@ -21,7 +21,7 @@ from models.errors import InputError
 from models.messages import did_you_mean
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?")
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+_DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?")
 
 
 def job_defaults(path: Path, verb: str, known: Iterable[str]) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def job_defaults(path: Path, verb: str, known: Iterable[str]) -> dict[str, Any]:
 
 
 def seconds(text: str) -> float:
-    """A duration such as `90`, `90s`, `30m` or `1h30m`, in seconds. Raises `InputError`."""
+    """A duration such as `90`, `90s`, `30m`, `1h30m` or `7d`, in seconds. Raises `InputError`."""
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
-        raise InputError(f"{text!r} is not a duration; write 90s, 30m or 1h30m")
-    hours, minutes, rest = (int(group or 0) for group in match.groups())
-    return float(3600 * hours + 60 * minutes + rest)
+        raise InputError(f"{text!r} is not a duration; write 90s, 30m, 1h30m or 7d")
+    days, hours, minutes, rest = (int(group or 0) for group in match.groups())
+    return float(86_400 * days + 3600 * hours + 60 * minutes + rest)
 
 
 def size(text: str) -> int:

@@ -25,6 +25,7 @@ def submit(
     preflight.check_verb(name, verbs.commands)
     verb = verbs.commands[name]
     assert isinstance(verb, TyperCommand)
+    preflight.check_sent(command)
     check_arguments(verb, name, arguments)
     import cluster.jobs
 

@@ -119,6 +119,14 @@ def score(
         bool, typer.Option("--dry-run", help="Print the plan: how many scans, how long, at what cost.")
     ] = False,
     price: Annotated[float | None, typer.Option(help="Price of a core-hour, for --dry-run.")] = None,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            envvar="RAYSCAN_NOTIFY",
+            help="Tell how it ended there, repeatable: mail, Teams, Slack, a webhook, as apprise writes it.",
+        ),
+    ] = None,
     dashboard: Dashboard = False,
     address: Address = None,
     config: Config = None,
@@ -129,33 +137,48 @@ def score(
     if source is None or (archive and uris):
         raise InputError("name what to score: an archive or a catalogue, or, instead of it, a file of URIs (--uris)")
     settings = score_settings(options, names_uris=uris is not None)
+    from cluster.notify import channels, notified
+
+    to = channels(notify or [])
+    with notified([] if dry_run else to, out) as night:
+        model = _check_score(source, model, out, settings, address)
+        import pipelines.scoring.runs
+        from cluster.session import ray_session
+
+        if dry_run:
+            plan = pipelines.scoring.runs.preview(source, model, out, settings, price_per_core_hour=price)
+            output.show(plan, as_json=json)
+            return
+        records = pipelines.scoring.runs.score(
+            source,
+            model,
+            out,
+            settings,
+            lambda: ray_session(address, dashboard=dashboard, working_on="score"),
+            ended=night.runs.append,
+        )
+        output.show(records if json else [record.in_short() for record in records], as_json=json)
+        left_out = [line for record in records for line in record.left_out()]
+        for line in left_out:
+            output.complain(f"{line}; the next run tries them again")
+        if left_out:
+            raise typer.Exit(IncompleteError.exit_code)
+
+
+def _check_score(source: str, model: str, out: str, settings: "ScoreSettings", address: str | None) -> str:
+    """Refuse what can be refused at once; returns the bundle that `model` means."""
     from pipelines.scoring.settings import operating_point
 
     preflight.check_ray(address)
-    if uris is None:
-        preflight.check_source(source)
+    if settings.names_uris:
+        preflight.check_uris(source)
     else:
-        preflight.check_uris(uris)
+        preflight.check_source(source)
     model = preflight.find_model(model, out)
     (bundle,) = preflight.check_bundles([model])
     operating_point(bundle.calibration, settings.operating_point)
     preflight.check_place(out)
-    import pipelines.scoring.runs
-    from cluster.session import ray_session
-
-    if dry_run:
-        plan = pipelines.scoring.runs.preview(source, model, out, settings, price_per_core_hour=price)
-        output.show(plan, as_json=json)
-        return
-    records = pipelines.scoring.runs.score(
-        source, model, out, settings, lambda: ray_session(address, dashboard=dashboard, working_on="score")
-    )
-    output.show(records if json else [record.in_short() for record in records], as_json=json)
-    left_out = [line for record in records for line in record.left_out()]
-    for line in left_out:
-        output.complain(f"{line}; the next run tries them again")
-    if left_out:
-        raise typer.Exit(IncompleteError.exit_code)
+    return model
 
 
 def score_settings(options: ScoreOptions, *, names_uris: bool = False) -> "ScoreSettings":

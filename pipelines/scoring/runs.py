@@ -3,6 +3,7 @@
     SCORES/scores/…                                                      the table (`table/delta.py`)
     SCORES/runs/<run_id>/plan.json, plan/…                               written before work starts
     SCORES/runs/<run_id>/run.json, report.html                           written when every scan is accounted for
+    SCORES/runs/<run_id>/end.json                                        how the run ended, whatever ended it
     SCORES/leases/model=<model_id>/…                                     which driver is at work
 
     planned ----> running ----> reconciled ----> recorded
@@ -21,7 +22,7 @@ before planning anything new: a second plan beside late parts of the first would
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ from pipelines.progress import progress
 from pipelines.provenance import Provenance
 from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
 from pipelines.scoring.commits import GroupCommits, take_in
+from pipelines.scoring.ending import Headway, RunEnd, end_written, forget_end
 from pipelines.scoring.layout import LARGEST_BLOCK, Layout, choose_layout, gpus_wanted
 from pipelines.scoring.plan import (
     Plan,
@@ -92,6 +94,8 @@ class _Job:
     lease: Lease
     connect: Callable[[], None]
     """Starts Ray, or connects to it, on the first call."""
+    ended: Callable[[RunEnd], None]
+    """Told how each run ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +109,18 @@ class _Work:
 
 
 def score(
-    source: str, bundle_uri: str, out: str, settings: ScoreSettings, open_session: OpenSession = nullcontext
+    source: str,
+    bundle_uri: str,
+    out: str,
+    settings: ScoreSettings,
+    open_session: OpenSession = nullcontext,
+    *,
+    ended: Callable[[RunEnd], None] = lambda end: None,
 ) -> list[RunRecord]:
     """Score the scans of an archive or catalogue that the model at `bundle_uri` has not scored yet.
 
     `open_session` opens a Ray session; it is called only if there is work. By default Ray must be initialised already.
+    `ended` is told how each run ended, also of the one that an exception ends.
     Returns one record per run: resumed runs first, the new one last.
     Raises `InputError` for an unusable source, bundle or operating point, and `IncompleteError` if scans are left:
     another run is at work, or the store failed.
@@ -132,6 +143,7 @@ def score(
             conditional=conditional,
             lease=lease,
             connect=_once(lambda: opened.enter_context(open_session())),
+            ended=ended,
         )
         records = []
         for plan in unfinished_plans(store, bundle.model_id):
@@ -141,7 +153,7 @@ def score(
                 continue
             log.info("run %s was left unfinished; resuming it under its own plan", plan.run_id)
             # The same model may be at another URI by now.
-            records.append(_run(job, replace(plan, bundle=open_store(bundle_uri).root)))
+            records.append(_run(job, replace(plan, bundle=open_store(bundle_uri).root), resumed=True))
         plan = _plan_new(job, source, bundle_uri, point)
         if plan.planned == 0:
             log.info("nothing new: model %s has scored all %d scans of %s", bundle.model_id, plan.listed, source)
@@ -211,23 +223,28 @@ def _is_overtaken(job: _Job, plan: Plan) -> bool:
     return newest_generation(job.store, plan.model_id) > plan.lease_generation
 
 
-def _run(job: _Job, plan: Plan) -> RunRecord:
+def _run(job: _Job, plan: Plan, *, resumed: bool = False) -> RunRecord:
     """Do what is left of a plan and record the run. Raises `IncompleteError` if the store fails."""
-    try:
-        return _finished(job, plan)
-    except (StorageError, AccessError, NotFoundError) as error:
-        raise IncompleteError(
-            f"{error}; run {plan.run_id} is unfinished: run the same command again when the store works"
-        ) from error
+    headway = Headway()
+    with end_written(job.store, plan, headway, job.lease, job.ended):
+        try:
+            if resumed:
+                forget_end(job.store, plan.run_id)
+            return _finished(job, plan, headway)
+        except (StorageError, AccessError, NotFoundError) as error:
+            raise IncompleteError(
+                f"{error}; run {plan.run_id} is unfinished: run the same command again when the store works"
+            ) from error
 
 
-def _finished(job: _Job, plan: Plan) -> RunRecord:
+def _finished(job: _Job, plan: Plan, headway: Headway) -> RunRecord:
     store = job.store
     if plan.removed:
         job.table.commit(tombstones(store, plan), plan.run_id)
     done = take_in(job.table.latest(), plan) if plan.shards else set()
     todo = [shard for shard in range(plan.shards) if shard not in done]
-    layout, work = _work(job, plan, todo)
+    headway.done.update(done)
+    layout, work = _work(job, plan, todo, headway)
     drift = DriftTally(job.bundle.evaluation.get("val", {}).get("fingerprint"))
     left_out = corners(store, plan.run_id)
     account = reconcile(job.table.latest(), plan, drift, left_out)
@@ -256,6 +273,7 @@ def _finished(job: _Job, plan: Plan) -> RunRecord:
         quarantined=[{**asdict(corner), "scans": account.quarantined[corner.prefix]} for corner in left_out],
     )
     write_record(store, record)
+    headway.record = record
     with _afterwards(f"run {plan.run_id} is recorded, but the notes of its attempts were not removed"):
         forget_attempts(store, plan.run_id)
     if plan.planned:
@@ -300,7 +318,7 @@ def _write_report(store: Store, run_id: str, thumbnails: int) -> None:
 _SHARED = {field.name for field in fields(Plan)} & {field.name for field in fields(RunRecord)}
 
 
-def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]:
+def _work(job: _Job, plan: Plan, todo: list[int], headway: Headway) -> tuple[Layout | None, _Work]:
     """Run the remaining shards; each is written by the actor that scored it."""
     started = time.perf_counter()
     totals: dict[str, float] = dict.fromkeys(("scans", "bytes", *_STAGES), 0.0)
@@ -317,9 +335,8 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
     shards = [{"shard": shard} for shard in todo]
     commits = GroupCommits(job.table, plan.run_id)
-    under_way = set(todo)
     with (
-        _stopped_in_order(job, plan, under_way),
+        _stopped_in_order(job, plan, headway),
         progress("score", scans) as advance,
         counting(advance) as count,
     ):
@@ -328,7 +345,7 @@ def _work(job: _Job, plan: Plan, todo: list[int]) -> tuple[Layout | None, _Work]
             for summary in summaries:
                 job.lease.check()
                 shard = summary["shard"]
-                under_way.discard(shard)
+                headway.end(shard)
                 commits.add(part_of(plan, shard, size=summary["part_bytes"], rows=summary["scans"]))
                 for name in totals:
                     totals[name] += summary[name]
@@ -357,7 +374,7 @@ def _layout(job: _Job, shards: int, shard_size: int) -> Layout:
 
 
 @contextmanager
-def _stopped_in_order(job: _Job, plan: Plan, under_way: Set[int]) -> Iterator[None]:
+def _stopped_in_order(job: _Job, plan: Plan, headway: Headway) -> Iterator[None]:
     """If the block is stopped by an operator or by the store, shards under way did not die: take their markers back.
 
     Where workers were lost (`ClusterError`) they may have died; where the lease was lost, their markers are another's.
@@ -368,7 +385,7 @@ def _stopped_in_order(job: _Job, plan: Plan, under_way: Set[int]) -> Iterator[No
         raise
     except (KeyboardInterrupt, SystemExit, RayscanError):
         if not job.lease.is_lost:
-            take_back(job.store, plan.run_id, under_way)
+            headway.taken_back = take_back(job.store, plan.run_id, set(range(plan.shards)) - headway.done)
         raise
 
 

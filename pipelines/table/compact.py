@@ -77,13 +77,13 @@ def compact(uri: str, *, model: str | None = None, wait: float = 0.0, keep: time
 
 def compact_model(table: ScoresTable, model_id: str, *, fewest: int = 2) -> list[CompactedDay]:
     """Merge the small parts of each day of a model that has at least `fewest` of them; its lease is held."""
-    finished = _finished_runs(table.store)
+    unfinished = _unfinished_runs(table.store)
     by_day = defaultdict(list)
     for part in table.parts(model_id):
         by_day[part.date].append(part)
     days = []
     for day, parts in sorted(by_day.items()):
-        small = [part for part in parts if part.rows <= ROWS // 2 and _is_complete(part, finished)]
+        small = [part for part in parts if part.rows <= ROWS // 2 and part.run_id not in unfinished]
         if len(small) >= fewest:
             merged = _merge(table, small)
             days.append(
@@ -106,14 +106,11 @@ def remove_unused(store: Store, keep: timedelta = KEEP) -> int:
     return len(keys)
 
 
-def _finished_runs(store: Store) -> set[str]:
-    keys = (info.key for chunk in store.list("runs") for info in chunk)
-    return {key.split("/")[1] for key in keys if key.endswith("/run.json")}
-
-
-def _is_complete(part: Part, finished: set[str]) -> bool:
-    """Whether no unfinished run may still look for this part by name."""
-    return not part.run_id or part.run_id in finished
+def _unfinished_runs(store: Store) -> set[str]:
+    """Runs that may still look for their parts by name; those whose folder was pruned are not among them."""
+    keys = {info.key for chunk in store.list("runs") for info in chunk}
+    plans = (key for key in keys if key.endswith("/plan.json"))
+    return {key.split("/")[1] for key in plans if key.replace("/plan.json", "/run.json") not in keys}
 
 
 def _merge(table: ScoresTable, parts: list[Part]) -> list[Part]:

@@ -14,11 +14,13 @@ drivers that start within the same second may both believe they hold the lease.
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
@@ -46,6 +48,22 @@ class _Generation:
     """The owner's process, so that its death is noticed at once on the same machine."""
     age: float
     """Seconds since it was written, by the store's clock."""
+    host: str | None = None
+    """The owner's machine, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseState:
+    """Who holds the scores of a model, as a bystander sees it."""
+
+    held: bool
+    """Whether somebody took it and has not given it back."""
+    stale: bool
+    """Held by one that died, or has not renewed it for TTL_SECONDS: the next run takes it over."""
+    host: str | None
+    pid: int | None
+    age: float
+    """Seconds since it was renewed or released."""
 
 
 class Lease:
@@ -113,6 +131,23 @@ class Lease:
         self._store.delete(_key(self._folder, self._number))
         self._number += 1
         self._renewed = asked
+
+
+def lease_state(store: Store, model_id: str) -> LeaseState | None:
+    """Who holds the scores of a model; None if nobody ever did.
+
+    Nothing is written, not even to read the store's clock: where it differs by a minute from this machine's, a live
+    lease may look stale, or a stale one live.
+    """
+    found = []
+    for name in (model_id, EVERY_MODEL):
+        newest = _newest(store, f"leases/model={name}", datetime.now(UTC))
+        if newest is not None:
+            pid = int(newest.process.split()[2]) if newest.process else None
+            held = bool(newest.owner)
+            stale = held and _is_free(newest)
+            found.append(LeaseState(held=held, stale=stale, host=newest.host, pid=pid, age=max(0.0, newest.age)))
+    return min(found, key=lambda state: (not state.held, state.stale), default=None)
 
 
 def lease_of_scores(
@@ -183,10 +218,12 @@ def _take(store: Store, folder: str, number: int, owner: str) -> bool:
 
 
 def _create(store: Store, folder: str, number: int, *, owner: str, process: str | None) -> bool:
-    return store.create(_key(folder, number), json.dumps({"owner": owner, "process": process}).encode())
+    host = socket.gethostname() if owner else None
+    return store.create(_key(folder, number), json.dumps({"owner": owner, "process": process, "host": host}).encode())
 
 
-def _newest(store: Store, folder: str) -> _Generation | None:
+def _newest(store: Store, folder: str, now: datetime | None = None) -> _Generation | None:
+    """The newest generation; its age is that at `now`, by default the store's own time."""
     infos = [info for chunk in store.list(folder) for info in chunk]
     if not infos:
         return None
@@ -194,9 +231,15 @@ def _newest(store: Store, folder: str) -> _Generation | None:
     try:
         content: dict[str, Any] = json.loads(store.get(info.key))
     except NotFoundError:  # renewed since it was listed
-        return _newest(store, folder)
-    age = (store.clock() - info.modified).total_seconds()
-    return _Generation(number=int(Path(info.key).stem), owner=content["owner"], process=content["process"], age=age)
+        return _newest(store, folder, now)
+    age = ((now or store.clock()) - info.modified).total_seconds()
+    return _Generation(
+        number=int(Path(info.key).stem),
+        owner=content["owner"],
+        process=content["process"],
+        age=age,
+        host=content.get("host"),
+    )
 
 
 def _key(folder: str, number: int) -> str:

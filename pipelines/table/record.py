@@ -88,6 +88,10 @@ class RunRecord:
             )
         return lines
 
+    def alarms(self) -> list[str]:
+        """One line for each drift alarm."""
+        return [_in_a_line(finding) for finding in self.drift if finding["level"] == "alarm"]
+
     def in_short(self) -> dict[str, Any]:
         """The summary printed when the run is over; the rest is in run.json."""
         drifted = [f for f in self.drift if f["level"] in {"warn", "alarm"}]
@@ -96,8 +100,7 @@ class RunRecord:
             **({"alarm": [f"{f.note} ({f.site or 'all sites'})" for f in others]} if others else {}),
             **{name: getattr(self, name) for name in _SHORT},
             "engine": self.engine and self.engine["name"],
-            "drift": [f"{f['level']}: {f['quantity']} of {f['site'] or 'all sites'}, {f['note']}" for f in drifted]
-            or self.drift_level.replace("_", " "),
+            "drift": [_in_a_line(finding) for finding in drifted] or self.drift_level.replace("_", " "),
             "notice": self.notice,
         }
 
@@ -106,6 +109,10 @@ _SHORT: Final = (
     "run_id", "model", "model_id", "source", "listed", "planned", "given_up", "removed", "ignored", "counts", "reasons",
     "resumed_shards", "lost_workers", "seconds", "scans_per_second", "layout", "operating_point", "threshold",
 )  # fmt: skip
+
+
+def _in_a_line(finding: Mapping[str, Any]) -> str:
+    return f"{finding['level']}: {finding['quantity']} of {finding['site'] or 'all sites'}, {finding['note']}"
 
 
 def write_record(store: Store, record: RunRecord) -> None:

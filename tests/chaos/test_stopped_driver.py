@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.scoring.explain import explain
 from tests.nights import Night, make_night, wait_for
 
 pytestmark = pytest.mark.chaos
@@ -42,6 +43,10 @@ def test_a_stop_by_an_operator_is_no_death(rayscan_command: str, tmp_path: Path)
         assert "run the same command again" in stderr
         assert night.parts() == 0, "the shards were under way"
         assert attempts(night) == [], "a stop is no death"
+        told = explain(night.scores.root)
+        assert told.end is not None
+        assert (told.standing, told.end.state, told.end.exit_code) == ("unfinished", "stopped", 128 + how)
+        assert told.end.under_way, "shards had been begun"
     done = night.run()
     assert done.returncode == 0, done.stderr
     assert night.statuses() == {("scored", None): FILMS}

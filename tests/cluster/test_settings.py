@@ -8,17 +8,19 @@ from cluster.settings import seconds, size
 from pipelines.errors import InputError
 
 
-@given(h=st.integers(0, 99), m=st.integers(0, 59), s=st.integers(0, 59))
-def test_durations_add_up(h: int, m: int, s: int) -> None:
-    assert seconds(f"{h}h{m}m{s}s") == 3600 * h + 60 * m + s
+@given(d=st.integers(0, 999), h=st.integers(0, 99), m=st.integers(0, 59), s=st.integers(0, 59))
+def test_durations_add_up(d: int, h: int, m: int, s: int) -> None:
+    assert seconds(f"{d}d{h}h{m}m{s}s") == 86_400 * d + 3600 * h + 60 * m + s
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("90", 90), ("30m", 1800), ("1h", 3600), (" 2M ", 120), ("1h30", 3630)])
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("90", 90), ("30m", 1800), ("1h", 3600), (" 2M ", 120), ("1h30", 3630), ("90d", 7_776_000)]
+)
 def test_parts_may_be_left_out(text: str, wanted: float) -> None:
     assert seconds(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "soon", "m", "1d", "-5m", "1m1h", "1.5h"])
+@pytest.mark.parametrize("text", ["", "soon", "m", "1w", "1h1d", "9" * 400, "-5m", "1m1h", "1.5h"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="duration"):
         seconds(text)

@@ -200,8 +200,9 @@ def another_night(place: Hospital, bundle: str) -> None:
     place.verb("isolated-query", "query", f"{out}/isolated")
     place.verb("isolated-export", "query", f"{out}/isolated", "FROM latest", "--out", f"{out}/isolated.csv")
     place.verb("promote", "promote", f"{out}/isolated", bundle, "--as", "production")
-    for name in ("models", "history", "compact"):
+    for name in ("models", "history", "compact", "explain"):
         place.verb(f"isolated-{name}", name, f"{out}/isolated")
+    place.verb("isolated-prune", "prune", f"{out}/isolated", "--keep", "90d")
     page = f"{out}/isolated.html"
     place.verb("isolated-report", "report", f"{out}/isolated", "--out", page, "--thumbnails", "4")
 
