@@ -1,7 +1,8 @@
 """What a submitted verb needs of this machine: its arguments are checked here, and its small files sent along.
 
 A mistake is then told at once, and costs no job. A file that is named by a relative path, on the command line or in the
-job file, lies at the same path below the folder in which the job runs, so that neither has to be changed.
+job file, lies at the same path below the folder in which the job runs, so that neither has to be changed. What such a
+file names itself, as a recipe does its weights, is not sent: give it a URI.
 """
 
 import shutil
@@ -14,15 +15,24 @@ from typer.core import TyperCommand
 
 from models.errors import InputError
 
-OF_THIS_MACHINE: Final = ("config", "recipe", "space", "intended_use", "labels", "uris", "patients")
-"""Options whose value may be a small file; data lie in storage."""
+OF_THIS_MACHINE: Final = ("config", "recipe", "space", "intended_use", "labels", "uris")
+"""Options whose value may be a small file; data lie in storage, and lists of patients do not travel."""
 LARGEST: Final = 20 << 20
 """Bytes of a file that is sent along, at most."""
 
 
 def check_arguments(verb: TyperCommand, name: str, arguments: Sequence[str]) -> None:
-    """Parse them as the job will. Raises what typer raises for a wrong one, a misspelt key of the job file included."""
-    verb.make_context(name, list(arguments))
+    """Parse them as the job will. Raises what typer raises for a wrong one, a misspelt key of the job file included.
+
+    Raises `InputError` where the job file names an address of `notify`, which may hold a secret: it would lie on every
+    node.
+    """
+    context = verb.make_context(name, list(arguments))
+    if (context.default_map or {}).get("notify"):
+        raise InputError(
+            "the job file's address of notify may hold a secret, and the file is sent to every node; set RAYSCAN_NOTIFY"
+            " in the nodes' environment instead"
+        )
 
 
 def files_to_send(name: str, arguments: Sequence[str]) -> list[Path]:

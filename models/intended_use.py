@@ -118,6 +118,8 @@ _STATED: Final = ("age_years", *_LISTS)
 
 def state(limits: Mapping[str, Any]) -> IntendedUse:
     """The intended use that a person states. Raises `InputError` for what is none."""
+    if not isinstance(limits, Mapping):
+        raise InputError(f"an intended use is a table such as {{ age_years = [1, 5] }}, not {limits!r}")
     if "stated" in limits:
         raise InputError("an intended use has no 'stated'; name the limits themselves")
     return IntendedUse.from_json({**limits, **({"stated": list(limits)} if limits else {})})

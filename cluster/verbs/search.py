@@ -71,7 +71,10 @@ class SearchOptions:
         int | None, typer.Option(help="Trials at a time (as many as there is room for when the cluster has grown).")
     ] = None
     select: Annotated[
-        Select | None, typer.Option(help="How the model is picked: robust scores the five best on perturbed films.")
+        Select | None,
+        typer.Option(
+            help="How the model is picked: auc is the best by the objective, robust the most robust of the five best."
+        ),
     ] = None
     intended_use: IntendedUseFile = None
     no_films: NoFilms = False

@@ -58,6 +58,7 @@ def render_card(
         entries=[(entry, evaluation_charts(entry)) for entry in entries],
         shows_films=any(entry.get("samples", {}).get("films") for entry in entries),
         methods=METHOD_NAMES,
+        recorded=list(lineage),
         intended=IntendedUse.from_json(lineage.get("intended_use", {})).in_words(),
         counts=lineage.get("counts", {}),
         folds=lineage.get("folds"),

@@ -28,7 +28,7 @@ class Account:
     counts: Counter[str] = field(default_factory=lambda: Counter({status.value: 0 for status in OUTCOMES}))
     """By status; their sum is the number of planned scans."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """By reason, of the rows without a probability."""
+    """By reason, of the rows that were not scored."""
     quarantined: Counter[str] = field(default_factory=Counter)
     """By the prefix of a corner in quarantine: its `failed` rows."""
 

@@ -262,6 +262,7 @@ def _finished(job: _Job, plan: Plan, headway: Headway) -> RunRecord:
         scans_per_second=round(work.totals["scans"] / work.seconds, 1),
         megabytes_per_second=float(f"{work.totals['bytes'] / work.seconds / 1e6:.4g}"),
         stage_seconds={name.removesuffix("_seconds"): round(work.totals[name], 3) for name in _STAGES},
+        score_unfamiliar=job.settings.score_unfamiliar,
         engine=work.engine,
         layout=layout.reason if layout else "nothing to do",
         **asdict(work.used),

@@ -4,7 +4,7 @@ Views:
 
     scores      every row of every run; `date` is the day its run began
     latest      one row per model and uri: the newest that is not `failed`, else the newest; no file that was removed
-    rejects     the rows of `latest` without a probability, and why
+    rejects     the rows of `latest` that were not scored, and why
     agreement   one row per scan and pair of models that both scored it
     runs        one row per run, from its run.json; a run without one is `unfinished`
     drift       one row per run, site and quantity, if the run measured drift

@@ -36,7 +36,7 @@ class RunRecord:
     counts: Mapping[str, int]
     """Rows by status, counted in the Parquet files; their sum is `planned`."""
     reasons: Mapping[str, int]
-    """Rows without a probability, by reason."""
+    """Rows that were not scored, by reason."""
     shards: int
     resumed_shards: int
     """Shards already written by an earlier attempt of this run."""
@@ -51,6 +51,8 @@ class RunRecord:
     """Fetched; a megabyte is 10^6 bytes."""
     stage_seconds: Mapping[str, float]
     """Fetch, decode, infer, write; summed over the actors and their threads in this attempt."""
+    score_unfamiliar: bool
+    """Whether this attempt kept the probabilities of unfamiliar films."""
     engine: Mapping[str, Any] | None
     """The engine used: name, precision, device, version and why it was chosen; None if nothing was left to score."""
     layout: str

@@ -77,9 +77,9 @@ def test_a_search_hands_its_workers_a_uri(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "url",
     ["postgresql://bob:s3cr3t@h/d", "mysql://h/d?user=bob&password=s3cr3t", "postgresql+psycopg://:s3cr3t@h/d",
-     "mysql://h/d?PASSWD=s3cr3t"],
+     "mysql://h/d?PASSWD=s3cr3t", "postgresql://bob:s3/cr3t@h/d", "postgresql://bob:s3?cr3t#x@h/d"],
 )  # fmt: skip
 def test_a_password_on_the_command_line_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(typer.BadParameter, match="holds a password") as refused:
         mirror_location(url)
-    assert "s3cr3t" not in str(refused.value)
+    assert "cr3t" not in str(refused.value)

@@ -82,13 +82,14 @@ class Board:
         if best is not None:
             telemetry.set_best_value(best.result, metric=self.metric)
         log.info(
-            "trial %d %s%s %s: %s after %d epochs; best %s; %s%s",
+            "trial %d %s%s %s: %s after %d epochs; best %s %s; %s%s",
             record.number,
             "baseline " if record.kind == "baseline" else "",
             record.model,
             record.status,
             record.error or f"AUC {record.auc:.4f}",
             record.epochs,
+            self.metric,
             f"{best.result:.4f} (trial {best.number})" if best else "none yet",
             in_words(len(records), self.planned),
             "" if math.isinf(self.deadline) else f", {max(0.0, self.deadline - time.monotonic()):.0f} s left",
@@ -104,7 +105,7 @@ class Board:
             running=tuple(running),
             counts=count_statuses(records),
             planned=self.planned,
-            best=None if best is None else f"{best.result:.4f}, {best.model}, trial {best.number}",
+            best=None if best is None else f"{self.metric} {best.result:.4f}, {best.model}, trial {best.number}",
             seconds_left=None if math.isinf(left) else max(0.0, left),
         )
 

@@ -9,11 +9,13 @@ the dashboard's state API; with the dashboard off, the next trial waits for them
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -80,6 +82,13 @@ def run_group_trial(config: dict[str, Any], *, group: Group, job: TrialJob) -> N
     ).fit()
 
 
+def _of_the_first(workers: Workers, figure: float) -> float:
+    """The first worker's figure, on all workers."""
+    shared = torch.tensor([figure], dtype=torch.float64).to(ray.train.torch.get_device())
+    workers.share_first([shared])
+    return float(shared)
+
+
 def _train_together(config: dict[str, Any]) -> None:
     """What each worker runs. All compute the same figures, so all fail or none; each report waits for all."""
     task: _Task = config["task"]
@@ -91,7 +100,7 @@ def _train_together(config: dict[str, Any]) -> None:
     try:
         plan = plan_of(task.config, task.job)
         settings = replace(plan.training, device=str(ray.train.torch.get_device()))
-        if not progress.measure_latency(plan.spec):
+        if not progress.is_fast_enough(plan.spec, partial(_of_the_first, workers)):
             progress.report(finished=True)
             return
         start = start_of(plan, films, task.job) if earlier is None else None

@@ -29,7 +29,7 @@ from tuning.search.frozen_trial import frozen_trial
 from tuning.search.mirror_place import FORMS, check_storage, is_journal, no_database, no_url
 from tuning.spaces.space import SearchSpace
 from tuning.study.records import TrialRecord
-from tuning.training.objectives import Objective, parse_objectives
+from tuning.training.objectives import Objective, latency_limit, parse_objectives
 
 log = logging.getLogger("rayscan")
 
@@ -75,7 +75,7 @@ class Mirror:
     """
 
     def __init__(self, storage: str, study_name: str, objectives: Sequence[str], space: SearchSpace) -> None:
-        self.objectives = parse_objectives(objectives)
+        self.objectives, self.most_ms = parse_objectives(objectives), latency_limit(objectives)
         self.space = space
         self.known: set[str] | None = None  # ids of the trials in the mirror; None: to be read
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -100,7 +100,7 @@ class Mirror:
                 self.known = {str(trial.user_attrs.get("trial_id")) for trial in self.study.get_trials(deepcopy=False)}
             missing = [record for record in records if record.trial_id not in self.known]
             for record in sorted(missing, key=lambda record: record.number):
-                self.study.add_trial(to_optuna(record, self.space, self.objectives))
+                self.study.add_trial(to_optuna(record, self.space, self.objectives, self.most_ms))
                 self.known.add(record.trial_id)
         except _FAILURES as error:
             left = len(records) if self.known is None else sum(record.trial_id not in self.known for record in records)
@@ -118,8 +118,10 @@ class Mirror:
             self.storage.engine.dispose()
 
 
-def to_optuna(record: TrialRecord, space: SearchSpace, objectives: Sequence[Objective]) -> FrozenTrial:
-    """A finished trial as Optuna keeps one.
+def to_optuna(
+    record: TrialRecord, space: SearchSpace, objectives: Sequence[Objective], most_ms: float | None = None
+) -> FrozenTrial:
+    """A finished trial as Optuna keeps one; `most_ms` is the limit of the latency, a constraint.
 
     With several objectives Optuna knows neither intermediate values nor pruning, so a trial that was stopped early is
     COMPLETE there; and one that lacks a value, such as a probe, whose latency is not measured, can only be FAIL. The
@@ -138,6 +140,7 @@ def to_optuna(record: TrialRecord, space: SearchSpace, objectives: Sequence[Obje
         record,
         space if suggested else None,
         len(objectives),
+        most_ms=most_ms,
         user_attrs=attributes,
     )
     trial.datetime_complete = _local(record.finished_at)

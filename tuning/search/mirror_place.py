@@ -1,5 +1,6 @@
 """What can be the Optuna storage of a mirror. Imports nothing heavy: it is checked before Ray starts."""
 
+import re
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -13,6 +14,7 @@ FORMS: Final = (
     " sqlite:///FILE"
 )
 _PASSWORDS: Final = {"password", "passwd"}
+_WITH_PASSWORD: Final = re.compile(r"[\w+]+://[^:/?@]*:[^@]*@")
 
 
 def is_journal(storage: str) -> bool:
@@ -44,7 +46,12 @@ def refuse_password(storage: str) -> str:
     """
     try:
         parts = urlsplit(storage)
-        found = parts.password is not None or bool(_PASSWORDS & {name.lower() for name, _ in parse_qsl(parts.query)})
+        # SQLAlchemy takes a password with a slash, at which urlsplit ends the part that may have one
+        found = (
+            bool(_WITH_PASSWORD.match(storage))
+            or parts.password is not None
+            or bool(_PASSWORDS & {name.lower() for name, _ in parse_qsl(parts.query)})
+        )
     except ValueError as error:
         raise no_url() from error
     if found:

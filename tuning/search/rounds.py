@@ -160,6 +160,8 @@ def has_converged(records: Sequence[TrialRecord], patience: int, gain: float) ->
     """Whether the best value has not risen by more than `gain` over the last `patience` trials; never for 0."""
     best, since = -math.inf, 0
     for record in sorted(records, key=lambda record: record.finished_at):
+        if record.status == "pruned" and record.value is None:  # over the latency's limit: nothing was tried
+            continue
         since += 1
         if record.status != "failed" and record.value is not None and record.value > best + gain:
             best, since = record.value, 0

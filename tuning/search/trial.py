@@ -43,7 +43,7 @@ METRIC = "auc"
 """Validation AUC of the trial's best epoch so far."""
 
 OBJECTIVE = "objective"
-"""What the search maximises: the best value of its objective, by default the AUC, that the trial had *so far*. Ray Tune
+"""What the search maximises: the best value of its objective that the trial had *so far*. Ray Tune
 passes the last value a trial reported to Optuna; with the best so far, that is the value of the weights the trial
 leaves. It is a maximum over epochs, so it flatters long trials a little."""
 
@@ -200,13 +200,18 @@ class Progress:
             }
         )
 
-    def measure_latency(self, spec: ModelSpec) -> bool:
-        """How long a film takes, if somebody wants to know; whether the network is fast enough to be trained."""
+    def is_fast_enough(self, spec: ModelSpec, share: Callable[[float], float] = lambda own: own) -> bool:
+        """Measure how long a film takes, if somebody wants to know; whether the network may be trained.
+
+        `share` makes of several workers' figures one for all of them, by which they decide alike. A trial that is
+        continued was fast enough when it began, whatever this machine says.
+        """
         if self.job.latency or self.job.most_ms is not None:
-            milliseconds = latency_ms(spec, device=self.job.device, threads=self.job.threads)
+            milliseconds = share(latency_ms(spec, device=self.job.device, threads=self.job.threads))
             self.latency = {LATENCY: milliseconds}
             if self.job.most_ms is not None:
-                self.latency[EXCESS] = milliseconds - self.job.most_ms
+                excess = milliseconds - self.job.most_ms
+                self.latency[EXCESS] = min(excess, 0.0) if self.history else excess
         return self.latency.get(EXCESS, 0.0) <= 0
 
 
@@ -230,7 +235,7 @@ def run_trial(config: dict[str, Any], *, films: TrainingFilms, job: TrialJob) ->
     share_gpu(torch.device(job.device), job.gpu_share)
     try:
         plan = plan_of(config, job)
-        if progress.measure_latency(plan.spec):
+        if progress.is_fast_enough(plan.spec):
             start = start_of(plan, films, job) if earlier is None else None
             fit(
                 plan.spec, films.train, films.val, plan.training, on_epoch=progress.epoch, weights=start, resume=earlier

@@ -21,7 +21,7 @@ Names are those of tuning/training/settings.py, models/networks/cnn.py and model
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -83,7 +83,7 @@ def space_for(
             domains.pop("resolution", None)
         tables[EVERY]["resolution"] = Domain.parse("resolution", list(resolutions), int)
     chosen = tuple(dict.fromkeys(families)) if families else space.families
-    _refuse_idle_tables(source, chosen)
+    _refuse_idle_tables(source, {*space.families, *chosen})
     if weights is not None:
         if all(family in OWN_FAMILIES for family in chosen):
             raise InputError("weights are for timm backbones; name one with --family")
@@ -115,7 +115,7 @@ def from_json(value: Mapping[str, Any], folder: Path | None = None) -> SearchSpa
     parsed: dict[str, dict[str, Domain]] = {}
     for table, of in tables.items():
         if table and table not in _TABLES:
-            _require_table(table, families)
+            _check_table(table, families)
         names = known(table)
         parsed[table] = {}
         for name, values in of.items():
@@ -180,7 +180,7 @@ def _merged(source: str) -> dict[str, Any]:
     return merged
 
 
-def _refuse_idle_tables(source: str, families: Sequence[str]) -> None:
+def _refuse_idle_tables(source: str, families: Set[str]) -> None:
     """Raise `InputError` where a person's file has a table for a backbone that is not searched.
 
     The spaces that come along have tables for backbones that --family may add.
@@ -197,8 +197,8 @@ def _is_table(name: str, value: Any) -> bool:
     return isinstance(value, dict) and name not in known(EVERY) and not {"low", "high", "choices"} & set(value)
 
 
-def _require_table(table: str, families: Iterable[str]) -> None:
-    """Raise what is wrong with a table that belongs to no family searched."""
+def _check_table(table: str, families: Iterable[str]) -> None:
+    """Raise `InputError` for a table that is of no family the zoo knows."""
     hint = did_you_mean(table, [*_TABLES, *TRAINING, *families])
     if hint and table not in families:
         raise InputError(f"a space has no table [{table}]; {hint}")

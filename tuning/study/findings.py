@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.films import Films
+from models.intended_use import IntendedUse
 from models.statistics.bootstrap import count_patients
 from models.statistics.calibration import disease_log_odds
 from models.statistics.comparison import delong_test, holm
@@ -190,7 +191,8 @@ def _keep_recipes(store: Store, ranked: Sequence[TrialRecord], study: StudyInfo,
             objective=study.objectives[0],
             about=f"Trial {record.number} of a search: validation AUC {record.auc:.4f}, by which it was chosen.",
         )
-        named = replace(recipe, name=f"trial {record.number}")
+        stated = IntendedUse.from_json({k: v for k, v in (study.settings.get("intended_use") or {}).items() if v})
+        named = replace(recipe, name=f"trial {record.number}", intended_use=stated)
         store.put(f"{RECIPES}/{record.number}.toml", to_toml(named).encode())
 
 

@@ -45,7 +45,7 @@ def importance(records: Sequence[TrialRecord]) -> Importance | None:
     trials = sorted(
         (record for record in leaderboard(records) if record.kind != "baseline"), key=lambda record: record.number
     )
-    if len(trials) < LEAST or len({trial.auc for trial in trials}) < 2:
+    if len(trials) < LEAST or len({trial.result for trial in trials}) < 2:
         return None
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator  # noqa: PLC0415 (slow)
 
@@ -67,7 +67,7 @@ def _shares(trials: Sequence[TrialRecord], evaluator: Any) -> dict[str, float]:
         known = {name: value for name, value in trial.parameters.items() if name in distributions}
         study.add_trial(
             optuna.trial.create_trial(
-                value=trial.auc, params=known, distributions={name: distributions[name] for name in known}
+                value=trial.result, params=known, distributions={name: distributions[name] for name in known}
             )
         )
     with warnings.catch_warnings():

@@ -34,7 +34,8 @@ Halves = npt.NDArray[np.bool_]
 class Optimism:
     """By how much the AUC on the validation films is too high of the trial that was chosen by these films.
 
-    The choice is by the study's objective, mostly the AUC itself; what is told of it is the AUC, whatever chose.
+    The choice is by the study's objective, within a half by its films as they are, without perturbed copies; what is
+    told of it is the AUC, whatever chose.
     """
 
     trials: int
@@ -70,8 +71,9 @@ def estimate(
 ) -> tuple[Optimism, npt.NDArray[np.float64]] | None:
     """The optimism of taking one of the `top` best of T trials, and on which share of the halves each is the best [T].
 
-    `scores` [T, N] rise with disease, on any scale; `judge` is the objective by which the best was chosen, None for the
-    AUC. Returns None where a half might lack patients with or without disease.
+    `scores` [T, N] rise with disease, on any scale, of the trials in the order of the leaderboard; `judge` is the
+    objective by which the best was chosen, None for the AUC. Returns None where a half might lack patients with or
+    without disease.
     """
     split = halves(patients, labels, SPLITS, seed)
     if split is None:
@@ -91,9 +93,7 @@ def estimate(
         best = np.argsort(-choosing, axis=0, kind="stable")[:top]
         elsewhere.append(np.take_along_axis(judging, best, axis=0).mean())
         chosen += np.bincount(best[0], minlength=len(scores))
-    first = sorted(
-        scores, key=lambda of_trial: judge(labels, of_trial, None) if judge else auc(labels, of_trial), reverse=True
-    )[:top]
+    first = scores[:top]
     optimism = Optimism(
         trials=len(scores),
         films=len(labels),

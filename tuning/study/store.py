@@ -102,9 +102,13 @@ def check_goes_on(store: Store, old: StudyInfo, *, dataset: str, fingerprint: st
     ):
         if before != now:
             raise InputError(
-                f"{store.root} was begun with {name} {json.dumps(before)}, not {json.dumps(now)}; "
+                f"{store.root} was begun with {name} {_told(before)}, not {_told(now)}; "
                 "resume it with the same, or give another --out"
             )
+
+
+def _told(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)
 
 
 def _is_empty(store: Store) -> bool:

@@ -1,5 +1,6 @@
 """The winner of a study: which trial it is, and its bundle at STUDY/best."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from tuning.study.store import BEST
 from tuning.study.trial_files import load_weights
 from tuning.training.films import TrainingFilms
 from tuning.training.loop import EpochReport, Fitted
+
+log = logging.getLogger("rayscan")
 
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Films uint8 [N, H, W] -> uncalibrated logits [N, C]."""
@@ -68,6 +71,11 @@ def promote_best(
         record = ranked[place]
         lineage["selection"] = [{"trial": trial.number, **of} for trial, of in zip(ranked, figures, strict=False)]
     if (earlier := _earlier_bundle(store)) is not None and earlier.lineage.get("trial_id") == record.trial_id:
+        stated = intended_use.to_json().items()
+        if not stated <= earlier.intended_use.to_json().items():
+            log.warning(
+                "%s stays as it is, without the intended use stated now: bundles do not change", store.uri(BEST)
+            )
         return record, earlier
     lineage |= {"study": store.root, "trial_id": record.trial_id, "trial": record.number, "dataset": study.dataset}
     choice: dict[str, Any] = {"by": select, "trials": len(records), "results": len(ranked)}

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from models.errors import InputError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 kept the generator of augmentation on the training's own device."""
 _HEADER: Final = "rayscan_checkpoint"
 
 

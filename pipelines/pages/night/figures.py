@@ -133,7 +133,7 @@ def _histogram(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[dict[
     return fetch_rows(
         connection,
         "SELECT least(floor(probability * ?), ?)::INTEGER AS bin, coalesce(prediction = ?, false) AS positive,"
-        " count(*) AS scans FROM scores WHERE run_id = ? AND probability BETWEEN 0 AND 1 GROUP BY ALL",
+        " count(*) AS scans FROM scores WHERE run_id = ? AND status = 'scored' GROUP BY ALL",
         BINS,
         BINS - 1,
         LABELS[1],

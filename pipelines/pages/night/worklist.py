@@ -48,7 +48,7 @@ def worklist(connection: duckdb.DuckDBPyConnection, run_id: str, most: int) -> l
     """The `most` films of a run with the highest probabilities, the highest first."""
     rows = connection.execute(
         "SELECT uri, etag, site, study_date, probability, coalesce(prediction = ?, false) FROM scores"
-        " WHERE run_id = ? AND probability IS NOT NULL ORDER BY probability DESC, uri LIMIT ?",
+        " WHERE run_id = ? AND status = 'scored' ORDER BY probability DESC, uri LIMIT ?",
         [LABELS[1], run_id, most],
     ).fetchall()
     return [

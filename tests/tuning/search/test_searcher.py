@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from tuning.search.mirror import to_optuna
 from tuning.search.settings import SearchSettings
 from tuning.search.suggestions import suggestions
 from tuning.search.trial import OBJECTIVE, TIME
 from tuning.spaces.space_file import space_for
 from tuning.study.records import TrialRecord
-from tuning.training.objectives import AUC, LATENCY
+from tuning.training.objectives import AUC, LATENCY, parse_objectives
 
 SPACE = space_for(32, families=("cnn",))
 SETTINGS = SearchSettings(trials=20)
@@ -71,6 +72,15 @@ def test_a_network_that_is_too_slow_is_pruned_and_breaks_the_constraint() -> Non
     reached = {"latency": 2.0, "excess_ms": -0.5}
     fast = as_told(LIMITED, report(0.7, 1, **reached), report(0.7, 1, finished=True, **reached))
     assert (fast.state, fast.value, fast.constraints) == (TrialState.COMPLETE, 0.7, {LATENCY: -0.5})
+
+
+def test_the_copy_that_people_look_at_knows_the_constraint() -> None:
+    slow = TrialRecord(
+        trial_id="slow", number=0, status="pruned", model="cnn", parameters={"family": "cnn"}, auc=None, latency_ms=3.0,
+        epochs=0, history=[], seconds=1.0, seed=0, finished_at=datetime(2026, 11, 28, tzinfo=UTC), kind="final",
+    )  # fmt: skip
+    trial = to_optuna(slow, SPACE, parse_objectives([AUC]), 2.5)
+    assert (trial.state, trial.value, trial.constraints) == (TrialState.PRUNED, None, {LATENCY: 0.5})
 
 
 @pytest.mark.parametrize("latency", [2.0, 3.0])

@@ -1,6 +1,7 @@
 """What a trial keeps of itself while it trains."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipelines.storage import Store, open_store
 from tests.models.synthetic import SIZE, blob_films, small_spec
 from tuning.search.trial import Progress, TrialJob
 from tuning.study.trial_files import load_checkpoint
+from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import EpochReport, EpochState, TrainSettings, fit
 
 FILMS, VAL = blob_films(40), blob_films(20, seed=1)
@@ -35,6 +37,12 @@ class Full(Store):
         if "checkpoint" in key:
             raise StorageError(f"{key}: no space left")
         super().put(key, data)
+
+
+def _instead(milliseconds: float, measured: float) -> float:
+    """This many milliseconds, whatever was measured."""
+    assert measured > 0
+    return milliseconds
 
 
 def progress_in(store: Store) -> Progress:
@@ -68,3 +76,21 @@ def test_a_checkpoint_that_cannot_be_put_is_told_after_the_next_epoch(tmp_path: 
     with pytest.raises(StorageError, match="no space left"):
         fit(small_spec(), FILMS, VAL, SETTINGS, on_epoch=on_epoch)
     assert epochs == [1, 2]
+
+
+def test_a_continued_trial_is_not_judged_by_the_limit_of_the_latency_again(tmp_path: Path) -> None:
+    job = TrialJob(
+        study=open_store(str(tmp_path)),
+        preprocessing=Preprocessing(size=SIZE),
+        epochs=3,
+        seed=0,
+        threads=1,
+        device="cpu",
+        most_ms=5.0,
+    )
+    begun = Checkpoint(tensors={}, facts={"seconds": 1.0, "history": [{"epoch": 1, "val_auc": 0.9}]})
+    told: list[bool] = []
+    for earlier, milliseconds in ((None, 4.0), (None, 6.0), (begun, 6.0)):
+        progress = Progress(job, "t", earlier, lambda report: None)
+        told.append(progress.is_fast_enough(small_spec(), partial(_instead, milliseconds)))
+    assert told == [True, False, True]
