@@ -53,6 +53,19 @@ def test_a_misspelt_key_of_the_job_file_costs_no_job(here: Path) -> None:
         check_arguments(verb("score"), "score", ["--config", "jobs/night.toml"])
 
 
+def test_a_job_file_of_the_cluster_is_not_looked_for_here(tmp_path: Path) -> None:
+    arguments = ["--config", str(tmp_path / "night.toml")]
+    check_arguments(verb("score"), "score", arguments)
+    assert files_to_send("score", arguments) == []
+
+
+def test_an_address_of_notify_in_the_job_file_is_not_sent(here: Path) -> None:
+    (here / "jobs" / "night.toml").write_text(NIGHT + 'notify = ["json://user:s3cr3t@host"]\n')
+    with pytest.raises(InputError, match="RAYSCAN_NOTIFY") as refused:
+        check_arguments(verb("score"), "score", ["--config", "jobs/night.toml"])
+    assert "s3cr3t" not in str(refused.value)
+
+
 def test_the_job_file_and_what_it_names_go_along(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (here / "jobs" / "search.toml").write_text('[tune]\nspace = "space.toml"\ndataset = "s3://hospital/dataset"\n')
     arguments = ["--config", "jobs/search.toml", "--out=s3://hospital/study"]
