@@ -25,6 +25,13 @@ class TestWorklist:
         assert page.images == []
         assert "images of patients" not in page.text
 
+    def test_an_unfamiliar_film_is_not_on_it_whatever_probability_was_kept(self, store: Store, tmp_path: Path) -> None:
+        kept = Outcome(1, probability=0.99, reason="unfamiliar", status="rejected", columns={"prediction": None})
+        write_run(store, 0, [Outcome(3, probability=0.4), kept])
+        page = written_report(store, tmp_path / "night.html")
+        assert "0.4000 called negative" in page.text
+        assert "0.9900" not in page.text
+
     def test_no_probability_is_rounded_to_certainty(self, store: Store, tmp_path: Path) -> None:
         write_run(store, 0, [Outcome(1, probability=0.99999), Outcome(1, probability=0.00001)])
         text = written_report(store, tmp_path / "night.html").text
