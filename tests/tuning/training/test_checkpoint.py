@@ -9,7 +9,7 @@ import torch
 from models.errors import InputError
 from models.spec import ModelSpec
 from tests.models.synthetic import blob_films, small_spec
-from tuning.training.checkpoint import Checkpoint
+from tuning.training.checkpoint import FORMAT, Checkpoint
 from tuning.training.loop import EpochReport, EpochState, Fitted, TrainSettings, fit
 
 TRAIN, VAL = blob_films(64), blob_films(32, seed=1)
@@ -123,7 +123,7 @@ def test_what_is_no_checkpoint_is_refused(fault: str) -> None:
         "cut short": whole.to_bytes()[:-2],
         "no header": safetensors.torch.save({"x": torch.ones(2)}),
         "not at all": b"PK\x03\x04 something else entirely",
-        "newer": whole.to_bytes().replace(b'\\"format\\": 1', b'\\"format\\": 9'),
+        "newer": whole.to_bytes().replace(f'\\"format\\": {FORMAT}'.encode(), b'\\"format\\": 9'),
     }[fault]
     with pytest.raises(InputError, match="another version" if fault == "newer" else "no checkpoint of a training"):
         Checkpoint.from_bytes(data)
