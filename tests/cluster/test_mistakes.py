@@ -150,6 +150,7 @@ MISTAKES = [
     Mistake("submit --address http://127.0.0.1:{port} -- query s3://b/s", "no Ray cluster answers at http://127.0.0.1"),
     Mistake("jobs --address http://127.0.0.1:{port}", "start one with `ray start --head`"),
     Mistake("logs some-job --address http://127.0.0.1:{port}", "start one with `ray start --head`"),
+    Mistake("wait some-job --address http://127.0.0.1:{port}", "start one with `ray start --head`"),
     Mistake("stop some-job --address http://127.0.0.1:{port}", "start one with `ray start --head`"),
     Mistake("doctor gopher://x", "unknown scheme 'gopher'; use a local path, s3://"),
     Mistake("doctor --address 127.0.0.1:{port}", "no Ray cluster answers at 127.0.0.1:{port}"),

@@ -41,6 +41,8 @@ AT_ONCE: Mapping[str, Sequence[str]] = {
     "report": ("scores", "--out", "night.html"),
     "history": ("scores",),
     "compact": ("scores",),
+    "explain": ("scores",),
+    "prune": ("scores", "--keep", "90d"),
     "dashboard": (),
 }
 """Verbs that start no Ray, with what a person would give them."""
@@ -53,7 +55,7 @@ IN_TURN: Sequence[Sequence[str]] = (
 )
 """Verbs that need what the one before left."""
 SCORE = ("archive", "--model", "bundle", "--out", "scores", "--shard-size", "10", "--no-report")
-ON_A_CLUSTER = ("submit", "jobs", "logs", "stop", "doctor")
+ON_A_CLUSTER = ("submit", "jobs", "logs", "wait", "stop", "doctor")
 WITH_RAY = ("prepare", "score", "tune", "demo")
 
 
@@ -216,8 +218,9 @@ def test_verbs_of_a_cluster(rayscan_command: str, head: Head, verb: str) -> None
         "submit": submission,
         "jobs": ("jobs",),
         "logs": ("logs", job),
+        "wait": ("wait", job),
         "stop": ("stop", job),
         "doctor": ("doctor", "--address", head.address),
     }
     shown = on_terminal([rayscan_command, *args[verb]], env=environment, size=LARGE)
-    assert_reads_well(shown, LARGE[0], exit_code=2 if verb in {"logs", "stop"} else 0)
+    assert_reads_well(shown, LARGE[0], exit_code=2 if verb in {"logs", "wait", "stop"} else 0)
