@@ -6,8 +6,7 @@ file names itself, as a recipe does its weights, is not sent: give it a URI.
 """
 
 import shutil
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,34 +20,32 @@ LARGEST: Final = 20 << 20
 """Bytes of a file that is sent along, at most."""
 
 
-def check_arguments(verb: TyperCommand, name: str, arguments: Sequence[str]) -> None:
-    """Parse them as the job will. Raises what typer raises for a wrong one, a misspelt key of the job file included.
+def check_arguments(verb: TyperCommand, name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Parse them as the job will; the values of the job file, by option.
 
+    Raises what typer raises for a wrong argument, a misspelt key of the job file included.
     Raises `InputError` where the job file names an address of `notify`, which may hold a secret: it would lie on every
     node. A job file by an absolute path that is not here is the cluster's own; then nothing is checked.
     """
     config = next((Path(value) for option, value in _named(arguments) if option == "config"), Path())
     if config.is_absolute() and not config.exists():
-        return
-    context = verb.make_context(name, list(arguments))
-    if (context.default_map or {}).get("notify"):
+        return {}
+    values = verb.make_context(name, list(arguments)).default_map or {}
+    if values.get("notify"):
         raise InputError(
             "the job file's address of notify may hold a secret, and the file is sent to every node; set RAYSCAN_NOTIFY"
             " in the nodes' environment instead"
         )
+    return values
 
 
-def files_to_send(name: str, arguments: Sequence[str]) -> list[Path]:
-    """The relative paths of files that a verb's arguments and its job file name, each once.
+def files_to_send(arguments: Sequence[str], values: Mapping[str, Any]) -> list[Path]:
+    """The relative paths of files that a verb's arguments and the values of its job file name, each once.
 
     Raises `InputError` for a file that is too large to send, or whose path leads out of the current folder.
     """
-    named = list(_named(arguments))
-    for option, value in list(named):
-        if option == "config" and Path(value).is_file():
-            table = tomllib.loads(Path(value).read_text(encoding="utf-8")).get(name, {})
-            named += [(key.replace("-", "_"), str(text)) for key, text in table.items()]
-    paths = dict.fromkeys(Path(value) for option, value in named if option in OF_THIS_MACHINE)
+    named = (*_named(arguments), *values.items())
+    paths = dict.fromkeys(Path(str(value)) for option, value in named if option in OF_THIS_MACHINE)
     found = [path for path in paths if not path.is_absolute() and path.is_file()]
     for path in found:
         if ".." in path.parts:
@@ -66,7 +63,7 @@ def send(paths: Sequence[Path], folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _named(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _named(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Option and value of each option on a command line that has one."""
     for place, argument in enumerate(arguments):
         if not argument.startswith("--"):

@@ -74,17 +74,16 @@ class IntendedUse:
         return None
 
     def in_words(self) -> dict[str, str]:
-        """Each limit there is, for people."""
+        """Each limit there is and where it comes from, for people."""
         words: dict[str, str] = {}
-        if self.age_years is not None:
-            youngest, oldest = self.age_years
-            words["age"] = f"{youngest} years and more" if oldest >= OLDEST else f"{youngest} to {oldest} years"
-        for limit in _LISTS:
-            if values := getattr(self, limit):
-                words[limit.replace("_", " ")] = ", ".join(values)
-        said = {name.replace("_", " ").removesuffix(" years") for name in self.stated}
-        return {name: f"{value} ({'stated' if name in said else 'seen in the training films'})"
-                for name, value in words.items()}  # fmt: skip
+        for limit in _STATED:
+            value = getattr(self, limit)
+            if not value:
+                continue
+            source = "stated" if limit in self.stated else "seen in the training films"
+            told = _ages(value) if limit == "age_years" else ", ".join(value)
+            words[limit.removesuffix("_years").replace("_", " ")] = f"{told} ({source})"
+        return words
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, without the limits there are not."""
@@ -114,6 +113,11 @@ class IntendedUse:
 
 _LISTS: Final = ("views", "modalities", "presentation_intents", "manufacturers", "sites", "countries")
 _STATED: Final = ("age_years", *_LISTS)
+
+
+def _ages(years: tuple[int, int]) -> str:
+    youngest, oldest = years
+    return f"{youngest} years and more" if oldest >= OLDEST else f"{youngest} to {oldest} years"
 
 
 def state(limits: Mapping[str, Any]) -> IntendedUse:

@@ -26,10 +26,9 @@ def submit(
     verb = verbs.commands[name]
     assert isinstance(verb, TyperCommand)
     preflight.check_sent(command)
-    check_arguments(verb, name, arguments)
+    files = files_to_send(arguments, check_arguments(verb, name, arguments))
     import cluster.jobs
 
-    files = files_to_send(name, arguments)
     raise typer.Exit(cluster.jobs.submit(command, address, wait=not no_wait, files=files))
 
 

@@ -55,8 +55,7 @@ def test_a_misspelt_key_of_the_job_file_costs_no_job(here: Path) -> None:
 
 def test_a_job_file_of_the_cluster_is_not_looked_for_here(tmp_path: Path) -> None:
     arguments = ["--config", str(tmp_path / "night.toml")]
-    check_arguments(verb("score"), "score", arguments)
-    assert files_to_send("score", arguments) == []
+    assert files_to_send(arguments, check_arguments(verb("score"), "score", arguments)) == []
 
 
 def test_an_address_of_notify_in_the_job_file_is_not_sent(here: Path) -> None:
@@ -69,8 +68,7 @@ def test_an_address_of_notify_in_the_job_file_is_not_sent(here: Path) -> None:
 def test_the_job_file_and_what_it_names_go_along(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (here / "jobs" / "search.toml").write_text('[tune]\nspace = "space.toml"\ndataset = "s3://hospital/dataset"\n')
     arguments = ["--config", "jobs/search.toml", "--out=s3://hospital/study"]
-    check_arguments(verb("tune"), "tune", arguments)
-    paths = files_to_send("tune", arguments)
+    paths = files_to_send(arguments, check_arguments(verb("tune"), "tune", arguments))
     assert paths == [Path("jobs/search.toml"), Path("space.toml")]
     there = tmp_path_factory.mktemp("job")
     send(paths, there)
@@ -80,15 +78,15 @@ def test_the_job_file_and_what_it_names_go_along(here: Path, tmp_path_factory: p
 
 
 def test_only_small_files_of_this_folder_and_below_are_sent(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files_to_send("tune", ["--space", "default", "--space", str(here / "space.toml")]) == []
-    assert files_to_send("tune", ["--space=space.toml"]) == [Path("space.toml")]
+    assert files_to_send(["--space", "default", "--space", str(here / "space.toml")], {}) == []
+    assert files_to_send(["--space=space.toml"], {}) == [Path("space.toml")]
     with (here / "space.toml").open("ab") as file:
         file.truncate(LARGEST + 1)
     with pytest.raises(InputError, match="put it into storage"):
-        files_to_send("tune", ["--space", "space.toml"])
+        files_to_send(["--space", "space.toml"], {})
     monkeypatch.chdir(here / "jobs")
     with pytest.raises(InputError, match="outside the current folder"):
-        files_to_send("tune", ["--space", "../space.toml"])
+        files_to_send(["--space", "../space.toml"], {})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Verbs on a real cluster that asks for its token: submit, follow, list, read, stop."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -57,20 +58,21 @@ def test_a_submitted_verb_runs_our_code_on_the_workers_and_ends_with_its_own_exi
 
 def test_the_log_streams_while_the_job_runs_and_its_exit_code_comes_back(head: Head, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    wait = f"while not os.path.exists({str(seen)!r}): time.sleep(.05)"  # in the job, until the test saw its first line
-    client = submitting(head, f"import os, sys, time\nprint('first line')\n{wait}\nprint('last line')\nsys.exit(3)")
+    os.mkfifo(seen)
+    wait = f"open({str(seen)!r}).read()"  # in the job, until the test saw its first line
+    client = submitting(head, f"import sys\nprint('first line', flush=True)\n{wait}\nprint('last line')\nsys.exit(3)")
     assert client.stdout
     for line in client.stdout:
         if line == "first line\n":
             break
-    seen.touch()
+    seen.write_bytes(b"")
     rest, errors = client.communicate(timeout=60)
     assert rest.endswith("last line\n"), errors
     assert client.returncode == 3
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> None:
-    client = submitting(head, "import time\nprint('at work', flush=True)\ntime.sleep(600)")
+    client = submitting(head, "import signal\nprint('at work', flush=True)\nsignal.pause()")
     assert client.stdout
     for line in client.stdout:
         if line == "at work\n":

@@ -1,8 +1,18 @@
 """An archive of films of all formats, in which something is wrong with nearly every other file."""
 
-import numpy as np
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pydicom
+
+from models.bundle import Bundle, load_bundle
+from models.intended_use import IntendedUse
+from pipelines.decoding.film import ReadSettings
 from pipelines.phantom import broken_files, dicom_bytes, encode
+from pipelines.scoring.plan import Plan, make_plan
 from pipelines.storage import Store
 
 GOOD = 9
@@ -34,3 +44,30 @@ def write_films(store: Store) -> int:
     store.put("hip.dcm", dicom_bytes(pixels, body_part="HIP"))
     store.put("lateral.dcm", dicom_bytes(pixels, view="LL"))
     return GOOD + len(BAD)
+
+
+def of_class(pixels: npt.NDArray[np.uint8], uid: str) -> bytes:
+    """A film's DICOM file that says it is an object of another SOP class."""
+    dataset = pydicom.dcmread(BytesIO(dicom_bytes(pixels)))
+    dataset.SOPClassUID = uid
+    del dataset.PresentationIntentType
+    out = BytesIO()
+    dataset.save_as(out)
+    return out.getvalue()
+
+
+def reads(model: Bundle) -> ReadSettings:
+    """How the films of a model are read; it is for DX alone."""
+    return ReadSettings(preprocessing=model.spec.preprocessing, intended_use=IntendedUse(modalities=("DX",)))
+
+
+def plan_of(out: Store, archive: Store, bundle: Path, **options: Any) -> Plan:
+    """A plan of the whole archive that nobody has begun; `options` are those of `make_plan`."""
+    return make_plan(
+        out,
+        source=archive.root,
+        bundle=str(bundle),
+        model_id=load_bundle(bundle).model_id,
+        operating_point="balanced",
+        **options,
+    )

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.bundle import Bundle, load_bundle
+from models.engines.choice import Engine, load_engine
 from models.statistics.calibration import Calibration
+from pipelines.scoring.films import FilmReader
 from pipelines.storage import Store, open_store
 from tests.pipelines.bundles import save_untrained
-from tests.pipelines.scoring.archive import write_films
+from tests.pipelines.scoring.archive import reads, write_films
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,18 @@ def archive(tmp_path: Path) -> Store:
     store = open_store(str(tmp_path / "archive"))
     write_films(store)
     return store
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Bundle:
+    return load_bundle(bundle)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Bundle) -> Engine:
+    return load_engine(model, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def reader(model: Bundle) -> FilmReader:
+    return FilmReader(reads(model), threads=4)

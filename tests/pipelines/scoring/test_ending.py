@@ -13,17 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.bundles import fetch_bundle
 from pipelines.errors import AccessError, ClusterError, IncompleteError, InputError, RayscanError, StorageError
 from pipelines.scoring import runs
 from pipelines.scoring.attempts import begin_attempt, located, newest_attempts
 from pipelines.scoring.ending import LONGEST, RunEnd, read_end, told_safely
 from pipelines.scoring.layout import choose_layout
-from pipelines.scoring.plan import Plan, make_plan
+from pipelines.scoring.plan import Plan
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.scoring.score import ScoreShard
 from pipelines.storage import Store, open_store
-from tests.pipelines.scoring.archive import BAD, GOOD
+from tests.pipelines.scoring.archive import BAD, GOOD, plan_of
 
 TOTAL = GOOD + len(BAD)
 SETTINGS = ScoreSettings(shard_size=TOTAL, report=False)
@@ -31,14 +30,7 @@ SETTINGS = ScoreSettings(shard_size=TOTAL, report=False)
 
 def planned(out: Store, archive: Store, bundle: Path) -> Plan:
     """An unfinished run of one shard, whose driver died before it began."""
-    return make_plan(
-        out,
-        source=archive.root,
-        bundle=str(bundle),
-        model_id=fetch_bundle(str(bundle)).model_id,
-        operating_point="balanced",
-        shard_size=TOTAL,
-    )
+    return plan_of(out, archive, bundle, shard_size=TOTAL)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pipelines.decoding.decode import decode
 from pipelines.errors import AccessError, IncompleteError, InputError, NotFoundError
 from pipelines.scoring import runs
 from pipelines.scoring.layout import choose_layout
-from pipelines.scoring.plan import Plan, make_plan, read_shard
+from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.reconcile import reconcile
 from pipelines.scoring.runs import ScoreSettings, score
 from pipelines.scoring.score import ScoreShard
@@ -28,7 +28,7 @@ from pipelines.table.drift import DriftTally
 from pipelines.table.query import ask
 from pipelines.table.record import RunRecord
 from tests.pipelines.pages.samples import read_page
-from tests.pipelines.scoring.archive import BAD, GOOD
+from tests.pipelines.scoring.archive import BAD, GOOD, plan_of
 from tests.servers import S3Server
 
 SETTINGS = ScoreSettings(shard_size=3, thumbnails=2)
@@ -223,15 +223,7 @@ def test_a_plan_written_after_another_run_planned_is_no_plan(archive: Store, bun
     out = open_store(str(tmp_path / "scores"))
 
     def planned_under(generation: int) -> Plan:
-        return make_plan(
-            out,
-            source=archive.root,
-            bundle=str(bundle),
-            model_id=fetch_bundle(str(bundle)).model_id,
-            operating_point="balanced",
-            shard_size=TOTAL,
-            confirm=lambda: generation,
-        )
+        return plan_of(out, archive, bundle, shard_size=TOTAL, confirm=lambda: generation)
 
     a = planned_under(1)
     late = out.get(f"runs/{a.run_id}/plan.json")

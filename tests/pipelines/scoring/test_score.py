@@ -1,9 +1,7 @@
 """From the bytes of a scan to its row, without Ray. The oracle is the slow way: decode, engine, one film at a time."""
 
 import json
-import struct
 import threading
-import zlib
 from collections import Counter
 from datetime import date
 from io import BytesIO
@@ -16,18 +14,17 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 
-from models.bundle import Bundle, load_bundle
-from models.engines.choice import Engine, load_engine
+from models.bundle import Bundle
+from models.engines.choice import Engine
 from models.engines.engine import Inference
-from models.intended_use import IntendedUse
 from models.statistics.calibration import Calibration
-from pipelines.contracts import PART, PLAN, STATUS_OF_REASON, Reason, Status
+from pipelines.contracts import PART, PLAN, Reason, Status
 from pipelines.decoding import film as film_module
 from pipelines.decoding.decode import decode
 from pipelines.decoding.film import FilmResult, ReadSettings, read_film
 from pipelines.errors import BundleError, IncompleteError
 from pipelines.ingest.listing import list_archive
-from pipelines.phantom import broken_files, dicom_bytes, encode
+from pipelines.phantom import dicom_bytes, encode
 from pipelines.provenance import Provenance, patient_key
 from pipelines.scoring.attempts import MAX_ATTEMPTS, begin_attempt, forget_attempts, lost_workers, take_back
 from pipelines.scoring.films import FAILURES_IN_A_ROW, FilmReader
@@ -37,37 +34,12 @@ from pipelines.scoring.score import InferShard, ReadShard, ScoreShard, Verdict, 
 from pipelines.scoring.sink import part_key
 from pipelines.shards import Stage, run_shards
 from pipelines.storage import Store, _kept_store, open_store
-from tests.pipelines.scoring.archive import BAD, GOOD
+from tests.pipelines.scoring.archive import BAD, GOOD, of_class, plan_of, reads
 from tests.servers import S3Server
 
 TOTAL = GOOD + len(BAD)
-ISOLATED = {Reason.CRASHED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY, Reason.WORKER_LOST}
-"""Told by the isolation of a shard that lost its worker; see test_isolation.py."""
-SEEN = {Reason.INVERTED, Reason.ROTATED, Reason.CROPPED}
-"""Told by pixels, of films larger than this model's."""
-AFTERWARDS = {Reason.LEFT_ARCHIVE, Reason.UNFAMILIAR}
-"""Told once the model has run, or by the plan."""
 FILM = encode(np.random.default_rng(9).integers(0, 255, (40, 48), dtype=np.uint8), "png")
 PIXELS = np.random.default_rng(6).integers(0, 255, (40, 48), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> Bundle:
-    return load_bundle(bundle)
-
-
-@pytest.fixture(scope="module")
-def engine(model: Bundle) -> Engine:
-    return load_engine(model, device="cpu", threads=1)
-
-
-@pytest.fixture(scope="module")
-def reader(model: Bundle) -> FilmReader:
-    return FilmReader(reads(model), threads=4)
-
-
-def reads(model: Bundle) -> ReadSettings:
-    return ReadSettings(preprocessing=model.spec.preprocessing, intended_use=IntendedUse(modalities=("DX",)))
 
 
 def listed(store: Store) -> pa.Table:
@@ -82,19 +54,8 @@ def listed(store: Store) -> pa.Table:
 
 
 @pytest.fixture
-def plan(archive: Store, bundle: Path, model: Bundle, tmp_path: Path) -> Plan:
-    return _planned(open_store(str(tmp_path / "scores")), archive, bundle, model, shard_size=10)
-
-
-def _planned(out: Store, archive: Store, bundle: Path, model: Bundle, *, shard_size: int) -> Plan:
-    return make_plan(
-        out,
-        source=archive.root,
-        bundle=str(bundle),
-        model_id=model.model_id,
-        operating_point="balanced",
-        shard_size=shard_size,
-    )
+def plan(archive: Store, bundle: Path, tmp_path: Path) -> Plan:
+    return plan_of(open_store(str(tmp_path / "scores")), archive, bundle, shard_size=10)
 
 
 @pytest.mark.parametrize("batch", [1, 4, GOOD, 64])
@@ -166,98 +127,6 @@ def test_an_unfamiliar_film_may_keep_its_probability_for_research(plan: Plan, ar
 
 def test_no_scans_are_no_rows(archive: Store, model: Bundle, engine: Engine, reader: FilmReader) -> None:
     assert infer(reader.read(listed(archive)[:0]), engine, 8) == ([], [], 0.0)
-
-
-class TestReasons:
-    """Each reason of the closed list, from a scan that deserves it."""
-
-    @staticmethod
-    def _corrupt_png() -> bytes:
-        data = bytearray(encode(PIXELS, "png"))
-        data[len(data) // 2] ^= 0xFF
-        return bytes(data)
-
-    @staticmethod
-    def _huge_png() -> bytes:
-        data = encode(PIXELS, "png")
-        header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
-        return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-
-    @staticmethod
-    def _two_frames() -> bytes:
-        dataset = pydicom.dcmread(BytesIO(dicom_bytes(PIXELS)))
-        dataset.NumberOfFrames = 2
-        dataset.PixelData *= 2
-        out = BytesIO()
-        dataset.save_as(out)
-        return out.getvalue()
-
-    @staticmethod
-    def _of_class(uid: str) -> bytes:
-        dataset = pydicom.dcmread(BytesIO(dicom_bytes(PIXELS)))
-        dataset.SOPClassUID = uid
-        del dataset.PresentationIntentType
-        out = BytesIO()
-        dataset.save_as(out)
-        return out.getvalue()
-
-    @pytest.fixture
-    def scans(
-        self, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> dict[Reason, tuple[str, str, int]]:
-        """Reason -> URI and etag of a scan."""
-        store, damaged = open_store(str(tmp_path)), broken_files(2)
-        good = dicom_bytes(PIXELS)
-        contents = {
-            Reason.EMPTY_FILE: b"",
-            Reason.UNKNOWN_FORMAT: damaged["text_renamed.jpeg"],
-            Reason.TRUNCATED: damaged["truncated.jpeg"],
-            Reason.CORRUPT: self._corrupt_png(),
-            Reason.NO_PIXELS: damaged["zero_size.png"],
-            Reason.TOO_LARGE: self._huge_png(),
-            Reason.UNSUPPORTED: self._two_frames(),
-            Reason.NOT_IMAGE: self._of_class("1.2.840.10008.5.1.4.1.1.88.11"),
-            Reason.FOR_PROCESSING: self._of_class("1.2.840.10008.5.1.4.1.1.1.1.1"),
-            Reason.NOT_XRAY: dicom_bytes(PIXELS, modality="CT"),
-            Reason.NOT_CHEST: dicom_bytes(PIXELS, body_part="HIP"),
-            Reason.NOT_FRONTAL: dicom_bytes(PIXELS, view="LL"),
-            Reason.OUTSIDE_INTENDED_USE: dicom_bytes(PIXELS, modality="CR"),
-            Reason.BLANK: damaged["blank.png"],
-            Reason.VANISHED: good,
-            Reason.CHANGED: good,
-            Reason.STORAGE_ERROR: good,
-        }
-        scans = {}
-        for reason, data in contents.items():
-            key = f"{reason.value}/scan"
-            store.put(key, data)
-            scans[reason] = (store.uri(key), store.head(key).etag, store.head(key).size)
-        store.delete("vanished/scan")
-        store.put("changed/scan", dicom_bytes(255 - PIXELS))
-        store.delete("storage_error/scan")
-        (tmp_path / "storage_error").rmdir()
-        (tmp_path / "storage_error").write_text("a file where the path has a folder")
-        remote = open_store(s3.bucket())
-        remote.put("scan", good)
-        scans[Reason.ACCESS_DENIED] = (remote.uri("scan"), remote.head("scan").etag, len(good))
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        return scans
-
-    def test_each_reason_is_told(self, scans: dict[Reason, tuple[str, str, int]], model: Bundle) -> None:
-        assert set(scans) == set(Reason) - ISOLATED - SEEN - AFTERWARDS
-        films = {reason: read_film(*scan, reads(model)) for reason, scan in scans.items()}
-        assert {reason: film.reason for reason, film in films.items()} == {reason: reason for reason in scans}
-        assert all(film.pixels is None for film in films.values())
-        assert all(film.fetch_seconds >= 0 and film.decode_seconds >= 0 for film in films.values())
-
-    def test_each_becomes_a_row(
-        self, scans: dict[Reason, tuple[str, str, int]], model: Bundle, engine: Engine, reader: FilmReader
-    ) -> None:
-        rows = pa.Table.from_pylist([dict(zip(("uri", "etag", "size"), scan, strict=True)) for scan in scans.values()])
-        _, verdicts, seconds = infer(reader.read(rows), engine, 4)
-        told = [(verdict.status, verdict.reason, verdict.classes) for verdict in verdicts]
-        assert told == [(STATUS_OF_REASON[reason], reason, None) for reason in scans]
-        assert seconds == 0
 
 
 def test_a_part_holds_the_plan_and_the_verdicts(plan: Plan, archive: Store, model: Bundle, tmp_path: Path) -> None:
@@ -370,7 +239,7 @@ class TestAttempts:
         remote, films = open_store(s3.bucket()), 2 * FAILURES_IN_A_ROW
         for number in range(films):
             remote.put(f"{number}.png", FILM)
-        plan = _planned(out, remote, bundle, model, shard_size=films)
+        plan = plan_of(out, remote, bundle, shard_size=films)
         for _ in range(MAX_ATTEMPTS + 1):
             with pytest.MonkeyPatch.context() as outage:
                 outage.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -464,7 +333,7 @@ def test_what_the_header_says_goes_into_the_row_and_identifiers_lie_apart(
 ) -> None:
     archive, scores = open_store(str(tmp_path / "archive")), open_store(str(tmp_path / "scores"))
     archive.put("north/film.dcm", dicom_bytes(PIXELS, patient_id="PHANTOM-0007"))
-    archive.put("south/report.dcm", TestReasons._of_class("1.2.840.10008.5.1.4.1.1.88.11"))
+    archive.put("south/report.dcm", of_class(PIXELS, "1.2.840.10008.5.1.4.1.1.88.11"))
     archive.put("south/film.png", encode(PIXELS, "png"))
     plan = make_plan(
         scores, source=archive.root, bundle=str(bundle), model_id=model.model_id, operating_point="balanced"
