@@ -23,7 +23,7 @@ from pipelines.scoring.sink import written_sizes
 from pipelines.storage import Store, open_store
 from pipelines.table.delta import open_table
 from pipelines.table.lease import LeaseState, lease_state
-from pipelines.table.presence import no_run
+from pipelines.table.presence import no_run, unfinished_runs
 
 Standing = Literal["finished", "at work", "unfinished", "never planned"]
 SHOWN: Final = 3
@@ -164,7 +164,7 @@ def explain(uri: str, run: str | None = None) -> Explanation:
         attempts=[*located(store, run, begun[:LOCATED]), *begun[LOCATED:]],
         left_out=left_out,
         lease=lease,
-        others=[other for other in _unfinished(keys) if other != run],
+        others=[other for other in unfinished_runs(keys) if other != run],
         next=_next(store.root, standing, known, end, bool(left_out)),
     )
 
@@ -194,11 +194,6 @@ def _left_out(store: Store, run: str, record: Mapping[str, Any] | None) -> list[
     if found is not None:
         return [dict(corner) for corner in found]
     return [{"prefix": c.prefix, "reason": c.reason.value, "told": c.told} for c in corners(store, run)]
-
-
-def _unfinished(keys: set[str]) -> list[str]:
-    plans = sorted(key for key in keys if key.endswith("/plan.json"))
-    return [key.split("/")[1] for key in plans if key.replace("/plan.json", "/run.json") not in keys]
 
 
 def _read(store: Store, key: str, keys: set[str]) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ from pipelines.scoring.sources import open_source
 from pipelines.stop import Stop
 from pipelines.storage import Store, open_store
 from pipelines.table.delta import Part
+from pipelines.table.presence import unfinished_runs
 
 SHARDS_PER_FILE = 64
 ROWS_PER_GROUP = 16_384
@@ -199,11 +200,8 @@ def unfinished_plans(store: Store, model_id: str) -> list[Plan]:
     """Plans of this model without a run record, oldest first: a run that was killed is resumed under its own plan."""
     if store.is_local and not store.path.is_dir():
         return []
-    keys = {info.key for chunk in store.list("runs") for info in chunk}
-    unfinished = sorted(
-        key for key in keys if key.endswith("/plan.json") and key.replace("/plan.json", "/run.json") not in keys
-    )
-    plans = [Plan(**json.loads(store.get(key))) for key in unfinished]
+    unfinished = unfinished_runs(info.key for chunk in store.list("runs") for info in chunk)
+    plans = [Plan(**json.loads(store.get(f"runs/{run_id}/plan.json"))) for run_id in unfinished]
     return [plan for plan in plans if plan.model_id == model_id]
 
 

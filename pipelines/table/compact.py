@@ -24,7 +24,7 @@ from pipelines.table.bounded import bounded_connection
 from pipelines.table.delta import MERGED, Part, ScoresTable, open_table, part_folder
 from pipelines.table.lease import lease_of_scores
 from pipelines.table.parts import fetch_parts, refuse_damaged
-from pipelines.table.presence import check_models, require_any
+from pipelines.table.presence import check_models, require_any, unfinished_runs
 from pipelines.table.query import create_scores_view, share_latest
 
 ROWS: Final = 1_000_000
@@ -77,7 +77,8 @@ def compact(uri: str, *, model: str | None = None, wait: float = 0.0, keep: time
 
 def compact_model(table: ScoresTable, model_id: str, *, fewest: int = 2) -> list[CompactedDay]:
     """Merge the small parts of each day of a model that has at least `fewest` of them; its lease is held."""
-    unfinished = _unfinished_runs(table.store)
+    # they may still look for their parts by name
+    unfinished = set(unfinished_runs(info.key for chunk in table.store.list("runs") for info in chunk))
     by_day = defaultdict(list)
     for part in table.parts(model_id):
         by_day[part.date].append(part)
@@ -104,13 +105,6 @@ def remove_unused(store: Store, keep: timedelta = KEEP) -> int:
     keys = table.unused(keep) if table else []
     store.delete_all(keys)
     return len(keys)
-
-
-def _unfinished_runs(store: Store) -> set[str]:
-    """Runs that may still look for their parts by name; those whose folder was pruned are not among them."""
-    keys = {info.key for chunk in store.list("runs") for info in chunk}
-    plans = (key for key in keys if key.endswith("/plan.json"))
-    return {key.split("/")[1] for key in plans if key.replace("/plan.json", "/run.json") not in keys}
 
 
 def _merge(table: ScoresTable, parts: list[Part]) -> list[Part]:

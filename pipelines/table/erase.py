@@ -25,7 +25,7 @@ from pipelines.table.compact import put_merged
 from pipelines.table.delta import Part, ScoresTable, open_table
 from pipelines.table.lease import lease_of_scores
 from pipelines.table.parts import fetch_parts, mirror_folder, refuse_damaged
-from pipelines.table.presence import require_any
+from pipelines.table.presence import require_any, unfinished_runs
 
 NOTICE: Final = (
     "not touched: the archive (films that stay in it are scored again), catalogues, data sets, pictures in bundles,"
@@ -109,13 +109,11 @@ def erase(
 
 
 def _refuse_unfinished(store: Store, runs: Iterable[str]) -> None:
-    names = set(runs)
-    for key in sorted(names):
-        if key.endswith("/plan.json") and key.replace("/plan.json", "/run.json") not in names:
-            raise InputError(
-                f"{store.root}: run {key.split('/')[1]} is unfinished, and its plan may name what is to be erased;"
-                " run its score command again, then erase"
-            )
+    for run_id in unfinished_runs(runs):
+        raise InputError(
+            f"{store.root}: run {run_id} is unfinished, and its plan may name what is to be erased; run its score"
+            " command again, then erase"
+        )
 
 
 def _find(store: Store, table: ScoresTable | None, plans: Iterable[str], patients: set[str], uris: set[str]) -> _Found:

@@ -4,6 +4,8 @@ A module of its own because it imports nothing heavy: `cluster/preflight.py` rep
 torch is loaded.
 """
 
+from collections.abc import Iterable
+
 from pipelines.errors import InputError
 from pipelines.storage import Store, open_store
 
@@ -18,6 +20,13 @@ def has_runs(store: Store) -> bool:
     if store.is_local and not (store.path / "runs").is_dir():
         return False
     return any(chunk for chunk in store.list("runs"))
+
+
+def unfinished_runs(keys: Iterable[str]) -> list[str]:
+    """Ids of the runs that have a plan and no record, oldest first; `keys` are those of the objects below `runs/`."""
+    names = set(keys)
+    plans = sorted(key for key in names if key.endswith("/plan.json"))
+    return [key.split("/")[1] for key in plans if key.replace("/plan.json", "/run.json") not in names]
 
 
 def require_runs(uri: str) -> None:
