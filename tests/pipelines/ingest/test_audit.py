@@ -252,11 +252,12 @@ def test_the_known_shortcut_of_the_kermany_films(real_data: Path, tmp_path: Path
     assert (found.scans, found.films_read, found.near_copies) == (300, 300, 0)
     assert found.shortcuts["bytes_per_pixel"] > 0.95
     assert found.shortcuts["aspect_ratio"] == 0.888
-    for name in ("texture", "border", "inside"):
+    # How far each falls differs by up to 0.01 between processors: their linear algebra sums in another order.
+    for name, fall in (("texture", 0.02), ("border", 0.06), ("inside", 0.06)):
         probe = found.probes[name]
         assert probe["before"]
         assert probe["after"]
-        assert probe["after"] < probe["before"] - 0.04
+        assert probe["after"] < probe["before"] - fall
     centre = found.probes["centre"]
     assert centre["before"]
     assert centre["after"]
