@@ -154,6 +154,7 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
     import ray
     from ray.job_config import JobConfig
 
+    _tell_in_the_log()
     local = address == "local"
     options: dict[str, Any] = {}
     if local:
@@ -207,6 +208,20 @@ def _describe(dashboard: str | None) -> Session:
         cpus=have.get("CPU", 0.0),
         gpus=have.get("GPU", 0.0),
     )
+
+
+def _tell_in_the_log() -> None:
+    """Log what Ray says of lost nodes and processes: it prints that on stdout, among a verb's results.
+
+    `log_to_driver=False` does not silence it, and there is no public way to send it elsewhere.
+    """
+    from ray._private import worker
+
+    def tell(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for message in data["lines"]:
+            log.warning("Ray: %s", message.strip().partition("\n")[0])
+
+    worker.print_to_stdstream = tell
 
 
 def _hush_token_notice() -> None:

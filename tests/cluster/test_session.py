@@ -19,13 +19,15 @@ from tests.cluster.ray_head import Head, alive, environment, processes_below, wa
 from tests.servers import free_port
 
 DRIVER = """
-import json, os, sys, threading
+import json, logging, os, sys, threading
 from cluster import source
 from cluster.session import ray_session
 
 try:
     with ray_session(cpus=2, dashboard=False, working_on="test") as session:
         import ray
+        from ray._private.utils import push_error_to_driver
+        from ray._private.worker import global_worker
 
         @ray.remote
         def look():
@@ -33,12 +35,17 @@ try:
             hashed = source.source_hash(source.package_folders())
             return {"models": models.__file__, "hash": hashed, "here": os.listdir(), "env": dict(os.environ)}
 
+        told = threading.Event()
+        logging.getLogger("rayscan").addFilter(lambda record: "a node is lost" not in record.getMessage() or told.set())
+        push_error_to_driver(global_worker, "node", "a node is lost\\nwhy")
+        told.wait(30)
         seen = ray.get(look.remote()) | {"address": session.address, "cpus": session.cpus}
         try:  # begins before the test can know that it may send SIGINT
             print(json.dumps(seen), flush=True)
             threading.Event().wait()
         finally:
             print("closing", flush=True)
+            print("told" if told.is_set() else "not told", file=sys.stderr)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -101,6 +108,12 @@ def test_local_workers_inherit_what_storage_and_patient_keys_need(drive: Drive) 
     assert drive.seen["env"]["RAYSCAN_PATIENT_SECRET"] == "known here"
     assert drive.seen["env"]["RAY_USAGE_STATS_ENABLED"] == "0"
     assert drive.seen["env"]["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_what_ray_says_of_the_lost_goes_to_the_log_and_not_among_the_results(drive: Drive) -> None:
+    assert "a node is lost" not in drive.stdout
+    assert drive.stderr.endswith("told\n")
+    assert "not told" not in drive.stderr
 
 
 def test_a_ray_that_already_runs_here_is_not_joined(drive: Drive, head: Head) -> None:
