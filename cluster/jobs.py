@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cluster import source
+from cluster.admission import use_token
+from cluster.interrupt import Interrupt
 from cluster.job_files import send
 from cluster.preflight import listens
-from cluster.session import use_token
 from models.messages import first_line
 from pipelines.errors import IncompleteError, InputError, NotFoundError, RayscanError
 
@@ -81,6 +82,7 @@ def submit(
     address: str | None = None,
     *,
     wait: bool = True,
+    stop_on_term: bool = False,
     command: Sequence[str] = COMMAND,
     files: Sequence[Path] = (),
     write: Callable[[str], object] | None = None,
@@ -88,7 +90,8 @@ def submit(
     """Run a verb with its arguments on the cluster at `address` (http://…) and return the verb's own exit code.
 
     The job's log (stdout and stderr together) goes to `write` as it comes, by default to stdout. Ctrl-C stops
-    following the log, not the job. With `wait=False` the job's id is written and 0 returned. `files` are sent along
+    following the log, not the job; so does SIGTERM, unless with `stop_on_term` it stops the job, waits for its end and
+    raises SystemExit(143). With `wait=False` the job's id is written and 0 returned. `files` are sent along
     (`cluster/job_files.py`). A job that was stopped or never started counts as 3, as running it again resumes it; one
     killed by a signal as 128 + signal.
 
@@ -97,18 +100,31 @@ def submit(
     """
     if not verb_args or not verb_args[0].isalpha():
         raise InputError("nothing to submit: name a verb, as in `rayscan submit -- score ARCHIVE --model B --out S`")
+    if stop_on_term and not wait:
+        raise InputError("--stop-on-term stops the job that is waited for: leave --no-wait out")
     address = jobs_address(address)
     _warn_of_local_paths(verb_args, address)
     _knock(address)
     write = write or _write_to_stdout
-    with _translated(address):
+    interrupt = Interrupt()
+    with _translated(address), interrupt.installed():
         client = _client(address)
-        job = _submit(client, verb_args, command, files)
-        log.info("submitted %s to %s", job, address)
-        if not wait:
+        try:
+            with interrupt.held():  # a signal must not leave a job behind that nobody knows of
+                job = _submit(client, verb_args, command, files)
+                log.info("submitted %s to %s", job, address)
+            if wait:
+                return _followed(client, job, write)
             write(job + "\n")
             return 0
-        return _followed(client, job, write)
+        except (KeyboardInterrupt, SystemExit) as signal:
+            if stop_on_term and isinstance(signal, SystemExit):
+                log.info("stopping %s: SIGTERM", job)
+                client.stop_job(job)
+                asyncio.run(_settled(client, job))
+            else:
+                _say_it_goes_on(job)
+            raise
 
 
 def follow_job(job: str, address: str | None = None, *, write: Callable[[str], object] | None = None) -> int:
@@ -121,16 +137,20 @@ def follow_job(job: str, address: str | None = None, *, write: Callable[[str], o
     with _translated(address, job):
         client = _client(address)
         client.get_job_info(job)
-        return _followed(client, job, write or _write_to_stdout)
+        try:
+            return _followed(client, job, write or _write_to_stdout)
+        except KeyboardInterrupt:
+            _say_it_goes_on(job)
+            raise
+
+
+def _say_it_goes_on(job: str) -> None:
+    log.info("%s goes on. Its log: `rayscan logs -f %s`; to stop it: `rayscan stop %s`", job, job, job)
 
 
 def _followed(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> int:
-    try:
-        asyncio.run(_follow(client, job, write))
-        details = asyncio.run(_settled(client, job))
-    except KeyboardInterrupt:
-        log.info("%s goes on. Its log: `rayscan logs -f %s`; to stop it: `rayscan stop %s`", job, job, job)
-        raise
+    asyncio.run(_follow(client, job, write))
+    details = asyncio.run(_settled(client, job))
     code = details.driver_exit_code
     if code is None:
         log.error("%s ended as %s: %s", job, details.status, (details.message or "no message").splitlines()[0])

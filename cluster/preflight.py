@@ -257,7 +257,7 @@ def check_report(subject: str, out: str, compare: str | None, thumbnails: int) -
 
 def check_ray(address: str | None) -> None:
     """If an address of a cluster is named, something listens there."""
-    from cluster.session import check_address
+    from cluster.admission import check_address
 
     check_address(address or os.environ.get("RAY_ADDRESS") or "local")
 

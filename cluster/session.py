@@ -9,18 +9,15 @@ does not turn it on for an explicit address by itself.
 import json
 import logging
 import os
-import signal
-import socket
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Any
 
-from cluster import run_log, source
+from cluster import admission, run_log, source
+from cluster.interrupt import Interrupt
 from pipelines.errors import InputError, RayscanError
 
 log = logging.getLogger("rayscan")
@@ -32,13 +29,8 @@ _ENVIRONMENT = {
     **source.THREADS,
 }
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_KNOCK_SECONDS = 5
-_ADMISSION = "copy the token of its head node to ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
-TERMINATED: Final = 128 + signal.SIGTERM
-"""Exit code of a process that SIGTERM ended in good order, as a shell gives it."""
 _TOO_SLOW = "timed out during startup"
 """Of a bare `Exception` in Ray 2.60's `_private/node.py`, whose 30 seconds cannot be set."""
-_NO_CLUSTER = "start one with `ray start --head`, or leave --address out to work on this machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +67,7 @@ def ray_session(
     refused, or another package shadows one of ours.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    check_address(address, cpus)
+    admission.check_address(address, cpus)
     folders = source.package_folders()
     source.check_packages(folders)
     for name, value in _ENVIRONMENT.items():
@@ -85,7 +77,7 @@ def ray_session(
     if ray.is_initialized():
         yield _describe(None)
         return
-    interrupt = _Interrupt()
+    interrupt = Interrupt()
     with interrupt.installed(), run_log.native_stderr() as ray_log:
         try:
             # A local start that is broken off halfway leaves processes behind; one that waits for a cluster does not.
@@ -109,46 +101,6 @@ def ray_session(
                 ray.shutdown(wait_for_processes=True)
 
 
-def use_token() -> bool:
-    """Turn token authentication on in this process if a token is at hand and RAY_AUTH_MODE leaves it open.
-
-    Ray looks for the token itself (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token); rayscan never reads it.
-    Returns whether authentication is on.
-    """
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    _hush_token_notice()
-    return maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-
-def check_address(address: str, cpus: int | None = None) -> None:
-    """Raise `InputError` unless this is "local", "auto", or host:port where something listens."""
-    if address.startswith(("http://", "https://")):
-        raise InputError(
-            f"{address} is a cluster's Jobs API: run it there with `rayscan submit --address {address} -- VERB …`, "
-            "or unset RAY_ADDRESS to work on this machine"
-        )
-    if "://" in address:
-        raise InputError(
-            f"{address}: Ray Client is not supported; use `rayscan submit` with the dashboard's http:// URL"
-        )
-    if cpus is not None and address != "local":
-        raise InputError(f"--cpus sizes a Ray on this machine; the cluster at {address} has its own")
-    if address not in ("local", "auto"):
-        _knock(address)
-
-
-def _knock(address: str) -> None:
-    """Raise `InputError` at once if nothing listens at host:port: Ray itself tries for three minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()):
-        raise InputError(f"{address} is no address of a Ray cluster: give host:port, auto or local")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
-    except OSError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {_NO_CLUSTER}") from error
-
-
 def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard: bool, working_on: str) -> str | None:
     """Returns host:port of the dashboard."""
     import ray
@@ -158,10 +110,12 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
     local = address == "local"
     options: dict[str, Any] = {}
     if local:
-        _hush_token_notice()
+        admission.hush_token_notice()
         options = {"num_cpus": cpus, "include_dashboard": dashboard}
     else:
-        use_token()
+        admission.use_token()
+        if address != "auto":
+            admission.ask(address)
     with tempfile.TemporaryDirectory(prefix="rayscan-") as empty:
         if not _job_carries_code():
             environment = {} if local else source.cluster_environment()
@@ -175,12 +129,13 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
                 **options,
             )
         except ray.exceptions.AuthenticationError as error:
-            raise InputError(f"the Ray cluster at {address} wants its token: {_ADMISSION}") from error
+            raise InputError(f"the Ray cluster at {address} wants its token: {admission.TOKEN}") from error
         except (ConnectionError, TimeoutError) as error:
             if local:
                 raise RayscanError(f"Ray does not start on this machine: {error}") from error
-            raise InputError(  # to Ray a missing or wrong token looks the same as no answer
-                f"no Ray at {address} lets this machine in: if one runs there, {_ADMISSION}; if not, {_NO_CLUSTER}"
+            raise InputError(
+                f"no Ray at {address} lets this machine in: it must be one of its nodes and have its token (`rayscan"
+                f" submit` works from any machine); if none runs there, {admission.NO_CLUSTER}"
             ) from error
         except Exception as error:
             if _TOO_SLOW not in str(error):
@@ -222,57 +177,3 @@ def _tell_in_the_log() -> None:
             log.warning("Ray: %s", message.strip().partition("\n")[0])
 
     worker.print_to_stdstream = tell
-
-
-def _hush_token_notice() -> None:
-    """Keep Ray from logging at every start that token authentication is on."""
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-
-
-class _Interrupt:
-    """What SIGINT and SIGTERM do while a session is open: the first raises, the others do nothing."""
-
-    def __init__(self) -> None:
-        self.seen: int | None = None
-        self.holding = False
-        self.is_installed = False
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        first, self.seen = self.seen is None, self.seen or signum
-        if first and not self.holding:
-            self._stop()
-
-    def _stop(self) -> None:
-        if self.seen == signal.SIGTERM:
-            raise SystemExit(TERMINATED)
-        raise KeyboardInterrupt
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle both inside the block, where Python allows it: in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.is_installed = True
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def take_over(self) -> None:
-        """Handle SIGTERM again: Ray's start has put a handler of its own in place, which aborts the process."""
-        if self.is_installed:
-            signal.signal(signal.SIGTERM, self)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Delay a first signal inside the block until the block ends."""
-        seen_before, self.holding = self.seen, True
-        try:
-            yield
-        finally:
-            self.holding = False
-        if self.seen and not seen_before:
-            self._stop()

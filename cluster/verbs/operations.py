@@ -16,6 +16,9 @@ def submit(
     command: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="The verb and its arguments.")],
     address: JobsAddress = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is submitted.")] = False,
+    stop_on_term: Annotated[
+        bool, typer.Option("--stop-on-term", help="On SIGTERM, as at a scheduler's deadline, stop the job, too.")
+    ] = False,
     config: Config = None,
 ) -> None:
     """Run a verb on a cluster: stream its log, and exit with its exit code."""
@@ -29,7 +32,8 @@ def submit(
     files = files_to_send(arguments, check_arguments(verb, name, arguments))
     import cluster.jobs
 
-    raise typer.Exit(cluster.jobs.submit(command, address, wait=not no_wait, files=files))
+    code = cluster.jobs.submit(command, address, wait=not no_wait, stop_on_term=stop_on_term, files=files)
+    raise typer.Exit(code)
 
 
 def jobs(address: JobsAddress = None, config: Config = None, json: Json = False) -> None:

@@ -25,7 +25,7 @@ from cluster.output import set_up_logging
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell passes SIGINT on ignored
 set_up_logging()
 try:
-    sys.exit(submit(["probe"], sys.argv[1], command=sys.argv[2:]))
+    sys.exit(submit(["probe"], sys.argv[1], command=sys.argv[3:], stop_on_term=sys.argv[2] == "stop"))
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -35,10 +35,10 @@ def rayscan(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([BIN / "rayscan", *args], env=env, capture_output=True, text=True, check=False)
 
 
-def submitting(head: Head, code: str) -> subprocess.Popen[str]:
+def submitting(head: Head, code: str, on_term: str = "leave") -> subprocess.Popen[str]:
     """`submit` in a process of its own, with a command that runs this code on the cluster."""
     return subprocess.Popen(
-        [sys.executable, "-c", SUBMIT, head.dashboard, sys.executable, "-c", code],
+        [sys.executable, "-c", SUBMIT, head.dashboard, on_term, sys.executable, "-c", code],
         env=head.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,6 +100,21 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> No
     assert "at work" in rayscan(head.environment(), "logs", job, "--address", head.dashboard).stdout
 
 
+def test_a_deadline_can_stop_the_job(head: Head) -> None:
+    client = submitting(head, "import signal\nprint('at work', flush=True)\nsignal.pause()", "stop")
+    assert client.stdout
+    for line in client.stdout:
+        if line == "at work\n":
+            break
+    client.send_signal(signal.SIGTERM)
+    _, said = client.communicate(timeout=120)
+    assert client.returncode == 143, said
+    job = re.search(r"stopping (rayscan-probe-\S+): SIGTERM", said)
+    assert job, said
+    waited = rayscan(head.environment(), "wait", job[1], "--address", head.dashboard)
+    assert f"{job[1]} ended as STOPPED" in waited.stderr
+
+
 def test_the_api_answers_only_to_the_token(head: Head, tmp_path: Path) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{head.dashboard}/api/jobs/", timeout=10)
@@ -127,6 +142,8 @@ def test_no_cluster_at_the_address_says_how_to_start_one() -> None:
 def test_an_empty_submission_is_wrong_usage() -> None:
     with pytest.raises(InputError, match="name a verb"):
         submit([], "http://127.0.0.1:8265")
+    with pytest.raises(InputError, match="leave --no-wait out"):
+        submit(["query", "s3://bucket/scores"], wait=False, stop_on_term=True)
 
 
 def test_a_local_path_is_pointed_out_when_the_cluster_is_elsewhere(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.commands import INTERRUPTED
-from cluster.session import TERMINATED
+from cluster.interrupt import TERMINATED
 from models.statistics.calibration import Calibration
 from pipelines.errors import IncompleteError, InputError, RayscanError
 from pipelines.scoring.layout import choose_layout
