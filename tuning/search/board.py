@@ -62,6 +62,7 @@ class Board:
         self.inherited = len(records)
         self.opened = time.monotonic()
         self.shown = -math.inf
+        self.warned = False
         self.standing = self._stand(records, ())
         """How the search stood when it was last shown."""
 
@@ -74,6 +75,22 @@ class Board:
         self.shown = time.monotonic()
         telemetry.set_running(len(running))
         self.standing = self._stand(records, running)
+
+    def expect(self, model: str, epoch_seconds: float, epochs: int) -> None:
+        """Warn, once, where a trial at this pace would not reach its last epoch even with all of the search's time."""
+        budget = self.deadline - self.opened
+        if epoch_seconds * epochs <= budget or self.warned:
+            return
+        self.warned = True
+        log.warning(
+            "at %.0f s an epoch, %d epochs of %s take %.0f minutes, and this search has %.0f: the time will cut off"
+            " each such trial. Give a longer --time-budget, or more --cpus-per-trial: then fewer trials share the CPUs",
+            epoch_seconds,
+            epochs,
+            model,
+            epoch_seconds * epochs / 60,
+            budget / 60,
+        )
 
     def announce(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
         """Log and count a trial that ended, the last of `records`."""

@@ -107,6 +107,8 @@ class Ledger(Callback):
         if result[TIME] > self.epochs_seen.get(trial.trial_id, 0):
             self.epochs_seen[trial.trial_id] = result[TIME]
             telemetry.count_epoch(result["epoch_seconds"], model=trial.config["family"])
+            if kind_of(trial.config) != "baseline":
+                self.board.expect(trial.config["family"], result["epoch_seconds"], self.epochs)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial ended by itself, or the scheduler stopped it."""

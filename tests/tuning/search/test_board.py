@@ -1,10 +1,13 @@
 """A search as a person at a terminal sees it."""
 
 import io
+import math
+import time
 
+import pytest
 from rich.console import Console
 
-from tuning.search.board import MOST_ROWS, Running, Standing, picture
+from tuning.search.board import MOST_ROWS, Board, Running, Standing, picture
 
 STANDING = Standing(
     running=(
@@ -42,3 +45,18 @@ def test_a_large_cluster_does_not_fill_the_screen() -> None:
     lines = drawn(many)
     assert len(lines) == 1 + MOST_ROWS + 1
     assert " ".join(lines[-1]) == f"{40 - MOST_ROWS} more under way · 0 of 99 trials · none ended yet"
+
+
+def test_a_time_in_which_no_trial_can_end_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    board = Board((), planned=math.inf, deadline=time.monotonic() + 1800, metric="auc")
+    board.expect("mlp", 10.0, 9)
+    assert not caplog.records
+    board.expect("cnn", 390.0, 9)
+    board.expect("cnn", 390.0, 9)
+    (record,) = caplog.records
+    assert "at 390 s an epoch, 9 epochs of cnn take 58 minutes, and this search has 30" in record.message
+
+
+def test_a_search_without_a_time_is_never_short_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    Board((), planned=5, deadline=math.inf, metric="auc").expect("cnn", 1e6, 9)
+    assert not caplog.records
