@@ -25,7 +25,8 @@ def check_arguments(verb: TyperCommand, name: str, arguments: Sequence[str]) -> 
 
     Raises what typer raises for a wrong argument, a misspelt key of the job file included.
     Raises `InputError` where the job file names an address of `notify`, which may hold a secret: it would lie on every
-    node; and where the metrics are to be kept in a file that would be lost with the job. A job file by an absolute path that is not here is the cluster's own; then nothing is checked.
+    node; and where the metrics are to be kept in a file that would be lost with the job. A job file by an absolute
+    path that is not here is the cluster's own; then nothing is checked.
     """
     config = next((Path(value) for option, value in _named(arguments) if option == "config"), Path())
     if config.is_absolute() and not config.exists():

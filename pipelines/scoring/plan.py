@@ -139,7 +139,7 @@ def make_plan(
             created=now.isoformat(),
             given_up=changes.given_up,
             again=changes.again,
-            oldest=changes.oldest and changes.oldest.isoformat(),
+            oldest=changes.oldest.isoformat() if changes.oldest else None,
             removed=changes.removed,
             table_version=changes.table_version,
             ignored=changes.ignored,
