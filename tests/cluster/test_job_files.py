@@ -66,7 +66,7 @@ def test_an_address_of_notify_in_the_job_file_is_not_sent(here: Path) -> None:
 
 
 def test_metrics_are_not_kept_in_the_folder_of_a_job(here: Path) -> None:
-    with pytest.raises(InputError, match="night.prom would lie in the job's own folder"):
+    with pytest.raises(InputError, match=r"night\.prom would lie in the job's own folder"):
         check_arguments(verb("score"), "score", ["--config", "jobs/night.toml", "--metrics-file=night.prom"])
     (here / "jobs" / "night.toml").write_text(NIGHT + 'metrics-file = "/var/metrics/night.prom"\n')
     check_arguments(verb("score"), "score", ["--config", "jobs/night.toml"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -30,6 +31,14 @@ class Prometheus:
 
     def __init__(self, url: str) -> None:
         self.url = url
+
+    def is_ready(self) -> bool:
+        """It listens before it answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=10):
+                return True
+        except urllib.error.HTTPError:
+            return False
 
     def ask(self, query: str) -> Answer:
         """The answer to a query: the values of its labels, sorted by their names -> value."""
@@ -80,6 +89,7 @@ def prometheus(tmp_path: Path, textfiles: tuple[Path, str], ray_session: None) -
     options = (f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb")
     with running_server([command, *options, f"--web.listen-address=127.0.0.1:{port}"], port) as server:
         found = Prometheus(server.endpoint)
+        wait_for(found.is_ready, SECONDS)
         found.wait_for("sum by (job) (up)", {("ray",): 1, ("node",): 1})
         yield found
 
@@ -120,4 +130,4 @@ def test_what_prometheus_counted_is_what_the_record_says(
     idle = CliRunner().invoke(app, list(night))
     assert (idle.exit_code, json.loads(idle.stdout)[0]["planned"]) == (0, 0)
     prometheus.wait_for(f"sum(changes(rayscan_last_success_timestamp_seconds{at}[10m]))", {(): 1})
-    assert prometheus.ask('ALERTS{alertname=~"Rayscan.*"}') == {}
+    prometheus.wait_for('ALERTS{alertname=~"Rayscan.*"}', {})
