@@ -136,6 +136,28 @@ def test_a_dashboard_is_whole(name: str) -> None:
     assert max(x for x, _ in cells) < 24
 
 
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_grafana_knows_each_field(name: str) -> None:
+    """What its own model does not know is lost on the way through it."""
+    model = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason="it is among the extras of dev")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+    through = json.loads(JSONEncoder().encode(model.Dashboard.from_json(DASHBOARDS[name])))
+    assert list(lost(DASHBOARDS[name], through, name)) == []
+
+
+def lost(before: Any, after: Any, where: str) -> Iterator[str]:
+    """The places of all that is in `before` and not the same in `after`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            yield from lost(value, after.get(key), f"{where}.{key}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from lost(one, other, f"{where}[{number}]")
+    elif before != after:
+        yield where
+
+
 def cells_of(place: dict[str, int]) -> Iterator[tuple[int, int]]:
     for x in range(place["x"], place["x"] + place["w"]):
         for y in range(place["y"], place["y"] + place["h"]):
