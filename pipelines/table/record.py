@@ -141,7 +141,8 @@ def last_success(store: Store, model_id: str) -> datetime | None:
     keys = [info.key for chunk in store.list("runs") for info in chunk if info.key.endswith("/run.json")]
     for key in sorted(keys, reverse=True)[: 3 * NIGHTS]:  # other models may have runs there, too
         record = json.loads(store.get(key))
-        denied = record["reasons"].get(Reason.ACCESS_DENIED.value)
-        if record["model_id"] == model_id and not record.get("quarantined") and not denied:
+        # A record that a later or an older version wrote otherwise must not stop a night.
+        left_out = record.get("quarantined") or record.get("reasons", {}).get(Reason.ACCESS_DENIED.value)
+        if record["model_id"] == model_id and not left_out and "finished" in record:
             return datetime.fromisoformat(record["finished"])
     return None

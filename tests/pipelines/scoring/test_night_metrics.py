@@ -143,6 +143,7 @@ def test_the_last_success_is_that_of_the_model_that_left_nothing_out(tmp_path: P
         "2": good | {"model_id": "other", "finished": "2026-11-27T03:00:00+00:00"},
         "3": good | {"quarantined": [{"scans": 2}]},
         "4": good | {"reasons": {"access_denied": 1}},
+        "5": {"model_id": "m"},
     }
     for run_id, record in runs.items():
         out.put(f"runs/{run_id}/run.json", json.dumps(record).encode())
