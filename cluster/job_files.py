@@ -25,7 +25,8 @@ def check_arguments(verb: TyperCommand, name: str, arguments: Sequence[str]) -> 
 
     Raises what typer raises for a wrong argument, a misspelt key of the job file included.
     Raises `InputError` where the job file names an address of `notify`, which may hold a secret: it would lie on every
-    node. A job file by an absolute path that is not here is the cluster's own; then nothing is checked.
+    node; and where the metrics are to be kept in a file that would be lost with the job. A job file by an absolute
+    path that is not here is the cluster's own; then nothing is checked.
     """
     config = next((Path(value) for option, value in _named(arguments) if option == "config"), Path())
     if config.is_absolute() and not config.exists():
@@ -35,6 +36,12 @@ def check_arguments(verb: TyperCommand, name: str, arguments: Sequence[str]) -> 
         raise InputError(
             "the job file's address of notify may hold a secret, and the file is sent to every node; set RAYSCAN_NOTIFY"
             " in the nodes' environment instead"
+        )
+    file = dict(_named(arguments)).get("metrics_file") or values.get("metrics_file")
+    if file and not Path(file).is_absolute():
+        raise InputError(
+            f"--metrics-file {file} would lie in the job's own folder, which goes with the job; give an absolute path,"
+            " which is the driver's node's, or --metrics-push"
         )
     return values
 

@@ -89,7 +89,7 @@ def notified(to: Sequence[Channel], scores: str) -> Iterator[NightEnd]:
     try:
         yield night
     except BaseException as error:
-        night.exit_code = _exit_code(error)
+        night.exit_code = exit_code(error)
         _send(to, night)
         raise
     _send(to, night)
@@ -122,7 +122,8 @@ def _of_run(run: "RunEnd") -> Iterator[str]:
         yield f"Folders that could not be read and were left out: {run.quarantined}."
 
 
-def _exit_code(error: BaseException) -> int:
+def exit_code(error: BaseException) -> int:
+    """Exit code of a verb that this error ends."""
     if isinstance(error, RayscanError | typer.Exit):
         return int(error.exit_code)
     if isinstance(error, SystemExit):

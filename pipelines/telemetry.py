@@ -1,147 +1,151 @@
-"""Every metric rayscan exports, in one place.
+"""Brings the values of metrics (`metrics.py`) to Ray, and into the text that Prometheus reads.
 
-Ray exports them on each node's metrics port, prefixed `ray_` (counters also get the suffix `_total`), about ten seconds
-late. Dashboards and alerts read them; results never depend on them. In a process without Ray the functions do nothing:
-Ray would keep such values and show them in the next session.
+Ray exports them on its port of the node, about ten seconds late. In a process without a session nothing is given to
+Ray: it would keep the values and show them in the next session. Results never depend on any of it.
 
-A gauge that is set once is exported once: it stays on the port for about twenty seconds (seen with Ray 2.60), even if
-its process has ended. So dashboards and alerts ask for its `max_over_time`.
+Only drivers export: what workers measure comes back with their results. A counter made in an actor is a series of its
+own, first seen at its full value, of which `increase` counts nothing: 5,371 after a night of 6,000 films.
 
-Seconds are counters, not histograms: Ray estimates a histogram's sum from the midpoints of its buckets.
+A gauge that is set once is exported once and leaves the port after twenty seconds (seen with Ray 2.60), so `Values`
+gives Ray all of them again whenever it is asked to.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from pipelines import metrics
+from pipelines.metrics import Metric
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric as Family
     from ray.util.metrics import Counter, Gauge
 
-    from pipelines.table.drift import DriftFinding
-
-DRIFT_SITES: Final = 50
-"""Sites with drift gauges of their own, those with most films; each tag value is a permanent time series."""
-ALL_SITES: Final = "all sites"
-_LEVEL_VALUES: Final = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
+TRIAL_STATUSES = ("complete", "pruned", "failed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Metrics:
-    scans: "Counter"
-    bytes: "Counter"
-    stage_seconds: "Counter"
-    trials: "Counter"
-    trials_running: "Gauge"
-    epochs: "Counter"
-    epoch_seconds: "Counter"
-    best_value: "Gauge"
-    drift_psi: "Gauge"
-    drift_share: "Gauge"
-    drift_level: "Gauge"
+class Values:
+    """The values of a driver's metrics. Any thread may change them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[Metric, dict[tuple[str, ...], float]] = {}
+        self._sent: dict[tuple[Metric, tuple[str, ...]], float] = {}
+        """What Ray was told of each counter."""
+
+    def add(self, metric: Metric, amount: float, /, **labels: str) -> None:
+        """Count; 0 makes the series known."""
+        with self._lock:
+            series = self._values.setdefault(metric, {})
+            key = _key(metric, labels)
+            series[key] = series.get(key, 0.0) + amount
+
+    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
+        """Set a gauge."""
+        with self._lock:
+            self._values.setdefault(metric, {})[_key(metric, labels)] = float(value)
+
+    def drop(self, *metrics: Metric) -> None:
+        """Export these gauges no more."""
+        with self._lock:
+            for metric in metrics:
+                self._values.pop(metric, None)
+
+    def to_ray(self) -> None:
+        """Give all values to the Ray session of this process, if there is one."""
+        if not _in_session():
+            return
+        with self._lock:
+            for metric, series in self._values.items():
+                for key, value in series.items():
+                    labels = dict(zip(metric.labels, key, strict=True))
+                    if metric.kind == "gauge":
+                        _record(metric, value, labels)
+                    elif (told := self._sent.get((metric, key))) != value:
+                        _record(metric, value - (told or 0.0), labels)
+                        self._sent[metric, key] = value
+
+    def text(self) -> bytes:
+        """All values in Prometheus' text format, as node_exporter and the Pushgateway take it."""
+        from prometheus_client import generate_latest  # noqa: PLC0415 (a tenth of a second)
+
+        return generate_latest(self)  # which only calls `collect`
+
+    def collect(self) -> Iterator["Family"]:
+        """The values as prometheus_client knows them."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+        with self._lock:
+            values = {metric: dict(series) for metric, series in self._values.items()}
+        for metric, series in values.items():
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(metric.name, metric.says, labels=metric.labels)
+            for key, value in series.items():
+                family.add_metric(key, value)
+            yield family
 
 
-@cache
-def _metrics() -> _Metrics:
-    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415 (takes a second where there is no session)
-
-    return _Metrics(
-        scans=Counter("rayscan_scans", "Scans that got a verdict.", tag_keys=("status", "model")),
-        bytes=Counter("rayscan_bytes", "Bytes of scans fetched from the archive."),
-        stage_seconds=Counter("rayscan_stage_seconds", "Seconds spent in a stage, all threads.", tag_keys=("stage",)),
-        trials=Counter("rayscan_trials", "Trials of searches that ended.", tag_keys=("status",)),
-        trials_running=Gauge("rayscan_trials_running", "Trials under way."),
-        epochs=Counter("rayscan_epochs", "Epochs of trials that ended.", tag_keys=("model",)),
-        epoch_seconds=Counter("rayscan_epoch_seconds", "Seconds of these epochs.", tag_keys=("model",)),
-        best_value=Gauge("rayscan_best_value", "Best validation value of the running search.", tag_keys=("metric",)),
-        drift_psi=Gauge(
-            "rayscan_drift_psi", "Population stability index of the last run.", tag_keys=("model", "quantity", "site")
-        ),
-        drift_share=Gauge(
-            "rayscan_drift_share",
-            "Share of the films of the last run: rejected or unreadable (reject_share), unfamiliar (unfamiliar_share),"
-            " outside the intended use (outside_share).",
-            tag_keys=("model", "quantity", "site"),
-        ),
-        drift_level=Gauge(
-            "rayscan_drift_level",
-            "Drift of the last run: 0 ok, 1 warn, 2 alarm.",
-            tag_keys=("model", "quantity", "site"),
-        ),
-    )
-
-
-def count_scans(statuses: Mapping[str, int], *, model: str) -> None:
-    """Count scans of one model id by status (`scored`, `rejected`, `unreadable`, `failed`)."""
-    if _exported():
-        for status, scans in statuses.items():
-            _add(_metrics().scans, scans, {"status": status, "model": model})
-
-
-def count_bytes(size: int) -> None:
-    """Count bytes fetched from an archive."""
-    if _exported():
-        _add(_metrics().bytes, size, {})
-
-
-def count_seconds(stages: Mapping[str, float]) -> None:
-    """Count seconds by stage (`fetch`, `decode`, `infer`)."""
-    if _exported():
-        for stage, seconds in stages.items():
-            _add(_metrics().stage_seconds, seconds, {"stage": stage})
+def begin_search() -> None:
+    """Make the counters of trials known, at 0."""
+    for status in TRIAL_STATUSES:
+        _record_in_session(metrics.TRIALS, 0, status=status)
 
 
 def count_trial(status: str) -> None:
     """Count one ended trial (`complete`, `pruned`, `failed`)."""
-    if _exported():
-        _add(_metrics().trials, 1, {"status": status})
+    _record_in_session(metrics.TRIALS, 1, status=status)
 
 
 def set_running(trials: int) -> None:
     """Set the number of running trials."""
-    if _exported():
-        _metrics().trials_running.set(float(trials))
+    _record_in_session(metrics.TRIALS_RUNNING, trials)
+
+
+def begin_trial(*, model: str) -> None:
+    """Make the counters of its model family known, at 0."""
+    _count_epochs(0, 0.0, model)
 
 
 def count_epoch(seconds: float, *, model: str) -> None:
     """Count one epoch of a trial, by model family."""
-    if _exported():
-        _add(_metrics().epochs, 1, {"model": model})
-        _add(_metrics().epoch_seconds, seconds, {"model": model})
+    _count_epochs(1, seconds, model)
 
 
 def set_best_value(value: float, *, metric: str) -> None:
     """Set the best value a search has reached so far."""
-    if _exported():
-        _metrics().best_value.set(float(value), {"metric": metric})
+    _record_in_session(metrics.BEST_VALUE, value, metric=metric)
 
 
-def set_drift(findings: Sequence["DriftFinding"], *, model: str) -> None:
-    """Set the drift of a run, over all sites and for the `DRIFT_SITES` largest; `too_few` films set nothing."""
-    if not _exported():
-        return
-    films: dict[str, int] = {}
-    for finding in findings:
-        if finding.site is not None:
-            films[finding.site] = max(finding.n, films.get(finding.site, 0))
-    kept = {None, *sorted(films, key=lambda site: -films[site])[:DRIFT_SITES]}
-    for finding in findings:
-        if finding.level == "too_few" or finding.site not in kept:
-            continue
-        tags = {"model": model, "quantity": finding.quantity, "site": finding.site or ALL_SITES}
-        _metrics().drift_level.set(_LEVEL_VALUES[finding.level], tags)
-        if finding.psi is not None:
-            _metrics().drift_psi.set(finding.psi, tags)
-        if finding.share is not None:
-            _metrics().drift_share.set(finding.share, tags)
+def _count_epochs(epochs: int, seconds: float, model: str) -> None:
+    _record_in_session(metrics.EPOCHS, epochs, model=model)
+    _record_in_session(metrics.EPOCH_SECONDS, seconds, model=model)
 
 
-def _exported() -> bool:
+def _key(metric: Metric, labels: dict[str, str]) -> tuple[str, ...]:
+    assert labels.keys() == set(metric.labels)
+    return tuple(labels[name] for name in metric.labels)
+
+
+def _in_session() -> bool:
     ray = sys.modules.get("ray")  # importing it takes a second; a process in a session has imported it
     return ray is not None and bool(ray.is_initialized())
 
 
-def _add(counter: "Counter", amount: float, tags: dict[str, str]) -> None:
-    if amount:  # Ray's counters refuse zero
-        counter.inc(float(amount), tags)
+def _record_in_session(metric: Metric, value: float, /, **labels: str) -> None:
+    if _in_session():
+        _record(metric, value, labels)
+
+
+def _record(metric: Metric, value: float, labels: dict[str, str]) -> None:
+    # `Counter.inc` refuses zero, without which a series is first seen at its full value; this is what `inc` calls.
+    _of_ray(metric)._record(float(value), labels)
+
+
+@cache
+def _of_ray(metric: Metric) -> "Counter | Gauge":
+    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415 (takes a second where there is no session)
+
+    kind = Counter if metric.kind == "counter" else Gauge
+    return kind(metric.name, metric.says, tag_keys=metric.labels)

@@ -65,7 +65,15 @@ def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need workers. Four logical CPUs on any machine, so that no stage starves."""
     import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="WARNING", log_to_driver=False)
+    often = {"metrics_report_interval_ms": 1000}
+    ray.init(
+        "local",
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="WARNING",
+        log_to_driver=False,
+        _system_config=often,
+    )
     yield
     ray.shutdown()
 

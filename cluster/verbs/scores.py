@@ -127,6 +127,15 @@ def score(
             help="Tell how it ended there, repeatable: mail, Teams, Slack, a webhook, as apprise writes it.",
         ),
     ] = None,
+    metrics_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.prom", help="Keep the metrics in this file, for node_exporter to read.", parser=location
+        ),
+    ] = None,
+    metrics_push: Annotated[
+        str | None, typer.Option(metavar="URL", help="Push the metrics to this Pushgateway of Prometheus.")
+    ] = None,
     dashboard: Dashboard = False,
     address: Address = None,
     config: Config = None,
@@ -137,10 +146,14 @@ def score(
     if source is None or (archive and uris):
         raise InputError("name what to score: an archive or a catalogue, or, instead of it, a file of URIs (--uris)")
     settings = score_settings(options, names_uris=uris is not None)
+    from cluster.metrics_export import exported
     from cluster.notify import channels, notified
 
     to = channels(notify or [])
-    with notified([] if dry_run else to, out) as night:
+    with (
+        notified([] if dry_run else to, out) as night,
+        exported(out, *((None, None) if dry_run else (metrics_file, metrics_push))) as metrics,
+    ):
         model = _check_score(source, model, out, settings, address)
         import pipelines.scoring.runs
         from cluster.session import ray_session
@@ -156,6 +169,7 @@ def score(
             settings,
             lambda: ray_session(address, dashboard=dashboard, working_on="score"),
             ended=night.runs.append,
+            metrics=metrics,
         )
         output.show(records if json else [record.in_short() for record in records], as_json=json)
         left_out = [line for record in records for line in record.left_out()]

@@ -19,6 +19,7 @@ can have several rows of one model; these few are grouped, and all the others ar
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,7 +27,7 @@ import duckdb
 
 from pipelines.contracts import PART, Status
 from pipelines.decoding.version import DECODER_VERSION
-from pipelines.scoring.sources import LISTED, Source
+from pipelines.scoring.sources import LISTED, STREAMED, Source
 from pipelines.stop import Stop, never
 from pipelines.storage import Store
 from pipelines.table.bounded import bounded_connection
@@ -82,6 +83,8 @@ class Changes:
     """Gone, and to be buried with a tombstone."""
     bytes: int
     """Size of the planned files."""
+    oldest: datetime | None
+    """When the planned file that was modified first was; None: none is planned."""
     table_version: int
     """Version of the table that the listing was compared with."""
     ignored: Mapping[str, Mapping[str, Any]]
@@ -176,7 +179,7 @@ def _compare(connection: duckdb.DuckDBPyConnection, source: Source, max_nights: 
     connection.execute(
         f"""
         CREATE TABLE found AS
-        SELECT {", ".join(LISTED)}, pair.key, supersedes, coalesce(nights >= ? AND NOT named, false) AS given_up,
+        SELECT {", ".join(STREAMED)}, pair.key, supersedes, coalesce(nights >= ? AND NOT named, false) AS given_up,
             CASE
                 WHEN uri IS NULL THEN 'gone'
                 WHEN NOT supersedes OR buried THEN 'new'
@@ -207,9 +210,10 @@ def _count(connection: duckdb.DuckDBPyConnection, source: Source, allow_removals
     if listed < source.rows:
         connection.execute("CREATE OR REPLACE TABLE found AS SELECT DISTINCT ON (key) * FROM found")
     rows = connection.execute(
-        "SELECT outcome, given_up, count(*), coalesce(sum(size), 0) FROM found GROUP BY ALL"
+        "SELECT outcome, given_up, count(*), coalesce(sum(size), 0), epoch_us(min(modified)) FROM found GROUP BY ALL"
     ).fetchall()
-    files = {(outcome, given_up): count for outcome, given_up, count, _ in rows}
+    files = {(outcome, given_up): count for outcome, given_up, count, *_ in rows}
+    planned = [(size, modified) for outcome, given_up, _, size, modified in rows if outcome != "gone" and not given_up]
     gone = files.get(("gone", False), 0)
     [(known,)] = connection.execute("SELECT count(*) FROM known WHERE below AND NOT buried").fetchall()
     if 2 * gone > known and not allow_removals:
@@ -236,7 +240,8 @@ def _count(connection: duckdb.DuckDBPyConnection, source: Source, allow_removals
         **{outcome: files.get((outcome, False), 0) for outcome in ("new", "changed", "again")},
         given_up=sum(count for (_, given_up), count in files.items() if given_up),
         removed=gone,
-        bytes=sum(int(size) for outcome, given_up, _, size in rows if outcome != "gone" and not given_up),
+        bytes=sum(int(size) for size, _ in planned),
+        oldest=min((datetime.fromtimestamp(modified / 1e6, UTC) for _, modified in planned), default=None),
         table_version=table_version,
         ignored=source.ignored.account(),
     )

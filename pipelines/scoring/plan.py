@@ -79,6 +79,10 @@ class Plan:
     """Files listed but not planned, because they failed in too many runs."""
     removed: int = 0
     """Files no longer listed, for which this run writes a tombstone."""
+    again: int = 0
+    """Planned files that an earlier run tried: they failed, or another decoder may read them."""
+    oldest: str | None = None
+    """When the planned file that was modified first was, ISO 8601, UTC; None where the source does not tell."""
     table_version: int = 0
     """Version of the table it was planned from."""
     lease_generation: int = 0
@@ -134,6 +138,8 @@ def make_plan(
             plan_hash=written.digest.hexdigest(),
             created=now.isoformat(),
             given_up=changes.given_up,
+            again=changes.again,
+            oldest=changes.oldest.isoformat() if changes.oldest else None,
             removed=changes.removed,
             table_version=changes.table_version,
             ignored=changes.ignored,

@@ -31,7 +31,6 @@ from typing import Any
 
 from models.bundle import Bundle
 from models.messages import first_line
-from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.capacity import cluster_capacity
 from pipelines.decoding.film import ReadSettings
@@ -45,6 +44,7 @@ from pipelines.scoring.attempts import forget_attempts, lost_workers, take_back
 from pipelines.scoring.commits import GroupCommits, take_in
 from pipelines.scoring.ending import Headway, RunEnd, end_written, forget_end
 from pipelines.scoring.layout import LARGEST_BLOCK, Layout, choose_layout, gpus_wanted
+from pipelines.scoring.night_metrics import NightMetrics
 from pipelines.scoring.plan import (
     Plan,
     forget_plan,
@@ -68,7 +68,7 @@ from pipelines.table.delta import ScoresTable, create_table
 from pipelines.table.drift import DriftTally, worst_level
 from pipelines.table.lease import Lease, lease_of_scores
 from pipelines.table.query import share_latest
-from pipelines.table.record import RunRecord, earlier_records, write_record
+from pipelines.table.record import RunRecord, earlier_records, last_success, write_record
 from pipelines.tally import Reporter, counting
 from pipelines.usage import Usage
 
@@ -96,6 +96,7 @@ class _Job:
     """Starts Ray, or connects to it, on the first call."""
     ended: Callable[[RunEnd], None]
     """Told how each run ended."""
+    metrics: NightMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +117,13 @@ def score(
     open_session: OpenSession = nullcontext,
     *,
     ended: Callable[[RunEnd], None] = lambda end: None,
+    metrics: NightMetrics | None = None,
 ) -> list[RunRecord]:
     """Score the scans of an archive or catalogue that the model at `bundle_uri` has not scored yet.
 
     `open_session` opens a Ray session; it is called only if there is work. By default Ray must be initialised already.
-    `ended` is told how each run ended, also of the one that an exception ends.
+    `ended` is told how each run ended, also of the one that an exception ends. `metrics` are kept up to date; without
+    them, too, Ray's port has them.
     Returns one record per run: resumed runs first, the new one last.
     Raises `InputError` for an unusable source, bundle or operating point, and `IncompleteError` if scans are left:
     another run is at work, or the store failed.
@@ -128,12 +131,19 @@ def score(
     bundle = fetch_bundle(bundle_uri)
     point = operating_point(bundle.calibration, settings.operating_point)
     store = open_store(out)
+    metrics = metrics or NightMetrics(store.root)
+
+    def told(end: RunEnd) -> None:
+        metrics.end_run(end)
+        ended(end)
+
     conditional = store.has_conditional_put()
     if not conditional:
         log.warning("%s has no conditional put: one run at a time can work there, of any model", store.root)
     with (
         lease_of_scores(store, bundle.model_id, conditional=conditional, wait=settings.wait) as lease,
         ExitStack() as opened,
+        metrics.at_work(bundle.model_id, lease, last_success(store, bundle.model_id)),
     ):
         job = _Job(
             store=store,
@@ -143,7 +153,8 @@ def score(
             conditional=conditional,
             lease=lease,
             connect=_once(lambda: opened.enter_context(open_session())),
-            ended=ended,
+            ended=told,
+            metrics=metrics,
         )
         records = []
         for plan in unfinished_plans(store, bundle.model_id):
@@ -249,7 +260,6 @@ def _finished(job: _Job, plan: Plan, headway: Headway) -> RunRecord:
     left_out = corners(store, plan.run_id)
     account = reconcile(job.table.latest(), plan, drift, left_out)
     findings = drift.findings(earlier_records(store, plan.model_id)) if plan.planned else []
-    telemetry.set_drift(findings, model=plan.model_id)
     record = RunRecord(
         **{name: getattr(plan, name) for name in _SHARED},
         model=job.bundle.name,
@@ -275,6 +285,7 @@ def _finished(job: _Job, plan: Plan, headway: Headway) -> RunRecord:
     )
     write_record(store, record)
     headway.record = record
+    job.metrics.record(record, findings)
     with _afterwards(f"run {plan.run_id} is recorded, but the notes of its attempts were not removed"):
         forget_attempts(store, plan.run_id)
     if plan.planned:
@@ -325,21 +336,24 @@ def _work(job: _Job, plan: Plan, todo: list[int], headway: Headway) -> tuple[Lay
     totals: dict[str, float] = dict.fromkeys(("scans", "bytes", *_STAGES), 0.0)
     engine = None
     if not todo:
+        job.metrics.begin_run(plan, 0)
         return None, _Work(totals=totals, engine=None, seconds=time.perf_counter() - started)
-    job.connect()
-    log.info("run %s: %d scans, %d of %d shards to do", plan.run_id, plan.planned, len(todo), plan.shards)
     shard_size = read_shard(job.store, plan.run_id, 0).num_rows
-    layout = _layout(job, len(todo), shard_size)
-    log.info("layout: %s", layout.reason)
-    used = Used()
     # All shards of a plan are as large as the first, except the last.
     scans = sum(min(shard_size, plan.planned - shard * shard_size) for shard in todo)
+    job.metrics.begin_run(plan, scans)
+    job.connect()
+    log.info("run %s: %d scans, %d of %d shards to do", plan.run_id, plan.planned, len(todo), plan.shards)
+    layout = _layout(job, len(todo), shard_size)
+    log.info("layout: %s", layout.reason)
+    job.metrics.begin_shards(plan, layout)
+    used = Used()
     shards = [{"shard": shard} for shard in todo]
     commits = GroupCommits(job.table, plan.run_id)
     with (
         _stopped_in_order(job, plan, headway),
         progress("score", scans) as advance,
-        counting(advance) as count,
+        counting(job.metrics.reading(advance)) as count,
     ):
         stages = _stages(job, plan, layout, count.reporter)
         with closing(run_shards(f"score-{plan.run_id}", shards, *stages, used=used)) as summaries:
@@ -352,6 +366,7 @@ def _work(job: _Job, plan: Plan, todo: list[int], headway: Headway) -> tuple[Lay
                     totals[name] += summary[name]
                 engine = summary["engine"]
                 count.end(shard, summary["scans"])
+                job.metrics.end_shard(summary)
     job.lease.confirm()
     commits.flush()
     seconds = time.perf_counter() - started

@@ -8,7 +8,6 @@ exception means a bug of rayscan or a failure of the whole store.
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,7 +21,6 @@ import pyarrow.compute as pc
 from models.bundle import Bundle
 from models.gate.checks import check_distance
 from models.statistics.calibration import Calibration, called_positive
-from pipelines import telemetry
 from pipelines.bundles import fetch_bundle
 from pipelines.contracts import LABELS, PART, STATUS_OF_REASON, Reason, Status
 from pipelines.decoding.columns import COLUMNS
@@ -35,7 +33,7 @@ from pipelines.scoring.identity import write_identity
 from pipelines.scoring.layout import THREADS, Layout
 from pipelines.scoring.plan import Plan, read_shard
 from pipelines.scoring.quarantine import Quarantine
-from pipelines.scoring.sink import write_part, written_part
+from pipelines.scoring.sink import write_part, written_part, written_rows
 from pipelines.scoring.watch import watched
 from pipelines.storage import Store
 from pipelines.tally import SILENT, Reporter
@@ -122,9 +120,16 @@ class InferShard:
         self.store = Store(scores)
         self.plan = plan
         self.writing = _Writing(scores, plan, layout, precision, identity, score_unfamiliar)
+        self.idle_since = time.perf_counter()
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         """Takes one row of `ReadShard`, returns one summary row."""
+        waited = time.perf_counter() - self.idle_since
+        summary = self._summary(batch)
+        self.idle_since = time.perf_counter()
+        return {**summary, "gpu_wait_seconds": [waited]}
+
+    def _summary(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         shard = int(batch["shard"][0])
         fields = json.loads(batch["films"][0])
         with no_death(self.store, self.plan.run_id, shard):
@@ -193,7 +198,8 @@ class _Writing:
         if films is None:
             there = written_part(self.store, self.plan, shard, rows.num_rows)
             assert there
-            written = {**summary, "part_bytes": there.size, **dict.fromkeys(_MEASURED, 0)}
+            counts = _counted(written_rows(self.store, self.plan, shard, list(_COUNTED)))
+            written = {**summary, "part_bytes": there.size, "counts": counts, **dict.fromkeys(_MEASURED, 0)}
             return {name: [value] for name, value in written.items()}
         read, verdicts, infer_seconds = infer(
             films, self.engine, self.batch, self.limit, score_unfamiliar=self.score_unfamiliar
@@ -209,15 +215,21 @@ class _Writing:
             "decode_seconds": sum(film.decode_seconds for film in read),
             "infer_seconds": infer_seconds,
             "write_seconds": time.perf_counter() - started,
+            "gpu_wait_seconds": 0.0,
         }
-        statuses = Counter(verdict.status.value for verdict in verdicts)
-        telemetry.count_scans(statuses, model=self.plan.model_id)
-        telemetry.count_bytes(int(measured["bytes"]))
-        telemetry.count_seconds({stage: measured[f"{stage}_seconds"] for stage in ("fetch", "decode", "infer")})
-        return {name: [value] for name, value in {**summary, **measured}.items()}
+        return {name: [value] for name, value in {**summary, "counts": _counted(scored), **measured}.items()}
 
 
-_MEASURED: Final = ("bytes", "fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds")
+_MEASURED: Final = (
+    "bytes", "fetch_seconds", "decode_seconds", "infer_seconds", "write_seconds", "gpu_wait_seconds",
+)  # fmt: skip
+_COUNTED: Final = ("status", "reason", "site")
+
+
+def _counted(rows: pa.Table) -> list[list[Any]]:
+    """For the metrics: status, reason, site and number of the scans that share them."""
+    counted = rows.group_by(list(_COUNTED)).aggregate([([], "count_all")])
+    return [list(row.values()) for row in counted.select([*_COUNTED, "count_all"]).to_pylist()]
 
 
 def infer(

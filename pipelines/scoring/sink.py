@@ -48,6 +48,11 @@ def written_part(store: Store, plan: Plan, shard: int, rows: int) -> Part | None
         return None
 
 
+def written_rows(store: Store, plan: Plan, shard: int, columns: list[str]) -> pa.Table:
+    """These columns of a part that is written."""
+    return pq.read_table(pa.BufferReader(store.get(part_key(plan, shard))), columns=columns)
+
+
 def written_sizes(store: Store, plan: Plan) -> dict[int, int]:
     """The shards of this plan whose part is written, committed or not: shard -> bytes."""
     names = re.compile(rf"{re.escape(plan.run_id)}-(\d+)\.parquet")

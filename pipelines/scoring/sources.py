@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.messages import first_line
-from pipelines.contracts import PLAN, scan_id
+from pipelines.contracts import CATALOG, PLAN, scan_id
 from pipelines.errors import InputError, NotFoundError, RayscanError
 from pipelines.ingest.catalog import is_catalog, stream_catalog
 from pipelines.ingest.catalog_info import MANIFEST, catalog_source, no_scans
@@ -26,6 +26,8 @@ from pipelines.stop import Stop, never
 from pipelines.storage import open_store, read_object, split_uri
 
 LISTED: Final = [name for name in PLAN.names if name not in {"supersedes", "shard"}]
+STREAMED: Final = [*LISTED, "modified"]
+_SCHEMA: Final = pa.schema([*(PLAN.field(name) for name in LISTED), CATALOG.field("modified")])
 HEAD_THREADS: Final = 32
 ROWS: Final = 20_000
 """URIs of a file that are looked up before their rows are handed on."""
@@ -34,7 +36,7 @@ log = logging.getLogger("rayscan")
 
 
 class Source:
-    """The scans of an archive or a catalogue, columns LISTED.
+    """The scans of an archive or a catalogue, columns STREAMED.
 
     Counts the rows of its stream, and keeps the error that ends it, of which DuckDB would keep only the text.
     """
@@ -64,8 +66,7 @@ class Source:
     def reader(self) -> pa.RecordBatchReader:
         """The rows from the first on."""
         self.rows, self.error = 0, None
-        schema = pa.schema([PLAN.field(name) for name in LISTED])
-        return pa.RecordBatchReader.from_batches(schema, self._batches(schema))
+        return pa.RecordBatchReader.from_batches(_SCHEMA, self._batches())
 
     def nothing(self) -> InputError:
         """The error for a source without rows: a prefix with a typo must not pass for a night without new scans."""
@@ -100,19 +101,19 @@ class Source:
         schema = pa.schema([(name, pa.string()) for name in columns])
         connection.register("named", pa.RecordBatchReader.from_batches(schema, batches))
 
-    def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         try:
             for table in self._tables():
                 self.stop.check()
                 self.rows += table.num_rows
-                yield from table.select(LISTED).cast(schema).to_batches()
+                yield from table.select(STREAMED).cast(_SCHEMA).to_batches()
         except RayscanError as error:
             self.error = error
             raise
 
     def _tables(self) -> Iterable[pa.Table]:
         if self.is_catalog:
-            return stream_catalog(self.uri, columns=LISTED)
+            return stream_catalog(self.uri, columns=STREAMED)
         listing = Listing(open_store(self.uri), stop=self.stop, filters=self.filters)
         self.ignored = listing.ignored
         return listing
@@ -147,7 +148,7 @@ class UriFile(Source):
             while some := list(islice(waiting, ROWS)):
                 rows = [row for row in threads.map(_looked_up, some) if row]
                 absent += len(some) - len(rows)
-                yield pa.Table.from_pylist(rows, schema=pa.schema([PLAN.field(name) for name in LISTED]))
+                yield pa.Table.from_pylist(rows, schema=_SCHEMA)
         if absent:
             log.warning("%s: %d of its %d URIs are not there and are left out", self.uri, absent, len(self._uris))
 
@@ -174,7 +175,7 @@ def _looked_up(uri: str) -> dict[str, Any] | None:
     except NotFoundError:
         return None
     found = {"scan_id": scan_id(uri, info.etag), "uri": uri, "etag": info.etag, "size": info.size}
-    return {**dict.fromkeys(LISTED), **found}
+    return {**dict.fromkeys(STREAMED), **found, "modified": info.modified}
 
 
 def _named_uris(file: str) -> Iterator[str]:

@@ -79,9 +79,14 @@ class Lease:
         self._thread.start()
 
     @property
+    def age(self) -> float:
+        """Seconds since it was renewed."""
+        return time.monotonic() - self._renewed
+
+    @property
     def is_lost(self) -> bool:
         """Whether another driver may have taken the lease."""
-        return self._lost.is_set() or time.monotonic() - self._renewed > TTL_SECONDS
+        return self._lost.is_set() or self.age > TTL_SECONDS
 
     def check(self) -> None:
         """Raise `IncompleteError` if the lease is lost: another driver continues the work."""

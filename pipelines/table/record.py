@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from models.spec import DISCLAIMER
@@ -133,3 +134,15 @@ def earlier_records(store: Store, model_id: str) -> list[dict[str, Any]]:
         if len(records) == NIGHTS:
             break
     return records
+
+
+def last_success(store: Store, model_id: str) -> datetime | None:
+    """When the newest run of this model ended that left no scan out, by its record; None if not among the newest."""
+    keys = [info.key for chunk in store.list("runs") for info in chunk if info.key.endswith("/run.json")]
+    for key in sorted(keys, reverse=True)[: 3 * NIGHTS]:  # other models may have runs there, too
+        record = json.loads(store.get(key))
+        # A record that a later or an older version wrote otherwise must not stop a night.
+        left_out = record.get("quarantined") or record.get("reasons", {}).get(Reason.ACCESS_DENIED.value)
+        if record["model_id"] == model_id and not left_out and "finished" in record:
+            return datetime.fromisoformat(record["finished"])
+    return None

@@ -65,6 +65,13 @@ def test_an_address_of_notify_in_the_job_file_is_not_sent(here: Path) -> None:
     assert "s3cr3t" not in str(refused.value)
 
 
+def test_metrics_are_not_kept_in_the_folder_of_a_job(here: Path) -> None:
+    with pytest.raises(InputError, match=r"night\.prom would lie in the job's own folder"):
+        check_arguments(verb("score"), "score", ["--config", "jobs/night.toml", "--metrics-file=night.prom"])
+    (here / "jobs" / "night.toml").write_text(NIGHT + 'metrics-file = "/var/metrics/night.prom"\n')
+    check_arguments(verb("score"), "score", ["--config", "jobs/night.toml"])
+
+
 def test_the_job_file_and_what_it_names_go_along(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (here / "jobs" / "search.toml").write_text('[tune]\nspace = "space.toml"\ndataset = "s3://hospital/dataset"\n')
     arguments = ["--config", "jobs/search.toml", "--out=s3://hospital/study"]

@@ -96,6 +96,14 @@ MISTAKES = [
     Mistake("score {nowhere} --model {bundle} --out {new}", "{nowhere}: no such folder"),
     Mistake("score {films} --model {nowhere} --out {new}", "bundle.json is missing; {nowhere} is not a whole bundle"),
     Mistake("score {films} --model {bundle} --out {new} --operating-point best", "no operating point 'best'; choose"),
+    Mistake("score {films} --model {bundle} --out {new} --metrics-file night.txt", "name a local file *.prom"),
+    Mistake(
+        "score {films} --model {bundle} --out {new} --metrics-file {nowhere}/n.prom", "no folder that this user may"
+    ),
+    Mistake("score {films} --model {bundle} --out {new} --metrics-push host:9091", "write it as http://host:9091"),
+    Mistake(
+        "score {films} --model {bundle} --out {new} --metrics-push http://me:secret@host", "the URL holds a password"
+    ),
     Mistake("score {films} --model {bundle} --out {new} --shard-size 0", "shard size 0 is out of range; choose 1 to"),
     Mistake("score {films} --model {bundle} --out {new} --wait soon", "'soon' is not a duration; write 90s"),
     Mistake("score {films} --model {bundle} --out {new} --notify nobody", "--notify"),
@@ -147,6 +155,7 @@ MISTAKES = [
     Mistake("submit", "Missing argument"),
     Mistake("submit -- scor {films}", "there is no verb 'scor' to submit; did you mean 'score'?"),
     Mistake("submit -- score s3://b/films --notify json://x", "set RAYSCAN_NOTIFY in the nodes' environment instead"),
+    Mistake("submit -- score s3://b/f --metrics-file n.prom --model s3://b/m --out s3://b/s", "give an absolute path"),
     Mistake("submit --address http://127.0.0.1:{port} -- query s3://b/s", "no Ray cluster answers at http://127.0.0.1"),
     Mistake("jobs --address http://127.0.0.1:{port}", "start one with `ray start --head`"),
     Mistake("logs some-job --address http://127.0.0.1:{port}", "start one with `ray start --head`"),

@@ -74,6 +74,8 @@ class Board:
         """Take note of how the search stands now."""
         self.shown = time.monotonic()
         telemetry.set_running(len(running))
+        if (best := best_trial(records)) is not None:
+            telemetry.set_best_value(best.result, metric=self.metric)
         self.standing = self._stand(records, running)
 
     def expect(self, model: str, epoch_seconds: float, epochs: int) -> None:
@@ -96,8 +98,6 @@ class Board:
         """Log and count a trial that ended, the last of `records`."""
         best = best_trial(records)
         telemetry.count_trial(record.status)
-        if best is not None:
-            telemetry.set_best_value(best.result, metric=self.metric)
         log.info(
             "trial %d %s%s %s: %s after %d epochs; best %s %s; %s%s",
             record.number,

@@ -97,6 +97,7 @@ class Ledger(Callback):
         self._number(trials)
         self.running[trial.trial_id] = trial
         self.begun[trial.trial_id] = time.monotonic()
+        telemetry.begin_trial(model=trial.config["family"])
         self._begin(trial)
         self._show()
 

@@ -22,6 +22,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from models.spec import Scalar
+from pipelines import telemetry
 from pipelines.progress import live
 from pipelines.storage import Store
 from tuning.search.board import picture
@@ -105,6 +106,7 @@ def _run_pass(
         "trials until the time is up" if math.isinf(wanted) else f"{wanted} {'trials' if finals is None else 'finals'}",
         *(f", {len(resumed)} of them begun before" if due else "", min(setup.room.trials, wanted), setup.room.each),
     )
+    telemetry.begin_search()
     ledger = Ledger(
         setup.store,
         earlier,
