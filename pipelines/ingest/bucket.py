@@ -21,7 +21,8 @@ from pipelines.errors import StorageError
 from pipelines.ingest.ignored import Ignored
 from pipelines.ingest.objects import OBJECTS, UNADDRESSABLE, addressable, arrow_objects
 from pipelines.stop import Stop
-from pipelines.storage import Store, UnaddressableKeyError, s3_client
+from pipelines.connections import s3_client
+from pipelines.storage import Store, UnaddressableKeyError
 
 LISTERS: Final = 16
 """Ranges listed at a time."""

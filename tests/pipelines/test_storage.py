@@ -1,9 +1,10 @@
-"""One contract, run over local disk and two real S3 servers."""
+"""One contract, run over local disk, two real S3 servers and Azure's emulator."""
 
 import pickle
 import string
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.connections import RETRIES
 from pipelines.errors import AccessError, InputError, NotFoundError, StorageError
-from pipelines.storage import CLOCK_TRIES, RETRIES, ObjectInfo, Store, open_store, split_uri
+from pipelines.ingest.objects import arrow_objects
+from pipelines.storage import CLOCK_TRIES, ObjectInfo, Store, open_store, split_uri
 from pipelines.table.lease import held_lease
 from tests.chaos.fault_proxy import Faults, faulty
-from tests.servers import S3Server
+from tests.servers import AzureServer, S3Server
 from tuning.recipes.recipe import Recipe
 from tuning.recipes.train import train
 
@@ -31,11 +34,15 @@ AWKWARD_KEYS = [
 ]
 
 
-@pytest.fixture(params=["local", "rclone", "moto"])
+SERVERS = {"rclone": "s3", "moto": "s3_conditional", "azurite": "azure"}
+"""Each with the fixture that has its environment set."""
+
+
+@pytest.fixture(params=["local", *SERVERS])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(str(tmp_path / "not" / "yet" / "there"))
-    server: S3Server = request.getfixturevalue("s3" if request.param == "rclone" else "s3_conditional")
+    server: S3Server | AzureServer = request.getfixturevalue(SERVERS[request.param])
     return open_store(f"{server.bucket()}/some/prefix")
 
 
@@ -122,18 +129,47 @@ class TestContract:
 
     def test_many_objects_are_all_listed(self, store: Store) -> None:
         wanted = sorted(f"n/{i:04d}" for i in range(1100))
-        for key in wanted:
-            store.put(key, b"")
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda key: store.put(key, b""), wanted))
         assert keys(store) == wanted
+
+    def test_a_range_is_read_with_the_version_it_is_of(self, store: Store) -> None:
+        store.put("k", bytes(range(100)))
+        etag = store.head("k").etag
+        assert store.get_range("k", 10, 5) == (bytes(range(10, 15)), etag)
+        assert store.get_range("k", 95, 20) == (bytes(range(95, 100)), etag), "fewer where the object ends"
+        with pytest.raises(StorageError, match="k: "):
+            store.get_range("k", 100, 5)
+        with pytest.raises(NotFoundError, match="gone"):
+            store.get_range("gone", 0, 5)
+
+    def test_a_file_is_put_whole_whatever_its_size(self, store: Store, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 50_000
+        (tmp_path / "large").write_bytes(data)
+        store.put_file("large", tmp_path / "large")
+        assert store.get("large") == data
+
+    def test_an_arrow_listing_says_the_same_in_the_order_of_bytes(self, store: Store) -> None:
+        written = sorted(f"{name}/{number}" for name in ("b", "a", "ä", "Z") for number in range(3))
+        for key in reversed(written):
+            store.put(key, key.encode())
+        listed = [row for batch in store.list_arrow() for row in arrow_objects(batch).to_pylist()]
+        if not store.is_local:
+            assert [row["key"] for row in listed] == written
+        assert {row["key"]: (row["size"], row["etag"]) for row in listed} == {
+            key: (len(key.encode()), store.head(key).etag) for key in written
+        }
+        assert set(store.first_keys(after="b")) >= {key for key in written if key > "b"}
+        assert store.has_objects()
 
     def test_a_pickled_store_opens_the_same_objects(self, store: Store) -> None:
         store.put("k", b"v")
         assert pickle.loads(pickle.dumps(store)).get("k") == b"v"
 
 
-@pytest.mark.parametrize("kind", ["local", "moto"])
+@pytest.mark.parametrize("kind", ["local", "moto", "azurite"])
 def test_create_has_one_winner(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    base = str(tmp_path) if kind == "local" else request.getfixturevalue("s3_conditional").bucket()
+    base = str(tmp_path) if kind == "local" else request.getfixturevalue(SERVERS[kind]).bucket()
     store = open_store(base)
     assert store.has_conditional_put()
     won: list[int] = []
