@@ -33,8 +33,8 @@ _RETRY: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_
 _RETRY_ONCE: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=IMPATIENT_SECONDS / 2), "backoff": _BACKOFF}
 _AZURITE: Final = "http://127.0.0.1:10000"
 """Where obstore looks for Azure's emulator if AZURE_STORAGE_USE_EMULATOR is set, and nothing else."""
-NO_AZURE_CREDENTIALS: Final = (
-    "no credentials found; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, "
+AZURE_CREDENTIALS: Final = (
+    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, "
     "or the name alone on a machine with a managed identity"
 )
 
@@ -82,8 +82,8 @@ def _connect_s3(bucket: str, prefix: str, patience: dict[str, Any]) -> S3Store:
     from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 (boto3 takes 0.2 s; local disk needs none)
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    # Said in any case: obstore would take AWS_ALLOW_HTTP from the environment.
-    patience["client_options"]["allow_http"] = require_safe(endpoint or "")
+    # Said in any case, since obstore would take AWS_ENDPOINT and AWS_ALLOW_HTTP from the environment.
+    patience["client_options"]["allow_http"] = require_safe(endpoint or os.environ.get("AWS_ENDPOINT", ""))
     try:
         credentials = Boto3CredentialProvider(ttl=timedelta(minutes=5))
     except ValueError as error:
@@ -105,7 +105,8 @@ def _connect_azure(container: str, prefix: str, patience: dict[str, Any]) -> Azu
     try:
         return AzureStore(container, prefix=prefix or None, **patience)
     except exceptions.BaseError as error:  # no account named, or a key that is none
-        raise AccessError(f"az://{container}: {NO_AZURE_CREDENTIALS} ({first_line(error)})") from error
+        reason = first_line(error).removeprefix("Generic MicrosoftAzure error: ")
+        raise AccessError(f"az://{container}: {reason}; {AZURE_CREDENTIALS}") from error
 
 
 @lru_cache(maxsize=1)
@@ -118,6 +119,6 @@ def s3_client() -> Any:
     from botocore.config import Config  # noqa: PLC0415
 
     retries = {"max_attempts": RETRIES, "mode": "standard"}
-    client = boto3.client("s3", config=Config(retries=retries, connect_timeout=IMPATIENT_SECONDS))
+    client = boto3.Session().client("s3", config=Config(retries=retries, connect_timeout=IMPATIENT_SECONDS))
     require_safe(client.meta.endpoint_url)
     return client

@@ -25,13 +25,13 @@ from obstore import exceptions
 from obstore.store import ObjectStore
 
 from models.messages import first_line
-from pipelines.connections import NO_AZURE_CREDENTIALS, RETRIES, SCHEMES, connect, s3_client
+from pipelines.connections import AZURE_CREDENTIALS, RETRIES, SCHEMES, connect, s3_client
 from pipelines.errors import AccessError, InputError, NoBucketError, NotFoundError, StorageError
 
 CLOCK_TRIES = 5
 _DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
 _NO_BUCKET = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>")
-_NO_TOKEN = "Error performing token request"
+_NO_IDENTITY = "Error performing token request"
 """Of Azure's client, which asks for the machine's managed identity where the environment holds no key."""
 _REFUSES_CONDITIONS = ("status code: 501", "<Code>InvalidArgument</Code>", "<Code>InvalidRequest</Code>")
 """In the answer to a put with If-None-Match: this store does not know it, unless it refuses the plain put as well."""
@@ -66,7 +66,9 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class Store:
-    """One root: `s3://bucket/prefix`, `az://container/prefix` or `file:///folder`. Cheap to pickle: it holds only the URI.
+    """One root: `s3://bucket/prefix`, `az://container/prefix` or `file:///folder`.
+
+    Cheap to pickle: it holds only the URI.
 
     Every method raises `AccessError` if the credentials are missing or refused, and `StorageError` if the store still
     fails after the retries.
@@ -421,10 +423,10 @@ def _translated(uri: str) -> Iterator[None]:
         if isinstance(error, _DENIED) or any(f"status code: {code}" in text for code in (401, 403)):
             if _ARCHIVED in text:
                 raise AccessError(f"{uri}: archived (Glacier or Deep Archive): restore it first") from error
-            if _NO_TOKEN not in text:
+            if _NO_IDENTITY not in text:
                 raise AccessError(f"{uri}: access denied; check the credentials and the bucket's policy") from error
-        if _NO_TOKEN in text:
-            raise AccessError(f"{uri}: {NO_AZURE_CREDENTIALS}") from error
+        if _NO_IDENTITY in text:
+            raise AccessError(f"{uri}: no credentials found; {AZURE_CREDENTIALS}") from error
         if any(sign in text for sign in _NO_BUCKET):
             raise _absent(uri, text) from error
         raise StorageError(f"{uri}: the store failed after {RETRIES} retries: {first_line(error)}") from error

@@ -21,6 +21,8 @@ ACCESS_KEY = "rayscan-test"
 SECRET_KEY = "rayscan-test-secret"
 ACCOUNT = "rayscantest"
 STARTUP_SECONDS = 30
+SERVERS = {"rclone": "s3", "moto": "s3_conditional", "azurite": "azure"}
+"""Each with the fixture of `conftest.py` that has this process's environment set up to use it."""
 AZURITE = Path(__file__).parents[1] / ".azurite" / "node_modules" / ".bin"
 
 

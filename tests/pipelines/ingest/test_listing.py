@@ -130,7 +130,6 @@ def test_ranges_hold_every_key_once(s3_conditional: S3Server, monkeypatch: pytes
 def test_a_server_that_ignores_start_after_is_listed_as_one(
     s3_conditional: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import storage
 
     bucket = s3_conditional.bucket()
     good = [f"{folder}/{i}.dcm" for folder in string.ascii_lowercase for i in range(3)]
