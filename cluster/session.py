@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import socket
+import ssl
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -38,6 +40,9 @@ TERMINATED: Final = 128 + signal.SIGTERM
 """Exit code of a process that SIGTERM ended in good order, as a shell gives it."""
 _TOO_SLOW = "timed out during startup"
 """Of a bare `Exception` in Ray 2.60's `_private/node.py`, whose 30 seconds cannot be set."""
+_LONGEST_FOLDER = 40
+"""Bytes: Ray adds up to 64 to it for a socket, whose path may have 107."""
+_TLS_VARIABLES = "RAY_USE_TLS, RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT and RAY_TLS_SERVER_KEY"
 _NO_CLUSTER = "start one with `ray start --head`, or leave --address out to work on this machine"
 
 
@@ -139,7 +144,10 @@ def check_address(address: str, cpus: int | None = None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise `InputError` at once if nothing listens at host:port: Ray itself tries for three minutes."""
+    """Raise `InputError` at once if nothing listens at host:port, or it speaks TLS and we do not, or the other way.
+
+    Ray itself tries for minutes, whichever it is.
+    """
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise InputError(f"{address} is no address of a Ray cluster: give host:port, auto or local")
@@ -147,6 +155,23 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {_NO_CLUSTER}") from error
+    speaks, have = _speaks_tls(host.strip("[]"), int(port)), os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}
+    if speaks and not have:
+        raise InputError(f"the Ray cluster at {address} speaks TLS: set {_TLS_VARIABLES} as on its nodes")
+    if have and not speaks:
+        raise InputError(f"the Ray cluster at {address} speaks no TLS: unset RAY_USE_TLS, or start its nodes with it")
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    """Whether a server answers as one does in TLS; whose certificate it shows is for Ray to judge."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((host, port), timeout=_KNOCK_SECONDS) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:  # ssl's own errors are among them
+        return False
 
 
 def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard: bool, working_on: str) -> str | None:
@@ -158,7 +183,7 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
     options: dict[str, Any] = {}
     if local:
         _hush_token_notice()
-        options = {"num_cpus": cpus, "include_dashboard": dashboard}
+        options = {"num_cpus": cpus, "include_dashboard": dashboard, "_temp_dir": _private_folder()}
     else:
         use_token()
     with tempfile.TemporaryDirectory(prefix="rayscan-") as empty:
@@ -189,6 +214,25 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
                 " the machine busy? Run the same command again"
             ) from error
         return context.dashboard_url or None
+
+
+def _private_folder() -> str | None:
+    """A folder that only this account may enter, for the files of a Ray on this machine; None leaves it to Ray.
+
+    Ray opens the folder it is given to everyone, and those of its sessions in it, which hold code for the workers, logs
+    and sockets: so it gets one inside a closed folder. None where RAY_TMPDIR names a place, or the folder's name is too
+    long for the sockets in it. Raises `InputError` if another account has made the folder.
+    """
+    folder = Path(tempfile.gettempdir()) / f"rayscan-{os.getuid()}"
+    inner = str(folder / "ray")
+    if os.environ.get("RAY_TMPDIR") or len(os.fsencode(inner)) > _LONGEST_FOLDER:
+        return None
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise InputError(f"{folder} belongs to another account: remove it, or name a folder of yours in RAY_TMPDIR")
+    folder.chmod(0o700)
+    return inner
 
 
 def _job_carries_code() -> bool:

@@ -1,7 +1,10 @@
 """Ray over TLS, with certificates made as cluster/README.md says: who has one comes in, who has none does not."""
 
+import contextlib
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,27 +72,29 @@ def test_a_driver_with_a_certificate_runs_a_task(encrypted: Head) -> None:
     assert shown.stdout.startswith("ran on "), shown.stderr
 
 
-def test_a_driver_without_one_is_refused_although_it_has_the_token(
+def test_a_driver_without_one_is_told_so_although_it_has_the_token(
     encrypted: Head, certificates: dict[str, str]
 ) -> None:
     environment = {name: value for name, value in encrypted.environment().items() if name not in certificates}
     shown = drive(encrypted, environment)
     assert shown.returncode != 0
-    assert "InputError" in shown.stderr
-    assert "ran on" not in shown.stdout
+    assert "speaks TLS: set RAY_USE_TLS" in shown.stderr.strip().splitlines()[-1]
 
 
-def test_a_stranger_without_a_certificate_gets_no_answer_from_the_control_store(
-    encrypted: Head, certificates: dict[str, str]
+@pytest.mark.parametrize("who", ["owner", "stranger"])
+def test_the_control_store_answers_only_who_shows_a_certificate(
+    encrypted: Head, certificates: dict[str, str], who: str
 ) -> None:
-    """`openssl s_client` speaks TLS, as Ray does, and only lacks what the authority has signed."""
-    command = ["openssl", "s_client", "-connect", encrypted.address, "-CAfile", certificates["RAY_TLS_CA_CERT"]]
-    own = ["-cert", certificates["RAY_TLS_SERVER_CERT"], "-key", certificates["RAY_TLS_SERVER_KEY"]]
-    asked = {}
-    for who, more in {"owner": own, "stranger": []}.items():
-        shown = subprocess.run(
-            [*command, *more], input="", capture_output=True, text=True, check=False, timeout=SECONDS
-        )
-        asked[who] = shown.stdout + shown.stderr
-    assert "Verify return code: 0 (ok)" in asked["owner"], "the server's own certificate is in order"
-    assert "certificate required" in asked["stranger"]
+    context = ssl.create_default_context(cafile=certificates["RAY_TLS_CA_CERT"])
+    context.set_alpn_protocols(["h2"])
+    if who == "owner":
+        context.load_cert_chain(certificates["RAY_TLS_SERVER_CERT"], certificates["RAY_TLS_SERVER_KEY"])
+    host, _, port = encrypted.address.rpartition(":")
+    answer = b""
+    with (
+        contextlib.suppress(ssl.SSLError, ConnectionError),  # how a server hangs up on a stranger
+        socket.create_connection((host, int(port)), timeout=SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        answer = secure.recv(1)  # of HTTP/2's settings, which a server sends first
+    assert bool(answer) == (who == "owner")
