@@ -5,7 +5,7 @@ BIN := .venv/bin
 # draws new ones.
 SHARED := -n 2 --dist loadfile --durations=20 --hypothesis-profile=ci
 
-.PHONY: demo test lint bench chaos licences clean
+.PHONY: demo test lint bench chaos licences audit sbom azurite clean
 
 demo: .venv/.installed ## The whole pipeline on generated films: archive -> catalogue -> data set -> search -> scores -> query
 	$(BIN)/rayscan demo --out rayscan-demo
@@ -34,8 +34,24 @@ chaos: .venv/.installed-dev ## Kill processes half-way and count the rows; see t
 licences: .venv/.installed-dev ## The licence of every package in the environment
 	$(BIN)/pip-licenses --from=mixed --order=license
 
+# `--strict`, because the service's silence about a package would otherwise pass for its health.
+audit: .venv/.installed-dev ## Known vulnerabilities of every package in the environment; asks PyPI about each
+	$(BIN)/pip freeze --disable-pip-version-check --exclude-editable > .venv/audited.txt
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement .venv/audited.txt || { echo \
+		"audit: not passed. A package has a known vulnerability (the table above names it)," \
+		"or the service did not answer for one (the error above says so): then nothing was found out." >&2; exit 1; }
+
+sbom: .venv/.installed-dev ## Every package in the environment, with version and licence, as CycloneDX: sbom.json
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(BIN)/python
+	@echo "sbom: written to sbom.json"
+
+azurite: .azurite/node_modules ## Azure's emulator, for the tests of az://; needs npm
+
+.azurite/node_modules:
+	npm install --silent --prefix .azurite azurite@3.35.0
+
 clean: ## Remove the environment and what the demo made
-	rm -rf .venv rayscan-demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .azurite rayscan-demo sbom.json *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "rayscan needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12")'

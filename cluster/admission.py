@@ -1,7 +1,9 @@
 """Whether a Ray cluster is at an address and lets this machine in, told before Ray itself tries for half a minute."""
 
 import logging
+import os
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from pipelines.errors import InputError
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 KNOCK_SECONDS: Final = 5
 TOKEN: Final = "copy the token of its head node to ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"  # noqa: S105
+TLS_VARIABLES: Final = "RAY_USE_TLS, RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT and RAY_TLS_SERVER_KEY"
 NO_CLUSTER: Final = "start one with `ray start --head`, or leave --address out to work on this machine"
 
 
@@ -78,12 +81,15 @@ def _refusal(address: str, error: "grpc.RpcError") -> InputError:
         return InputError(f"what listens at {address} says nothing for {KNOCK_SECONDS} s: look at its head node")
     return InputError(
         f"what listens at {address} is no Ray that this machine can speak to ({error.code().name}): give the port of"
-        " the head's control store, 6379 by default, and where the nodes use TLS, RAY_USE_TLS and its certificates"
+        " the head's control store, 6379 by default; where the nodes use TLS, its certificates must be theirs"
     )
 
 
 def _knock(address: str) -> None:
-    """Raise `InputError` at once if nothing listens at host:port: Ray itself tries for three minutes."""
+    """Raise `InputError` at once if nothing listens at host:port, or it speaks TLS and we do not, or the other way.
+
+    Ray itself tries for minutes, whichever it is.
+    """
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise InputError(f"{address} is no address of a Ray cluster: give host:port, auto or local")
@@ -91,3 +97,20 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {NO_CLUSTER}") from error
+    speaks, have = _speaks_tls(host.strip("[]"), int(port)), os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}
+    if speaks and not have:
+        raise InputError(f"the Ray cluster at {address} speaks TLS: set {TLS_VARIABLES} as on its nodes")
+    if have and not speaks:
+        raise InputError(f"the Ray cluster at {address} speaks no TLS: unset RAY_USE_TLS, or start its nodes with it")
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    """Whether a server answers as one does in TLS; whose certificate it shows is for Ray to judge."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((host, port), timeout=KNOCK_SECONDS) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:  # ssl's own errors are among them
+        return False

@@ -193,7 +193,7 @@ def _judge_disk(node: str, facts: NodeFacts) -> Finding:
         found=f"{facts.free_bytes / 2**30:.1f} GiB free of {facts.total_bytes / 2**30:.1f} in the temporary folder",
         mend=""
         if state == "ok"
-        else "delete old /tmp/ray/session_* folders, or start Ray with --temp-dir on more disk",
+        else "delete old session_* folders in /tmp/ray and /tmp/rayscan-*/ray, or give Ray --temp-dir on more disk",
     )
 
 

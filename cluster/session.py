@@ -9,6 +9,7 @@ does not turn it on for an explicit address by itself.
 import json
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,6 +32,8 @@ _ENVIRONMENT = {
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _TOO_SLOW = "timed out during startup"
 """Of a bare `Exception` in Ray 2.60's `_private/node.py`, whose 30 seconds cannot be set."""
+_LONGEST_FOLDER = 40
+"""Bytes: Ray adds up to 64 to it for a socket, whose path may have 107."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
     options: dict[str, Any] = {}
     if local:
         admission.hush_token_notice()
-        options = {"num_cpus": cpus, "include_dashboard": dashboard}
+        options = {"num_cpus": cpus, "include_dashboard": dashboard, "_temp_dir": _private_folder()}
     else:
         admission.use_token()
         if address != "auto":
@@ -145,6 +148,25 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
                 " the machine busy? Run the same command again"
             ) from error
         return context.dashboard_url or None
+
+
+def _private_folder() -> str | None:
+    """A folder that only this account may enter, for the files of a Ray on this machine; None leaves it to Ray.
+
+    Ray opens the folder it is given to everyone, and those of its sessions in it, which hold code for the workers, logs
+    and sockets: so it gets one inside a closed folder. None where RAY_TMPDIR names a place, or the folder's name is too
+    long for the sockets in it. Raises `InputError` if another account has made the folder.
+    """
+    folder = Path(tempfile.gettempdir()) / f"rayscan-{os.getuid()}"
+    inner = str(folder / "ray")
+    if os.environ.get("RAY_TMPDIR") or len(os.fsencode(inner)) > _LONGEST_FOLDER:
+        return None
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise InputError(f"{folder} belongs to another account: remove it, or name a folder of yours in RAY_TMPDIR")
+    folder.chmod(0o700)
+    return inner
 
 
 def _job_carries_code() -> bool:

@@ -1,8 +1,8 @@
-"""All reading and writing goes through here: a `Store` is one root on S3, GCS, Azure or local disk.
+"""All reading and writing goes through here: a `Store` is one root on S3, Azure or local disk.
 
 It uses obstore (Rust's object_store): a GET costs about half the CPU of pyarrow's and a third of boto3's, listings
-contain etags, conditional puts are supported, and a local put is atomic too. Credentials come from boto3's chain; an
-S3-compatible server (Ceph, MinIO, `rclone serve s3`) is set by AWS_ENDPOINT_URL.
+contain etags, conditional puts are supported, and a local put is atomic too. How a store is reached, with which
+credentials and endpoint, is told in `connections.py`.
 
 A put of one object is the unit of commit: whole or not at all. A folder is committed by the object written last.
 Requests answered with 5xx or 429, and broken connections, are retried at most RETRIES times with growing, jittered
@@ -15,28 +15,24 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import obstore
 from obstore import exceptions
-from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
+from obstore.store import ObjectStore
 
 from models.messages import first_line
+from pipelines.connections import AZURE_CREDENTIALS, RETRIES, SCHEMES, connect, s3_client
 from pipelines.errors import AccessError, InputError, NoBucketError, NotFoundError, StorageError
 
-RETRIES = 6
 CLOCK_TRIES = 5
-RETRY_SECONDS = 60
-IMPATIENT_SECONDS = 10
-"""Seconds after which an impatient store gives up."""
-_BACKOFF: Any = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2}
-_RETRY: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS), "backoff": _BACKOFF}
-_RETRY_ONCE: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=IMPATIENT_SECONDS / 2), "backoff": _BACKOFF}
 _DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
-_NO_BUCKET = "<Code>NoSuchBucket</Code>"
+_NO_BUCKET = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>")
+_NO_IDENTITY = "Error performing token request"
+"""Of Azure's client, which asks for the machine's managed identity where the environment holds no key."""
 _REFUSES_CONDITIONS = ("status code: 501", "<Code>InvalidArgument</Code>", "<Code>InvalidRequest</Code>")
 """In the answer to a put with If-None-Match: this store does not know it, unless it refuses the plain put as well."""
 _UNCONDITIONAL: set[str] = set()
@@ -44,7 +40,6 @@ _UNCONDITIONAL: set[str] = set()
 _ARCHIVED = "<Code>InvalidObjectState</Code>"
 _CUT_OFF = "response body"
 _NOT_PARTIAL = "non-partial response"
-_SCHEMES = ("s3", "gs", "az", "file")
 
 
 LIST_CHUNK = 16_000
@@ -71,7 +66,9 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class Store:
-    """One root: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`. Cheap to pickle: it holds only the URI.
+    """One root: `s3://bucket/prefix`, `az://container/prefix` or `file:///folder`.
+
+    Cheap to pickle: it holds only the URI.
 
     Every method raises `AccessError` if the credentials are missing or refused, and `StorageError` if the store still
     fails after the retries.
@@ -112,7 +109,7 @@ class Store:
 
     @cached_property
     def _backend(self) -> ObjectStore:
-        return _connect(self.root, impatient=self.is_impatient)
+        return connect(self.root, impatient=self.is_impatient)
 
     def __reduce__(self) -> "tuple[type[Store], tuple[str, bool]]":
         return Store, (self.root, self.is_impatient)  # without the connection
@@ -192,14 +189,14 @@ class Store:
     def get_range(self, key: str, start: int, length: int) -> tuple[bytes, str]:
         """Bytes of an object, fewer where it ends before, and the etag of the version that was read.
 
-        Raises `NotFoundError`, and `InputError` for a range that begins behind the end.
+        Raises `NotFoundError`, and `StorageError` for a range that begins at the end or behind it.
         """
         self._require_root()
         with _translated(self.uri(key)):
             try:
                 answer = obstore.get(self._backend, key, options={"range": (start, start + length)})
             except exceptions.GenericError as error:
-                if _NOT_PARTIAL not in str(error):
+                if _NOT_PARTIAL not in str(error) or not self.root.startswith("s3://"):
                     raise
             else:
                 return bytes(answer.bytes()), _info(answer.meta).etag
@@ -347,8 +344,8 @@ def open_store(uri: str) -> Store:
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return Store(f"file://{Path(uri).expanduser().absolute().resolve()}".rstrip("/"))
-    if scheme not in _SCHEMES:
-        raise InputError(f"{uri}: unknown scheme {scheme!r}; use a local path, s3://, gs:// or az://")
+    if scheme not in SCHEMES:
+        raise InputError(f"{uri}: unknown scheme {scheme!r}; use a local path, s3:// or az://")
     if scheme == "file":
         return open_store(rest)
     if not rest.partition("/")[0]:
@@ -404,48 +401,6 @@ def _kept_store(root: str, impatient: bool) -> Store:
     return Store(root, impatient)
 
 
-def _connect(root: str, *, impatient: bool) -> ObjectStore:
-    scheme, _, rest = root.partition("://")
-    if scheme == "file":
-        return LocalStore(rest or "/")
-    bucket, _, prefix = rest.partition("/")
-    patience: dict[str, Any] = {"retry_config": _RETRY_ONCE if impatient else _RETRY, "client_options": {}}
-    if impatient:
-        patience["client_options"] = {"timeout": timedelta(seconds=IMPATIENT_SECONDS / 2)}
-    if scheme == "s3":
-        return _connect_s3(bucket, prefix, patience)
-    backend = GCSStore if scheme == "gs" else AzureStore
-    return backend(bucket, prefix=prefix or None, **patience)
-
-
-def _connect_s3(bucket: str, prefix: str, patience: dict[str, Any]) -> S3Store:
-    from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 (boto3 takes 0.2 s; local disk needs none)
-
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    try:
-        credentials = Boto3CredentialProvider(ttl=timedelta(minutes=5))
-    except ValueError as error:
-        raise AccessError(
-            f"s3://{bucket}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or AWS_PROFILE, or run on a machine with an instance role"
-        ) from error
-    options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or credentials.config.get("region", "us-east-1")}
-    if endpoint:
-        options["endpoint"] = endpoint
-        patience["client_options"]["allow_http"] = endpoint.startswith("http://")
-    return S3Store(bucket, prefix=prefix or None, credential_provider=credentials, **patience, **options)
-
-
-@lru_cache(maxsize=1)
-def s3_client() -> Any:
-    """boto3's client, with the endpoint and the credentials of the environment: for what obstore cannot ask."""
-    import boto3  # noqa: PLC0415 (0.2 s)
-    from botocore.config import Config  # noqa: PLC0415
-
-    retries = {"max_attempts": RETRIES, "mode": "standard"}
-    return boto3.client("s3", config=Config(retries=retries, connect_timeout=IMPATIENT_SECONDS))
-
-
 def _info(meta: Any) -> ObjectInfo:
     return ObjectInfo(
         key=meta["path"], size=meta["size"], etag=(meta["e_tag"] or "").strip('"'), modified=meta["last_modified"]
@@ -458,9 +413,7 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if _NO_BUCKET in str(error):
-            raise NoBucketError(f"{uri}: no such bucket") from error
-        raise NotFoundError(f"{uri}: no such object") from error
+        raise _absent(uri, str(error)) from error
     except exceptions.InvalidPathError as error:
         raise UnaddressableKeyError(f"{uri}: not a usable object name: {first_line(error)}") from error
     except ValueError as error:
@@ -470,7 +423,16 @@ def _translated(uri: str) -> Iterator[None]:
         if isinstance(error, _DENIED) or any(f"status code: {code}" in text for code in (401, 403)):
             if _ARCHIVED in text:
                 raise AccessError(f"{uri}: archived (Glacier or Deep Archive): restore it first") from error
-            raise AccessError(f"{uri}: access denied; check the credentials and the bucket's policy") from error
-        if _NO_BUCKET in text:
-            raise NoBucketError(f"{uri}: no such bucket") from error
+            if _NO_IDENTITY not in text:
+                raise AccessError(f"{uri}: access denied; check the credentials and the bucket's policy") from error
+        if _NO_IDENTITY in text:
+            raise AccessError(f"{uri}: no credentials found; {AZURE_CREDENTIALS}") from error
+        if any(sign in text for sign in _NO_BUCKET):
+            raise _absent(uri, text) from error
         raise StorageError(f"{uri}: the store failed after {RETRIES} retries: {first_line(error)}") from error
+
+
+def _absent(uri: str, text: str) -> NotFoundError:
+    if any(sign in text for sign in _NO_BUCKET):
+        return NoBucketError(f"{uri}: no such {'container' if uri.startswith('az://') else 'bucket'}")
+    return NotFoundError(f"{uri}: no such object")

@@ -4,11 +4,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from pipelines import storage
-from tests.servers import S3Server, moto_server, rclone_server
+from pipelines import connections, storage
+from tests.servers import AzureServer, S3Server, azurite_server, find_azurite, moto_server, rclone_server
+
+Server = TypeVar("Server", S3Server, AzureServer)
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Before torch is imported: threads of two test processes that spin while they wait take the cores from each other.
@@ -18,14 +21,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the credentials, settings or cache of the person who runs it."""
-    kept = {"RAYSCAN_REAL_DATA", "RAYSCAN_REAL_WEIGHTS", "RAYSCAN_KUBERAY_CRDS"}
+    kept = {"RAYSCAN_REAL_DATA", "RAYSCAN_REAL_WEIGHTS", "RAYSCAN_KUBERAY_CRDS", "RAYSCAN_AZURITE"}
     for name in list(os.environ):
-        if name.startswith(("AWS_", "RAYSCAN_")) and name not in kept:
+        if name.startswith(("AWS_", "AZURE_", "RAYSCAN_")) and name not in kept:
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("RAYSCAN_CACHE", str(tmp_path / "rayscan-cache"))
     storage._kept_store.cache_clear()
-    storage.s3_client.cache_clear()
+    connections.s3_client.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +45,19 @@ def moto() -> Iterator[S3Server]:
         yield server
 
 
-def _use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[AzureServer]:
+    """Azure's blob store, emulated by Microsoft's Azurite: an npm package, so not on every machine."""
+    program = find_azurite()
+    if program is None:
+        pytest.skip(
+            "no azurite-blob here: `make azurite` installs it where there is npm; or name it in RAYSCAN_AZURITE"
+        )
+    with azurite_server(program) as server:
+        yield server
+
+
+def _use(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     return server
@@ -58,6 +73,12 @@ def s3(rclone: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 def s3_conditional(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The moto server, with this process's environment set up to use it."""
     return _use(moto, monkeypatch)
+
+
+@pytest.fixture
+def azure(azurite: AzureServer, monkeypatch: pytest.MonkeyPatch) -> AzureServer:
+    """The Azurite server, with this process's environment set up to use it."""
+    return _use(azurite, monkeypatch)
 
 
 @pytest.fixture(scope="session")

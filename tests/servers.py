@@ -1,19 +1,29 @@
-"""Real servers for the tests: an S3 server (rclone), one with conditional puts (moto), a faulty front for either."""
+"""Real servers for the tests: an S3 server (rclone), one with conditional puts (moto), Azure's emulator (Azurite)."""
 
+import base64
 import contextlib
+import hashlib
+import hmac
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
 
 ACCESS_KEY = "rayscan-test"
 SECRET_KEY = "rayscan-test-secret"
+ACCOUNT = "rayscantest"
 STARTUP_SECONDS = 30
+SERVERS = {"rclone": "s3", "moto": "s3_conditional", "azurite": "azure"}
+"""Each with the fixture of `conftest.py` that has this process's environment set up to use it."""
+AZURITE = Path(__file__).parents[1] / ".azurite" / "node_modules" / ".bin"
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,36 @@ class S3Server:
         return f"s3://{name}"
 
 
+@dataclass(frozen=True)
+class AzureServer:
+    """A running Azurite, Microsoft's emulator of Azure's blob store."""
+
+    endpoint: str
+    """With the account as its path."""
+    key: str
+    """Of the account, in base64."""
+
+    def environment(self) -> dict[str, str]:
+        """What a client of this server needs in its environment."""
+        return {
+            "AZURE_STORAGE_ENDPOINT": self.endpoint,
+            "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
+            "AZURE_STORAGE_ACCOUNT_KEY": self.key,
+        }
+
+    def bucket(self) -> str:
+        """A fresh container's URI. obstore makes none, so the request is signed here, by Azure's shared key."""
+        name = f"container-{secrets.token_hex(4)}"
+        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+        signed = "PUT" + "\n" * 12 + "".join(f"{header}:{value}\n" for header, value in headers.items())
+        signed += f"/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+        digest = hmac.digest(base64.b64decode(self.key), signed.encode(), hashlib.sha256)
+        headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
+        url = f"{self.endpoint}/{name}?restype=container"
+        urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers)).close()
+        return f"az://{name}"
+
+
 PORTS = range(20_000, 32_000)
 """Above those Ray gives to its workers (10002 to 19999), below those Linux gives to clients (from 32768 on)."""
 
@@ -68,9 +108,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_server(command: list[str], port: int) -> Iterator[S3Server]:
+def running_server(command: list[str], port: int, **environment: str) -> Iterator[S3Server]:
     """Start a server process, wait until it listens, stop it at the end."""
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | environment
+    )
     try:
         _wait_until_listening(port, server)
         yield S3Server(f"http://127.0.0.1:{port}")
@@ -107,7 +149,25 @@ def moto_server() -> contextlib.AbstractContextManager[S3Server]:
     return running_server([str(moto), "-H", "127.0.0.1", "-p", str(port)], port)
 
 
+def find_azurite() -> str | None:
+    """The program `azurite-blob`: named by RAYSCAN_AZURITE, put here by `make azurite`, or on PATH."""
+    return (
+        os.environ.get("RAYSCAN_AZURITE")
+        or shutil.which("azurite-blob", path=str(AZURITE))
+        or shutil.which("azurite-blob")
+    )
+
+
+@contextlib.contextmanager
+def azurite_server(program: str) -> Iterator[AzureServer]:
+    """Azurite in memory, with one account of a random key; it is told to report nothing to its makers."""
+    port, key = free_port(), base64.b64encode(secrets.token_bytes(64)).decode()
+    command = [program, "--blobPort", str(port), "--inMemoryPersistence", "--disableTelemetry", "--silent"]
+    with running_server(command, port, AZURITE_ACCOUNTS=f"{ACCOUNT}:{key}") as server:
+        yield AzureServer(f"{server.endpoint}/{ACCOUNT}", key)
+
+
 def clean_environment() -> dict[str, str]:
     """This process's environment without anything that would steer rayscan or Ray, or say how wide a terminal is."""
-    steering = ("AWS_", "RAY", "OMP_", "COLUMNS", "LINES")  # pytest-xdist sets COLUMNS
+    steering = ("AWS_", "AZURE_", "RAY", "OMP_", "COLUMNS", "LINES")  # pytest-xdist sets COLUMNS
     return {name: value for name, value in os.environ.items() if not name.startswith(steering)}

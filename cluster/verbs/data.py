@@ -40,7 +40,7 @@ def demo(
 
 def catalog(
     archive: Annotated[
-        str, typer.Argument(help="Folder or bucket of scans: s3://, gs://, az:// or a local path.", parser=location)
+        str, typer.Argument(help="Folder or bucket of scans: s3://, az:// or a local path.", parser=location)
     ],
     out: Annotated[str, typer.Option(help="Where the catalogue goes.", parser=location)],
     labels: Annotated[

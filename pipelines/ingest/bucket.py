@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.messages import first_line
+from pipelines.connections import s3_client
 from pipelines.errors import StorageError
 from pipelines.ingest.ignored import Ignored
 from pipelines.ingest.objects import OBJECTS, UNADDRESSABLE, addressable, arrow_objects
 from pipelines.stop import Stop
-from pipelines.storage import Store, UnaddressableKeyError, s3_client
+from pipelines.storage import Store, UnaddressableKeyError
 
 LISTERS: Final = 16
 """Ranges listed at a time."""

@@ -4,7 +4,7 @@ Local disk is walked here and not by obstore, which ends at the first name that 
 in a circle and the first folder it may not read. Tasks of about BATCH files run in THREADS threads: on a network disk
 the waits overlap. Etags are those that obstore gives, since `fetch` compares them.
 
-`bucket.py` lists S3. Google's and Azure's stores are listed from the first key to the last by obstore.
+`bucket.py` lists S3. Azure's containers are listed from the first key to the last by obstore.
 """
 
 import os
@@ -41,7 +41,7 @@ def walk(store: Store, ignored: Ignored, stop: Stop) -> Iterator[pa.RecordBatch]
 
 
 def _in_order(store: Store, ignored: Ignored, stop: Stop) -> Iterator[pa.RecordBatch]:
-    """One listing from the first key to the last: Google's and Azure's stores, of which boto3 knows nothing."""
+    """One listing from the first key to the last: a container of Azure's, of which boto3 knows nothing."""
     for batch in store.list_arrow():
         stop.check()
         yield addressable(arrow_objects(batch), ignored)

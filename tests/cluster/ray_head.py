@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +28,12 @@ class Head:
     folder: Path
     """Ray's temporary folder is `ray` in here."""
     token: Path
+    extra: Mapping[str, str]
+    """What else this head and its clients have in their environment."""
 
     def environment(self) -> dict[str, str]:
         """A client on this machine that has the token, and whose Ray would find this head by itself."""
-        return environment(self.folder) | {"RAY_AUTH_TOKEN_PATH": str(self.token)}
+        return environment(self.folder) | {"RAY_AUTH_TOKEN_PATH": str(self.token), **self.extra}
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -41,15 +43,24 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_head() -> Iterator[Head]:
-    """Start a head on free ports, outside those Ray gives to workers (10002-19999); end exactly its processes."""
+def running_head(**extra: str) -> Iterator[Head]:
+    """Start a head on free ports, outside those Ray gives to workers (10002-19999); end exactly its processes.
+
+    `extra` are further variables of its environment.
+    """
     with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as name:  # short: sockets
         folder = Path(name)
         token = folder / "token"
         token.write_text("0123456789abcdef" * 2)
         token.chmod(0o600)
         port, dashboard = free_port(), free_port()
-        head = Head(address=f"127.0.0.1:{port}", dashboard=f"http://127.0.0.1:{dashboard}", folder=folder, token=token)
+        head = Head(
+            address=f"127.0.0.1:{port}",
+            dashboard=f"http://127.0.0.1:{dashboard}",
+            folder=folder,
+            token=token,
+            extra=extra,
+        )
         command = [
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cluster import source
+from cluster import session, source
 from cluster.session import ray_session as open_session
 from models.errors import InputError, RayscanError
 from tests.cluster.ray_head import Head, alive, environment, processes_below, wait_for
@@ -20,7 +23,7 @@ from tests.servers import free_port
 
 DRIVER = """
 import json, logging, os, sys, threading
-from cluster import source
+from cluster import session, source
 from cluster.session import ray_session
 
 try:
@@ -40,6 +43,7 @@ try:
         push_error_to_driver(global_worker, "node", "a node is lost\\nwhy")
         told.wait(30)
         seen = ray.get(look.remote()) | {"address": session.address, "cpus": session.cpus}
+        seen["session"] = ray._private.worker._global_node.get_session_dir_path()
         try:  # begins before the test can know that it may send SIGINT
             print(json.dumps(seen), flush=True)
             threading.Event().wait()
@@ -73,7 +77,8 @@ def drive(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driv
     process = subprocess.Popen(
         [sys.executable, str(script)],
         cwd=strange,
-        env=head.environment() | {"AWS_ENDPOINT_URL": "http://here", "RAYSCAN_PATIENT_SECRET": "known here"},
+        env={name: value for name, value in head.environment().items() if name != "RAY_TMPDIR"}
+        | {"TMPDIR": str(head.folder), "AWS_ENDPOINT_URL": "http://here", "RAYSCAN_PATIENT_SECRET": "known here"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,6 +126,26 @@ def test_a_ray_that_already_runs_here_is_not_joined(drive: Drive, head: Head) ->
     assert known.endswith(head.address.rpartition(":")[2])  # a bare `ray.init()` would join it
     assert drive.seen["address"].rpartition(":")[2] != head.address.rpartition(":")[2]
     assert drive.seen["cpus"] == 2
+
+
+def test_what_ray_writes_here_lies_in_a_folder_that_no_other_account_may_enter(drive: Drive, head: Head) -> None:
+    around = Path(drive.seen["session"]).parents[1]
+    assert around == head.folder / f"rayscan-{os.getuid()}"
+    assert stat.S_IMODE(around.stat().st_mode) == 0o700
+
+
+def test_a_folder_of_another_account_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    try:
+        (place / f"rayscan-{os.getuid()}").symlink_to(tmp_path)  # a folder of ours, but a link somebody else may turn
+        with pytest.raises(InputError, match="belongs to another account"):
+            session._private_folder()
+    finally:
+        shutil.rmtree(place)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 40)))
+    assert session._private_folder() is None, "too long for Ray's sockets"
 
 
 def test_ctrl_c_twice_ends_the_driver_and_all_its_processes(drive: Drive) -> None:

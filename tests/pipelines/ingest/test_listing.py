@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import pytest
 
+from pipelines import connections
 from pipelines.contracts import CATALOG
 from pipelines.errors import NotFoundError
 from pipelines.ingest import bucket as bucket_room
@@ -103,7 +104,7 @@ def pages(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     from pipelines import storage
 
     monkeypatch.setattr(storage, "LIST_CHUNK", size)
-    client: Any = storage.s3_client()
+    client: Any = connections.s3_client()
     ask = client.list_objects_v2
     monkeypatch.setattr(client, "list_objects_v2", lambda **asked: ask(**{"MaxKeys": size, **asked}))
 
@@ -129,12 +130,11 @@ def test_ranges_hold_every_key_once(s3_conditional: S3Server, monkeypatch: pytes
 def test_a_server_that_ignores_start_after_is_listed_as_one(
     s3_conditional: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import storage
 
     bucket = s3_conditional.bucket()
     good = [f"{folder}/{i}.dcm" for folder in string.ascii_lowercase for i in range(3)]
     put(s3_conditional, bucket, [*good, *STRANGE])
-    client: Any = storage.s3_client()
+    client: Any = connections.s3_client()
     ask = client.list_objects_v2
     monkeypatch.setattr(client, "list_objects_v2", lambda **asked: ask(**{**asked, "StartAfter": ""}))
     listed = Listing(open_store(bucket))

@@ -15,20 +15,21 @@ from pipelines.storage import open_store
 from pipelines.table.delta import ScoresTable, create_table, open_table
 from tests.chaos.fault_proxy import Faults, faulty
 from tests.pipelines.table.parts import put_part
-from tests.servers import S3Server
+from tests.servers import SERVERS, AzureServer, S3Server
 
 
-@pytest.fixture(params=["local", "s3", "s3_conditional", "refusing"])
+@pytest.fixture(params=["local", *SERVERS, "refusing"])
 def table(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScoresTable]:
-    """An empty table on local disk, on a store that ignores conditions, one that keeps them and one that refuses them.
+    """An empty table on local disk, on a store that ignores conditions, two that keep them and one that refuses them.
 
-    The second is rclone, the third moto, the last moto behind a front that answers conditional puts with 501.
+    The second is rclone, then moto and Azurite, the last moto behind a front that answers conditional puts with 501.
     """
     with ExitStack() as opened:
         if request.param == "local":
             store = open_store(str(tmp_path / "hospital scores"))
         else:
-            server: S3Server = request.getfixturevalue("s3" if request.param == "s3" else "s3_conditional")
+            fixture = SERVERS.get(request.param, "s3_conditional")
+            server: S3Server | AzureServer = request.getfixturevalue(fixture)
             store = open_store(f"{server.bucket()}/scores of a hospital")
             if request.param == "refusing":
                 front = opened.enter_context(faulty(server, Faults(conditional=(501, "NotImplemented"))))

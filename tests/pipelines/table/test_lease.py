@@ -13,17 +13,17 @@ from pipelines.errors import IncompleteError
 from pipelines.storage import Store, open_store
 from pipelines.table import lease
 from pipelines.table.lease import held_lease
-from tests.servers import S3Server, clean_environment
+from tests.servers import SERVERS, AzureServer, S3Server, clean_environment
 
 FOLDER = "leases/model=m"
 SECONDS = 30
 
 
-@pytest.fixture(params=["local", "rclone", "moto"])
+@pytest.fixture(params=["local", "rclone", "moto", "azurite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(str(tmp_path))
-    server: S3Server = request.getfixturevalue("s3" if request.param == "rclone" else "s3_conditional")
+    server: S3Server | AzureServer = request.getfixturevalue(SERVERS[request.param])
     return open_store(f"{server.bucket()}/scores")
 
 
