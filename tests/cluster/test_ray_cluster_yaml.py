@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ def test_no_secret_stands_on_a_command_line(file: Path) -> None:
     """Whoever is on the node sees it in `ps`, and Ray keeps the commands in a file of the head."""
     commands = [command for key, part in load(file).items() if key.endswith("_commands") for command in part]
     assert not [command for command in commands if re.search(r"(SECRET|TOKEN|PASSWORD|ACCESS_KEY)\w*=", command)]
+
+
+def test_workers_do_not_keep_the_secret_of_the_patient_keys(config: dict[str, Any], tmp_path: Path) -> None:
+    """The command is run; Ray runs it before it starts a worker, and not on the head."""
+    (tmp_path / ".rayscan.env").write_text(
+        "AWS_REGION=us-east-1\nRAYSCAN_PATIENT_SECRET=0123456789abcdef\nRAYSCAN_DEBUG=1\n"
+    )
+    for command in config["worker_setup_commands"]:
+        subprocess.run(["/bin/sh", "-c", command], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True)
+    assert (tmp_path / ".rayscan.env").read_text() == "AWS_REGION=us-east-1\nRAYSCAN_DEBUG=1\n"
+    assert not config["head_setup_commands"]
 
 
 def test_nodes_get_named_files_and_never_the_checkout(config: dict[str, Any]) -> None:
