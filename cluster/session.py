@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster import admission, run_log, source
 from cluster.interrupt import Interrupt
+from cluster.market import SPOT, market_of
 from pipelines.errors import InputError, RayscanError
 
 log = logging.getLogger("rayscan")
@@ -88,6 +89,7 @@ def ray_session(
                 dashboard_at = _connect(address, folders, cpus, dashboard, working_on)
             interrupt.take_over()
             session = _describe(dashboard_at)
+            _warn_on_spot()
             log.info(
                 "%sRay at %s: %g CPUs, %g GPUs; dashboard %s",
                 f"{working_on}: " if working_on else "",
@@ -185,6 +187,20 @@ def _describe(dashboard: str | None) -> Session:
         cpus=have.get("CPU", 0.0),
         gpus=have.get("GPU", 0.0),
     )
+
+
+def _warn_on_spot() -> None:
+    """Say so if this driver is on a spot node: workers that are lost are replaced, a driver is not.
+
+    Ray keeps drivers of submitted jobs on the head, unless RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES is set there; a person
+    may start one on any node.
+    """
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    labels = next(node["Labels"] for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
+    if market_of(labels) == SPOT:
+        log.warning("this run is driven from a spot node and ends with it: start it on the head, by `rayscan submit`")
 
 
 def _tell_in_the_log() -> None:

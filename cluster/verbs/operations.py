@@ -89,16 +89,17 @@ def doctor(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Check every node: versions, same code, clock, disk, GPU, storage."""
+    """Check every node: versions, same code, clock, disk, memory, GPU, token, ports, storage; exit 1 on a fault."""
     if uri is not None:
         preflight.check_uri(uri)
     preflight.check_ray(address)
     from cluster.doctor import examine
+    from cluster.findings import told
     from cluster.session import ray_session
 
-    with ray_session(address, dashboard=False):
-        findings = examine(uri)
-    output.show(findings, as_json=json)
+    with ray_session(address, dashboard=False) as session:
+        findings = examine(uri, session.dashboard_url)
+    output.show(findings if json else told(findings), as_json=json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

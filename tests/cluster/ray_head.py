@@ -43,10 +43,10 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_head(**extra: str) -> Iterator[Head]:
+def running_head(*options: str, **extra: str) -> Iterator[Head]:
     """Start a head on free ports, outside those Ray gives to workers (10002-19999); end exactly its processes.
 
-    `extra` are further variables of its environment.
+    `options` of `ray start` win over those given here; `extra` are further variables of its environment.
     """
     with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as name:  # short: sockets
         folder = Path(name)
@@ -65,27 +65,45 @@ def running_head(**extra: str) -> Iterator[Head]:
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
             *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"),
+            *options,
         ]
-        with (folder / "start.log").open("wb") as output:
-            started = subprocess.Popen(
-                command,
-                env=head.environment() | {"RAY_AUTH_MODE": "token"},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        try:
-            wait_for(lambda: "Ray runtime started" in (folder / "start.log").read_text(), START_SECONDS)
+        with _started(command, head, folder / "start.log"):
             yield head
-        finally:
-            mine = processes_below(started.pid)
-            started.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                started.wait(STOP_SECONDS)
-            for pid in alive(mine):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            started.wait()
+
+
+@contextlib.contextmanager
+def running_node(head: Head, *options: str) -> Iterator[None]:
+    """Start one more node of this cluster on this machine; end exactly its processes."""
+    command = [
+        *(str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
+        *(f"--address={head.address}", f"--dashboard-agent-listen-port={free_port()}", *options),
+    ]
+    with _started(command, head, head.folder / f"node-{free_port()}.log"):
+        yield
+
+
+@contextlib.contextmanager
+def _started(command: list[str], head: Head, log: Path) -> Iterator[None]:
+    with log.open("wb") as output:
+        started = subprocess.Popen(
+            command,
+            env=head.environment() | {"RAY_AUTH_MODE": "token"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in log.read_text(), START_SECONDS)
+        yield
+    finally:
+        mine = processes_below(started.pid)
+        started.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(STOP_SECONDS)
+        for pid in alive(mine):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        started.wait()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
