@@ -28,8 +28,8 @@ lint: .venv/.installed-dev ## Style, types and imports between layers
 bench: .venv/.installed-dev ## Measurements; see tests/benchmarks
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks
 
-chaos: .venv/.installed-dev ## Kill processes half-way and count the rows; see tests/chaos
-	$(BIN)/python -m pytest -m chaos -s tests/chaos
+chaos: .venv/.installed-dev ## Kill processes half-way and count the rows; see tests/chaos. And the longest proofs elsewhere
+	$(BIN)/python -m pytest -m chaos -s tests
 
 licences: .venv/.installed-dev ## The licence of every package in the environment
 	$(BIN)/pip-licenses --from=mixed --order=license

@@ -90,6 +90,7 @@ def node(tmp_path: Path) -> Node:
     return node
 
 
+@pytest.mark.chaos
 def test_the_life_of_a_node(node: Node) -> None:
     """One test, because an environment is slow to make: each step starts from where the one before ended."""
     first = node.install(node.index)

@@ -59,11 +59,13 @@ def python(cluster: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=cluster.environment(), capture_output=True, text=True, timeout=180, check=False)
 
 
+@pytest.mark.chaos
 def test_drivers_run_on_the_head_though_only_the_spot_node_has_cpus(seen: Any) -> None:
     assert seen["job"]["market"] == "on-demand"
     assert seen["group trial"]["market"] == "on-demand"
 
 
+@pytest.mark.chaos
 def test_doctor_examines_both_nodes_and_the_ways_between_them(cluster: Head, seen: Any) -> None:
     faults = [finding for finding in seen["findings"] if finding["state"] == "fail"]
     assert {fault["check"] for fault in faults} <= {"disk", "memory"}, faults  # those of the machine

@@ -4,6 +4,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from pipelines.bundles import publish_bundle
 from pipelines.phantom import write_archive
 from pipelines.storage import open_store
@@ -11,6 +13,7 @@ from tests.pipelines.bundles import save_untrained
 from tests.servers import AzureServer, clean_environment
 
 
+@pytest.mark.chaos
 def test_a_night_that_died_and_the_one_after_it_score_every_scan_once(
     rayscan_command: str, azure: AzureServer, tmp_path: Path
 ) -> None:
