@@ -6,7 +6,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
-from pipelines.errors import InputError
+from pipelines.errors import InputError, RayscanError
 
 if TYPE_CHECKING:
     import grpc
@@ -53,14 +53,16 @@ def use_token() -> bool:
 def ask(address: str) -> None:
     """Call the control store at host:port once, with the token if `use_token` found one.
 
-    Raises `InputError` when it refuses the token or wants one, and when what listens there is no Ray.
+    Raises `InputError` when it refuses the token or wants one, and when what listens there is no Ray; `RayscanError`
+    when it is silent, as a head that has too much to do is.
     """
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
     try:
-        with init_grpc_channel(address) as channel:
+        with init_grpc_channel(address, options=GLOBAL_GRPC_OPTIONS) as channel:  # past the web's proxy, as Ray does
             store: Any = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
             store.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=KNOCK_SECONDS)  # type: ignore[attr-defined]
     except grpc.RpcError as error:
@@ -72,13 +74,13 @@ def hush_token_notice() -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
-def _refusal(address: str, error: "grpc.RpcError") -> InputError:
+def _refusal(address: str, error: "grpc.RpcError") -> RayscanError:
     import grpc
 
     if error.code() == grpc.StatusCode.UNAUTHENTICATED:
         return InputError(f"the Ray cluster at {address} wants its token, and not another or none: {TOKEN}")
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return InputError(f"what listens at {address} says nothing for {KNOCK_SECONDS} s: look at its head node")
+        return RayscanError(f"what listens at {address} says nothing for {KNOCK_SECONDS} s: look at its head node")
     return InputError(
         f"what listens at {address} is no Ray that this machine can speak to ({error.code().name}): give the port of"
         " the head's control store, 6379 by default; where the nodes use TLS, its certificates must be theirs"
@@ -100,17 +102,19 @@ def _knock(address: str) -> None:
     speaks, have = _speaks_tls(host.strip("[]"), int(port)), os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}
     if speaks and not have:
         raise InputError(f"the Ray cluster at {address} speaks TLS: set {TLS_VARIABLES} as on its nodes")
-    if have and not speaks:
+    if have and speaks is False:
         raise InputError(f"the Ray cluster at {address} speaks no TLS: unset RAY_USE_TLS, or start its nodes with it")
 
 
-def _speaks_tls(host: str, port: int) -> bool:
-    """Whether a server answers as one does in TLS; whose certificate it shows is for Ray to judge."""
+def _speaks_tls(host: str, port: int) -> bool | None:
+    """Whether a server answers as one does in TLS, None if it is silent; whose certificate it shows Ray judges."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
         with socket.create_connection((host, port), timeout=KNOCK_SECONDS) as plain, context.wrap_socket(plain):
             return True
+    except TimeoutError:
+        return None
     except OSError:  # ssl's own errors are among them
         return False

@@ -28,10 +28,14 @@ def examine(uri: str | None = None, dashboard_url: str | None = None) -> list[Fi
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     probes = [_probe_on(node["NodeID"]) for node in nodes]
     reports = [probe.facts.remote() for probe in probes]  # all nodes start their workers at the same time
+    others = [_ports_but(node, nodes) for node in nodes]
+    knocks = [probe.silent.remote(ports) for probe, ports in zip(probes, others, strict=True)]
     findings: list[Finding] = []
-    for node, probe, report in zip(nodes, probes, reports, strict=True):
+    for node, probe, report, ports, knock in zip(nodes, probes, reports, others, knocks, strict=True):
         try:
-            findings += _examine_node(node, nodes, probe, _answer(report), driver, uri)
+            facts, silent = _answer(report), _answer(knock)  # both, before the clock is asked: it must answer at once
+            findings += _examine_node(node, probe, facts, driver, uri)
+            findings.append(judge_ports(node["NodeManagerAddress"], len(ports), silent))
             if HEAD in node["Resources"]:
                 findings += _examine_head(node, probe, dashboard_url)
         except ray.exceptions.RayError as error:
@@ -39,18 +43,21 @@ def examine(uri: str | None = None, dashboard_url: str | None = None) -> list[Fi
     return findings + examine_kubernetes(in_pod=driver.in_pod)
 
 
-def _examine_node(
-    node: dict[str, Any], nodes: list[dict[str, Any]], probe: Any, facts: NodeFacts, driver: NodeFacts, uri: str | None
-) -> list[Finding]:
-    address, metrics = node["NodeManagerAddress"], node["MetricsExportPort"]
-    others = [
+def _ports_but(node: dict[str, Any], nodes: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Hosts and ports at which all other nodes must answer this one."""
+    return [
         (other["NodeManagerAddress"], other[port])
         for other in nodes
         if other["NodeID"] != node["NodeID"]
         for port in ("NodeManagerPort", "ObjectManagerPort")
     ]
+
+
+def _examine_node(
+    node: dict[str, Any], probe: Any, facts: NodeFacts, driver: NodeFacts, uri: str | None
+) -> list[Finding]:
+    address, metrics = node["NodeManagerAddress"], node["MetricsExportPort"]
     findings = judge(address, facts, driver, skew=_clock_skew(probe), ray_gpus=int(node["Resources"].get("GPU", 0)))
-    findings.append(judge_ports(address, len(others), _answer(probe.silent.remote(others))))
     findings.append(judge_metrics(address, metrics, answers=not _answer(probe.silent.remote([(address, metrics)]))))
     if uri:
         findings.append(judge_storage(address, uri, *_answer(probe.reach.remote(uri))))

@@ -1,6 +1,6 @@
 """What `rayscan doctor` says about a node: each fact with its judgement, and for each fault what mends it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -57,18 +57,17 @@ def judge(node: str, facts: NodeFacts, driver: NodeFacts, *, skew: float, ray_gp
 
     `skew` is how many seconds its clock is ahead of the driver's, `ray_gpus` how many GPUs Ray thinks it has.
     """
-    checks: dict[str, Callable[[], _Verdict | None]] = {
-        "python": lambda: _python(facts, driver),
-        "libraries": lambda: _libraries(facts, driver),
-        "code": lambda: _code(facts, driver),
-        "clock": lambda: _clock(skew),
-        "disk": lambda: _disk(facts),
-        "memory": lambda: _memory(facts),
-        "gpus": lambda: _gpus(facts, ray_gpus),
-        "auth": lambda: _auth(facts),
-        "token": lambda: _token(facts),
+    verdicts: dict[str, _Verdict | None] = {
+        "python": _python(facts, driver),
+        "libraries": _libraries(facts, driver),
+        "code": _code(facts, driver),
+        "clock": _clock(skew),
+        "disk": _disk(facts),
+        "memory": _memory(facts),
+        "gpus": _gpus(facts, ray_gpus),
+        "auth": _auth(facts),
+        "token": _token(facts),
     }
-    verdicts = {check: judged() for check, judged in checks.items()}
     return [_finding(node, check, verdict) for check, verdict in verdicts.items() if verdict is not None]
 
 

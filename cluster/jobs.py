@@ -109,6 +109,7 @@ def submit(
     interrupt = Interrupt()
     with _translated(address), interrupt.installed():
         client = _client(address)
+        job = ""
         try:
             with interrupt.held():  # a signal must not leave a job behind that nobody knows of
                 job = _submit(client, verb_args, command, files)
@@ -118,11 +119,9 @@ def submit(
             write(job + "\n")
             return 0
         except (KeyboardInterrupt, SystemExit) as signal:
-            if stop_on_term and isinstance(signal, SystemExit):
-                log.info("stopping %s: SIGTERM", job)
-                client.stop_job(job)
-                asyncio.run(_settled(client, job))
-            else:
+            if job and stop_on_term and isinstance(signal, SystemExit):
+                _stop_and_wait(client, job)
+            elif job:
                 _say_it_goes_on(job)
             raise
 
@@ -142,6 +141,15 @@ def follow_job(job: str, address: str | None = None, *, write: Callable[[str], o
         except KeyboardInterrupt:
             _say_it_goes_on(job)
             raise
+
+
+def _stop_and_wait(client: "JobSubmissionClient", job: str) -> None:
+    log.info("stopping %s: SIGTERM", job)
+    try:
+        client.stop_job(job)
+        asyncio.run(_settled(client, job))
+    except Exception as error:  # noqa: BLE001 (the signal ends this process, whatever the cluster says)
+        log.warning("%s may still be at work: %s", job, first_line(error))
 
 
 def _say_it_goes_on(job: str) -> None:

@@ -69,31 +69,36 @@ def _to_gateway(url: str) -> tuple[str, Callable[["NightMetrics"], None]]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError("--metrics-push: no URL of a Pushgateway; write it as http://host:9091")
-    if parts.username or parts.password:
+    if parts.username or parts.password or parts.query:
         raise InputError(
-            "--metrics-push: the URL holds a password, which `ps` and the dashboard would show; use a gateway that"
-            " asks for none"
+            "--metrics-push: the URL holds a password or a query, which `ps` and the dashboard would show; use a"
+            " gateway that asks for none"
         )
 
     def push(metrics: "NightMetrics") -> None:
         from prometheus_client import push_to_gateway
 
-        if metrics.labels["model"]:  # a group without a model would never be replaced
-            push_to_gateway(url, JOB, metrics.values, grouping_key=metrics.labels, timeout=PUSH_SECONDS)
+        push_to_gateway(url, JOB, metrics.values, grouping_key=metrics.labels, timeout=PUSH_SECONDS)
 
     return url, push
 
 
 def _warning(name: str, sink: Callable[["NightMetrics"], None]) -> Callable[["NightMetrics"], None]:
-    """The sink, which says once that it fails, and raises nothing."""
+    """The sink, which says once that it fails, and raises nothing.
+
+    It gets nothing before the model is known: a night that fails so early has nothing to say but its exit code, and
+    would put that in the place of the last success, or of what a run at work says.
+    """
     failed = False
 
     def guarded(metrics: "NightMetrics") -> None:
         nonlocal failed
+        if not metrics.labels["model"]:
+            return
         try:
             sink(metrics)
             failed = False
-        except OSError as error:  # those of urllib are, too
+        except Exception as error:  # noqa: BLE001 (a strange gateway raises what it likes; it ends no night)
             log.log(logging.DEBUG if failed else logging.WARNING, "metrics were not written to %s (%s)", name, error)
             failed = True
 

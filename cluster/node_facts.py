@@ -30,7 +30,7 @@ LIBRARIES: Final = (
 )
 KNOCK_SECONDS: Final = 3.0
 """A port of the same network that has not answered by then is closed; a firewall that drops packets never answers."""
-_KNOCKERS: Final = 16
+_KNOCKERS: Final = 64
 _SMI_SECONDS: Final = 20.0
 """`nvidia-smi` takes seconds where the driver must be loaded first."""
 _LISTENING: Final = {"/proc/net/tcp": socket.AF_INET, "/proc/net/tcp6": socket.AF_INET6}

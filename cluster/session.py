@@ -12,7 +12,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,8 @@ def _private_folder() -> str | None:
     inner = str(folder / "ray")
     if os.environ.get("RAY_TMPDIR") or len(os.fsencode(inner)) > _LONGEST_FOLDER:
         return None
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):  # also where it is no folder
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise InputError(f"{folder} belongs to another account: remove it, or name a folder of yours in RAY_TMPDIR")

@@ -8,6 +8,7 @@ Counters count what this call did. A resumed run counts what was left of it; `ra
 `rayscan_last_run_scans` the counts of run.json.
 """
 
+import json
 import os
 import socket
 import threading
@@ -56,15 +57,20 @@ class NightMetrics:
         self._with_ray = False
 
     @contextmanager
-    def at_work(self, model_id: str, lease: Lease, last_success: datetime | None) -> Iterator[None]:
-        """Renew and publish during the block, and once at its end; to Ray only then, as its session ends with it."""
+    def at_work(
+        self, model_id: str, lease: Lease, last_success: Callable[[], datetime | None] = lambda: None
+    ) -> Iterator[None]:
+        """Renew and publish during the block, and once at its end; to Ray only then, as its session ends with it.
+
+        `last_success` says when an earlier run succeeded, for the sinks, which outlive a night that does not.
+        """
         self.labels["model"] = model_id
         self._lease, self._with_ray = lease, True
         self._begin_counters()
         self._set(metrics.RUNNING, 1)
         self._set(metrics.LEASE_INFO, 1, host=socket.gethostname(), pid=str(os.getpid()))
-        if last_success:
-            self._set(metrics.LAST_SUCCESS, last_success.timestamp())
+        if self._sinks and (before := last_success()):
+            self._set(metrics.LAST_SUCCESS, before.timestamp())
         ended = threading.Event()
 
         def renew() -> None:
@@ -131,7 +137,7 @@ class NightMetrics:
 
     def end_shard(self, summary: Mapping[str, Any]) -> None:
         """Count what an actor says of the shard that it ended: `scoring/score.py`."""
-        for status, reason, site, scans in summary["counts"]:
+        for status, reason, site, scans in json.loads(summary["counts"]):
             self._add(metrics.SCANS, scans, status=status)
             if reason:
                 self._add(metrics.UNSCORED, scans, status=status, reason=reason)

@@ -143,7 +143,7 @@ def score(
     with (
         lease_of_scores(store, bundle.model_id, conditional=conditional, wait=settings.wait) as lease,
         ExitStack() as opened,
-        metrics.at_work(bundle.model_id, lease, last_success(store, bundle.model_id)),
+        metrics.at_work(bundle.model_id, lease, lambda: last_success(store, bundle.model_id)),
     ):
         job = _Job(
             store=store,

@@ -226,10 +226,10 @@ _MEASURED: Final = (
 _COUNTED: Final = ("status", "reason", "site")
 
 
-def _counted(rows: pa.Table) -> list[list[Any]]:
-    """For the metrics: status, reason, site and number of the scans that share them."""
+def _counted(rows: pa.Table) -> str:
+    """For the metrics, as JSON: status, reason, site and number of the scans that share them."""
     counted = rows.group_by(list(_COUNTED)).aggregate([([], "count_all")])
-    return [list(row.values()) for row in counted.select([*_COUNTED, "count_all"]).to_pylist()]
+    return json.dumps([list(row.values()) for row in counted.select([*_COUNTED, "count_all"]).to_pylist()])
 
 
 def infer(

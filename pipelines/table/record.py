@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from models.spec import DISCLAIMER
 from pipelines.contracts import Reason
+from pipelines.errors import NotFoundError
 from pipelines.storage import Store
 from pipelines.table.drift import DriftFinding, others_than_the_models
 
@@ -140,9 +141,12 @@ def last_success(store: Store, model_id: str) -> datetime | None:
     """When the newest run of this model ended that left no scan out, by its record; None if not among the newest."""
     keys = [info.key for chunk in store.list("runs") for info in chunk if info.key.endswith("/run.json")]
     for key in sorted(keys, reverse=True)[: 3 * NIGHTS]:  # other models may have runs there, too
-        record = json.loads(store.get(key))
-        # A record that a later or an older version wrote otherwise must not stop a night.
+        try:
+            record = json.loads(store.get(key))
+        except (NotFoundError, ValueError):  # pruned meanwhile, or damaged: a metric must not stop a night
+            continue
+        # Nor must a record that a later or an older version wrote otherwise.
         left_out = record.get("quarantined") or record.get("reasons", {}).get(Reason.ACCESS_DENIED.value)
-        if record["model_id"] == model_id and not left_out and "finished" in record:
+        if record.get("model_id") == model_id and not left_out and "finished" in record:
             return datetime.fromisoformat(record["finished"])
     return None

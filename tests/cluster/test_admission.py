@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from cluster.admission import ask
+from pipelines.errors import InputError
 from tests.cluster.ray_head import BIN, Head
 from tests.servers import moto_server
 
 SECONDS = 120
 
 
-def doctor(address: str, env: dict[str, str]) -> str:
-    """What the verb says, which must be one line, with exit code 2."""
+def doctor(address: str, env: dict[str, str], code: int = 2) -> str:
+    """What the verb says, which must be one line, with this exit code."""
     done = subprocess.run(
         [BIN / "rayscan", "doctor", "--address", address],
         env=env,
@@ -24,7 +26,7 @@ def doctor(address: str, env: dict[str, str]) -> str:
         check=False,
         timeout=SECONDS,
     )
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (code, "")
     (line,) = done.stderr.splitlines()
     return line
 
@@ -64,4 +66,11 @@ def test_what_is_no_ray_is_told(head: Head, silent: str) -> None:
     with moto_server() as web:
         line = doctor(web.endpoint.removeprefix("http://"), head.environment())
     assert "is no Ray that this machine can speak to (UNAVAILABLE)" in line
-    assert "says nothing for 5 s" in doctor(silent, head.environment())
+    assert "says nothing for 5 s" in doctor(silent, head.environment(), code=1), "it may be a head, and busy"
+
+
+def test_a_proxy_for_the_web_does_not_come_between(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(InputError, match="wants its token"):
+        ask(head.address)

@@ -3,6 +3,7 @@
 import http.server
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -58,8 +59,10 @@ def test_the_file_says_how_the_night_ended(tmp_path: Path, error: BaseException 
     try:
         with (
             pytest.raises(type(error)) if error else nullcontext(),
-            exported(str(tmp_path / "scores"), str(file), None),
+            exported(str(tmp_path / "scores"), str(file), None) as metrics,
         ):
+            assert metrics
+            metrics.labels["model"] = "12ab"
             if error:
                 raise error
     finally:
@@ -87,6 +90,7 @@ def test_a_place_that_fails_is_told_once(tmp_path: Path, caplog: pytest.LogCaptu
     folder.mkdir()
     with caplog.at_level(logging.WARNING, "rayscan"), exported(str(tmp_path), str(folder / "n.prom"), None) as metrics:
         assert metrics
+        metrics.labels["model"] = "12ab"
         folder.rmdir()
         for _ in range(3):
             metrics.publish()
@@ -94,7 +98,38 @@ def test_a_place_that_fails_is_told_once(tmp_path: Path, caplog: pytest.LogCaptu
     assert f"metrics were not written to {folder}/n.prom" in line
 
 
+def test_a_night_that_fails_before_it_knows_its_model_leaves_what_the_last_one_said(tmp_path: Path) -> None:
+    file = tmp_path / "night.prom"
+    file.write_text("rayscan_last_success_timestamp_seconds 1\n")
+    with pytest.raises(IncompleteError), exported(str(tmp_path / "scores"), str(file), None):
+        raise IncompleteError("another run is at work")
+    assert file.read_text() == "rayscan_last_success_timestamp_seconds 1\n"
+
+
+def test_a_gateway_that_speaks_something_else_ends_no_night(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def speak() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        speaking = threading.Thread(target=speak)
+        speaking.start()
+        with exported(str(tmp_path), None, f"http://127.0.0.1:{server.getsockname()[1]}") as metrics:
+            assert metrics
+            metrics.labels["model"] = "12ab"
+        speaking.join()
+    assert "metrics were not written to http://127.0.0.1" in caplog.text
+
+
 def test_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    for file, gateway in ((f"{tmp_path}/n.txt", None), ("s3://b/n.prom", None), (None, "gopher://x")):
+    for file, gateway in (
+        (f"{tmp_path}/n.txt", None),
+        ("s3://b/n.prom", None),
+        (None, "gopher://x"),
+        (None, "http://x/?t=1"),
+    ):
         with pytest.raises(InputError, match="--metrics-"), exported(str(tmp_path), file, gateway):
             pass

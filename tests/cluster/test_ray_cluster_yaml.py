@@ -94,12 +94,14 @@ def test_no_secret_stands_on_a_command_line(file: Path) -> None:
 def test_workers_do_not_keep_the_secret_of_the_patient_keys(config: dict[str, Any], tmp_path: Path) -> None:
     """The command is run; Ray runs it before it starts a worker, and not on the head."""
     (tmp_path / ".rayscan.env").write_text(
-        "AWS_REGION=us-east-1\nRAYSCAN_PATIENT_SECRET=0123456789abcdef\nRAYSCAN_DEBUG=1\n"
+        "AWS_REGION=us-east-1\nRAYSCAN_PATIENT_SECRET=0123456789abcdef\n export RAYSCAN_PATIENT_SECRET\n"
+        "RAYSCAN_DEBUG=1\n"
     )
     for command in config["worker_setup_commands"]:
         subprocess.run(["/bin/sh", "-c", command], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True)
     assert (tmp_path / ".rayscan.env").read_text() == "AWS_REGION=us-east-1\nRAYSCAN_DEBUG=1\n"
     assert not config["head_setup_commands"]
+    assert "unset RAYSCAN_PATIENT_SECRET;" in config["worker_start_ray_commands"][-1], "Ray's repair skips the setup"
 
 
 def test_nodes_get_named_files_and_never_the_checkout(config: dict[str, Any]) -> None:

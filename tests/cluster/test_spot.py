@@ -49,9 +49,9 @@ def cluster() -> Iterator[Head]:
 def seen(cluster: Head) -> Any:
     """What one submitted job saw: where it ran, where the driver of a group trial runs, and doctor's findings."""
     done = python(cluster, "-c", SUBMIT, cluster.dashboard, sys.executable, "-c", JOB)
-    (answer,) = (line for line in done.stdout.splitlines() if line.startswith("{")) if done.stdout else ("",)
-    assert answer, done.stdout + done.stderr
-    return json.loads(answer)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == 1, done.stdout + done.stderr
+    return json.loads(answers[0])
 
 
 def python(cluster: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
