@@ -110,7 +110,7 @@ def test_a_resumed_night_and_one_with_nothing_new_are_successes(
     assert over["rayscan_last_run_scans"] == {(status,): 0 for status in new.counts}
     then = last_success(out, plan.model_id)
     assert then is not None
-    assert then.isoformat() == new.finished
+    assert then.isoformat() in {resumed.finished, new.finished}  # of two runs of one second either is the newest
 
     later = NightMetrics(out.root, [lambda values: seen.append(read(values))])
     score(archive.root, str(bundle), out.root, SETTINGS, metrics=later)
