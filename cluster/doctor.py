@@ -34,8 +34,8 @@ def examine(uri: str | None = None, dashboard_url: str | None = None) -> list[Fi
     for node, probe, report, ports, knock in zip(nodes, probes, reports, others, knocks, strict=True):
         try:
             facts, silent = _answer(report), _answer(knock)  # both, before the clock is asked: it must answer at once
-            findings += _examine_node(node, probe, facts, driver, uri)
-            findings.append(judge_ports(node["NodeManagerAddress"], len(ports), silent))
+            reached = judge_ports(node["NodeManagerAddress"], len(ports), silent)
+            findings += _examine_node(node, probe, facts, driver, reached, uri)
             if HEAD in node["Resources"]:
                 findings += _examine_head(node, probe, dashboard_url)
         except ray.exceptions.RayError as error:
@@ -54,10 +54,11 @@ def _ports_but(node: dict[str, Any], nodes: list[dict[str, Any]]) -> list[tuple[
 
 
 def _examine_node(
-    node: dict[str, Any], probe: Any, facts: NodeFacts, driver: NodeFacts, uri: str | None
+    node: dict[str, Any], probe: Any, facts: NodeFacts, driver: NodeFacts, reached: Finding, uri: str | None
 ) -> list[Finding]:
     address, metrics = node["NodeManagerAddress"], node["MetricsExportPort"]
     findings = judge(address, facts, driver, skew=_clock_skew(probe), ray_gpus=int(node["Resources"].get("GPU", 0)))
+    findings.append(reached)
     findings.append(judge_metrics(address, metrics, answers=not _answer(probe.silent.remote([(address, metrics)]))))
     if uri:
         findings.append(judge_storage(address, uri, *_answer(probe.reach.remote(uri))))

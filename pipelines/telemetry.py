@@ -130,7 +130,8 @@ def _key(metric: Metric, labels: dict[str, str]) -> tuple[str, ...]:
 
 def _in_session() -> bool:
     ray = sys.modules.get("ray")  # importing it takes a second; a process in a session has imported it
-    return ray is not None and bool(ray.is_initialized())
+    is_initialized = getattr(ray, "is_initialized", None)  # another thread may be half-way through that import
+    return is_initialized is not None and bool(is_initialized())
 
 
 def _record_in_session(metric: Metric, value: float, /, **labels: str) -> None:

@@ -61,7 +61,7 @@ def on_terminal(
     size: tuple[int, int] = (80, 24),
     piped_stdout: bool = False,
     interrupt_when: Callable[[str], bool] | None = None,
-    deadline: float = 300,
+    deadline: float = 900,
 ) -> Shown:
     """Run a command as the foreground job of a terminal of `size` (columns, lines), and wait for its end.
 

@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from types import ModuleType
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -128,3 +129,10 @@ def test_without_ray_nothing_happens_and_ray_is_not_even_imported() -> None:
         "sys.exit('ray' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=True)
+
+
+def test_a_thread_that_looks_while_another_imports_ray_sees_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    values = Values()
+    values.set(metrics.RUNNING, 1, scores="s", model="m")
+    values.to_ray()  # raised: a module that is being imported has no names yet
