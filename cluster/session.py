@@ -11,13 +11,11 @@ import logging
 import os
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cluster import admission, run_log, source
 from cluster.interrupt import Interrupt
@@ -26,18 +24,16 @@ from pipelines.errors import InputError, RayscanError
 
 log = logging.getLogger("rayscan")
 
-START_SECONDS: Final = 180
-"""For the processes of a Ray on this machine to be there. Ray allows 30, which a busy machine of two cores exceeds."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a hospital's cluster is sent anywhere
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # without it /api/train/v2/runs/v1 lists nothing
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a task that asks for no GPU still sees them: `doctor` counts them
-    "RAY_agent_register_timeout_ms": str(START_SECONDS * 1000),
     **source.THREADS,
 }
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _TOO_SLOW = "timed out during startup"
-"""Of a bare `Exception` in Ray 2.60's `_private/node.py`."""
+"""Of a bare `Exception` in Ray 2.60's `_private/node.py`, whose 30 seconds cannot be set; nor can those after which its
+raylet gives up waiting for its own agents."""
 _LONGEST_FOLDER = 40
 """Bytes: Ray adds up to 64 to it for a socket, whose path may have 107."""
 
@@ -121,7 +117,6 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
     options: dict[str, Any] = {}
     if local:
         admission.hush_token_notice()
-        give_ray_time()
         options = {"num_cpus": cpus, "include_dashboard": dashboard, "_temp_dir": _private_folder()}
     else:
         admission.use_token()
@@ -152,33 +147,10 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
             if _TOO_SLOW not in str(error):
                 raise
             raise RayscanError(
-                f"Ray does not start on this machine: its node was not there after {START_SECONDS} s; is the machine"
-                " busy? Run the same command again"
+                "Ray does not start on this machine: its node was not there after 30 s, the time that Ray allows; is"
+                " the machine busy? Run the same command again"
             ) from error
         return context.dashboard_url or None
-
-
-@cache
-def give_ray_time() -> None:
-    """Let Ray's own node on this machine take START_SECONDS to appear, for this process.
-
-    Ray asks for it until 30 s are over, a number that stands in its code; so the wait lies inside the question.
-    """
-    from ray._private import services
-
-    ask: Any = services.get_node
-
-    def ask_on(gcs_address: str, node_id: str) -> Any:
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return ask(gcs_address, node_id)
-            except RuntimeError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.1)
-
-    services.get_node = ask_on
 
 
 def _private_folder() -> str | None:

@@ -86,10 +86,6 @@ def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need workers. Four logical CPUs on any machine, so that no stage starves."""
     import ray
 
-    from cluster.session import START_SECONDS, give_ray_time
-
-    give_ray_time()
-    os.environ.setdefault("RAY_agent_register_timeout_ms", str(START_SECONDS * 1000))
     often = {"metrics_report_interval_ms": 1000}
     ray.init(
         "local",
