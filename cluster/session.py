@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,12 +127,14 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
             environment = {} if local else source.cluster_environment()
             options["runtime_env"] = source.runtime_env(folders, Path(empty), environment)
         try:
-            context = ray.init(
-                address,
-                job_config=JobConfig(metadata={"rayscan": working_on}),
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                **options,
+            context = _twice_if_slow(
+                lambda: ray.init(
+                    address,
+                    job_config=JobConfig(metadata={"rayscan": working_on}),
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                    **options,
+                )
             )
         except ray.exceptions.AuthenticationError as error:
             raise InputError(f"the Ray cluster at {address} wants its token: {admission.TOKEN}") from error
@@ -147,10 +149,24 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
             if _TOO_SLOW not in str(error):
                 raise
             raise RayscanError(
-                "Ray does not start on this machine: its node was not there after 30 s, the time that Ray allows; is"
-                " the machine busy? Run the same command again"
+                "Ray does not start on this machine: twice its node was not there after 30 s, the time that Ray allows;"
+                " is the machine busy? Run the same command again"
             ) from error
         return context.dashboard_url or None
+
+
+def _twice_if_slow(start: Callable[[], Any]) -> Any:
+    """What `start` returns, at the second try if Ray's node was not there in time at the first.
+
+    A busy machine is often quicker then, with Ray's files in memory. What is left of the first ends with this process.
+    """
+    try:
+        return start()
+    except Exception as error:
+        if _TOO_SLOW not in str(error):
+            raise
+        log.warning("Ray's node was not there after 30 s; starting it once more")
+        return start()
 
 
 def _private_folder() -> str | None:

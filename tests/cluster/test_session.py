@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cluster import session, source
+from cluster.session import _twice_if_slow
 from cluster.session import ray_session as open_session
 from models.errors import InputError, RayscanError
 from tests.cluster.ray_head import Head, alive, environment, processes_below, wait_for
@@ -246,7 +247,9 @@ def test_a_session_inside_a_session_is_the_same_and_stays_open() -> None:
     assert ray.is_initialized()
 
 
-def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_too_busy_to_start_ray_is_one_line_after_a_second_try(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def slow(*_: object, **__: object) -> None:
         raise Exception("The current node timed out during startup. This could happen because")
 
@@ -255,3 +258,18 @@ def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("ray.shutdown", lambda **_: None)  # a Ray of other tests may be there
     with pytest.raises(RayscanError, match="is the machine busy"), open_session("local"):
         pass
+    assert caplog.text.count("starting it once more") == 1
+
+
+@pytest.mark.parametrize(("slow", "times"), [(0, 1), (1, 2)])
+def test_ray_is_started_again_only_where_it_was_too_slow(slow: int, times: int) -> None:
+    tried = []
+
+    def start() -> str:
+        tried.append(1)
+        if len(tried) <= slow:
+            raise Exception("The current node timed out during startup.")
+        return "there"
+
+    assert _twice_if_slow(start) == "there"
+    assert len(tried) == times
