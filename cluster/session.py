@@ -127,7 +127,7 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
             environment = {} if local else source.cluster_environment()
             options["runtime_env"] = source.runtime_env(folders, Path(empty), environment)
         try:
-            context = _twice_if_slow(
+            context = twice_if_slow(
                 lambda: ray.init(
                     address,
                     job_config=JobConfig(metadata={"rayscan": working_on}),
@@ -155,7 +155,7 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
         return context.dashboard_url or None
 
 
-def _twice_if_slow(start: Callable[[], Any]) -> Any:
+def twice_if_slow(start: Callable[[], Any]) -> Any:
     """What `start` returns, at the second try if Ray's node was not there in time at the first.
 
     A busy machine is often quicker then, with Ray's files in memory. What is left of the first ends with this process.

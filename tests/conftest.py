@@ -86,14 +86,18 @@ def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need workers. Four logical CPUs on any machine, so that no stage starves."""
     import ray
 
+    from cluster.session import twice_if_slow
+
     often = {"metrics_report_interval_ms": 1000}
-    ray.init(
-        "local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="WARNING",
-        log_to_driver=False,
-        _system_config=often,
+    twice_if_slow(
+        lambda: ray.init(
+            "local",
+            num_cpus=4,
+            include_dashboard=False,
+            logging_level="WARNING",
+            log_to_driver=False,
+            _system_config=often,
+        )
     )
     yield
     ray.shutdown()

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from cluster import session, source
-from cluster.session import _twice_if_slow
 from cluster.session import ray_session as open_session
+from cluster.session import twice_if_slow
 from models.errors import InputError, RayscanError
 from tests.cluster.ray_head import Head, alive, environment, processes_below, wait_for
 from tests.servers import free_port
@@ -277,5 +277,5 @@ def test_ray_is_started_again_only_where_it_was_too_slow(slow: int, times: int) 
             raise Exception("The current node timed out during startup.")
         return "there"
 
-    assert _twice_if_slow(start) == "there"
+    assert twice_if_slow(start) == "there"
     assert len(tried) == times

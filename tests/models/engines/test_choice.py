@@ -1,5 +1,6 @@
 """Every engine gives what eager torch gives, and only those that do are offered."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def builder(spec: ModelSpec, machine: Machine = NATIVE, **settings: Any) -> Engi
     return EngineBuilder(lambda: whole, export_graph(whole), machine, **{**sizes, **settings})
 
 
+@functools.cache
+def small_graph() -> tuple[bytes, bytes]:
+    """To export one takes seconds."""
+    return export_graph(classifier(small_spec()))
+
+
 def bundle(folder: Path, evaluation: dict[str, Any] | None = None, spec: ModelSpec | None = None) -> Bundle:
     whole = classifier(spec or small_spec())
     saved = save_bundle(
@@ -70,7 +77,7 @@ def bundle(folder: Path, evaluation: dict[str, Any] | None = None, spec: ModelSp
         evaluation={},
         lineage={},
         familiarity=whole.familiarity,
-        graph=export_graph(whole),
+        graph=export_graph(whole) if spec else small_graph(),
     )
     return replace(saved, evaluation=evaluation or {})
 
