@@ -61,6 +61,7 @@ def judge(node: str, facts: NodeFacts, driver: NodeFacts, *, skew: float, ray_gp
         "python": _python(facts, driver),
         "libraries": _libraries(facts, driver),
         "code": _code(facts, driver),
+        "start": _start(facts),
         "clock": _clock(skew),
         "disk": _disk(facts),
         "memory": _memory(facts),
@@ -180,6 +181,16 @@ def _code(facts: NodeFacts, driver: NodeFacts) -> _Verdict:
         state="fail",
         found=f"{facts.source}, the driver has {driver.source}",
         mend="another rayscan, or a stranger's package, comes first on that node's PYTHONPATH: remove it",
+    )
+
+
+def _start(facts: NodeFacts) -> _Verdict:
+    if not facts.slow_imports:
+        return _Verdict(state="ok", found="no package slows Ray's processes")
+    return _Verdict(
+        state="warn",
+        found=f"{', '.join(facts.slow_imports)} is installed: each process of Ray takes seconds more to start",
+        mend="give rayscan an environment of its own, without Jupyter, which brings that package",
     )
 
 

@@ -5,6 +5,7 @@ Facts are gathered here and judged in `findings.py`, so that each illness can be
 
 import http.client
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -28,6 +29,9 @@ LIBRARIES: Final = (
     *("ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", "pydicom", "imagecodecs", "openvino"),
     *("obstore", "boto3", "deltalake", "duckdb", "safetensors"),
 )
+SLOW_TO_IMPORT: Final = ("rfc3987_syntax",)
+"""Modules that every process of Ray imports where they are installed, and that take longer than Ray itself: jsonschema
+takes up each checker of formats it finds, and this one compiles a grammar (2.8 s of a processor, Ray 1.0 s)."""
 KNOCK_SECONDS: Final = 3.0
 """A port of the same network that has not answered by then is closed; a firewall that drops packets never answers."""
 _KNOCKERS: Final = 64
@@ -66,6 +70,8 @@ class NodeFacts:
     """Where the token lies; empty if it comes from the environment, or there is none."""
     token_mode: int = 0o600
     """Rights on that file."""
+    slow_imports: tuple[str, ...] = ()
+    """Which of `SLOW_TO_IMPORT` are installed."""
     in_pod: bool = False
     """Whether this is a pod of Kubernetes."""
 
@@ -108,6 +114,7 @@ class NodeProbe:
             asks_token=is_token_auth_enabled(),
             token_file=token_file,
             token_mode=token_mode,
+            slow_imports=tuple(name for name in SLOW_TO_IMPORT if importlib.util.find_spec(name)),
             in_pod="KUBERNETES_SERVICE_HOST" in os.environ,
         )
 

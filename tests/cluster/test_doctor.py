@@ -32,7 +32,7 @@ HEALTHY = NodeFacts(
     token_file="/home/ubuntu/.ray/auth_token",
 )
 DASHBOARD = DashboardFacts(port=8265, bound=("127.0.0.1",), status=401)
-CHECKS = ["python", "libraries", "code", "clock", "disk", "memory", "gpus", "auth", "token"]
+CHECKS = ["python", "libraries", "code", "start", "clock", "disk", "memory", "gpus", "auth", "token"]
 
 
 def ill(findings: list[Finding]) -> list[tuple[str, str]]:
@@ -53,7 +53,7 @@ def test_a_healthy_node_with_reach_passes(tmp_path: Path, monkeypatch: pytest.Mo
     # The disk, the memory and the rights of the token's file are those of whoever runs this.
     assert all(finding.ok for finding in findings if finding.check not in ("disk", "memory", "token"))
     assert len({finding.node for finding in findings}) == 1
-    assert told(findings).splitlines()[-1].startswith("13 checks: ")
+    assert told(findings).splitlines()[-1].startswith("14 checks: ")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ def test_a_healthy_node_with_reach_passes(tmp_path: Path, monkeypatch: pytest.Mo
         (lambda facts: replace(facts, python="3.12.1"), [("python", "fail")]),
         (lambda facts: replace(facts, libraries={"ray": "2.60.0", "pillow": "12.0.0"}), [("libraries", "fail")]),
         (lambda facts: replace(facts, source="f" * 16), [("code", "fail")]),
+        (lambda facts: replace(facts, slow_imports=("rfc3987_syntax",)), [("start", "warn")]),
         (lambda facts: replace(facts, free_bytes=9 * GIB, total_bytes=100 * GIB), [("disk", "warn")]),
         (lambda facts: replace(facts, free_bytes=9 * GIB), [("disk", "fail")]),
         (lambda facts: replace(facts, free_memory=6 * GIB), [("memory", "warn")]),
