@@ -76,6 +76,11 @@ class Capacity:
         grown, _ = self._with_gpus(ANY_NUMBER)
         return max(self.gpus, self.head.gpus + sum(kind.gpus * kind.count for kind in grown))
 
+    @property
+    def largest_cpus(self) -> int:
+        """CPUs of the largest node there is or may be; 0 where none has any."""
+        return max((node.cpus for node in (*self.nodes, *self.node_types) if node.count), default=0)
+
     def room(self, memory: int | None = None) -> int:
         """Actors of one core and of this memory (bytes) that fit on the nodes there are, were they empty."""
         return sum(node.room(memory) * node.count for node in self.nodes)

@@ -62,7 +62,12 @@ class SearchOptions:
     ] = None
     seed: Annotated[int | None, typer.Option(help="Seed of the search (0).")] = None
     workers: Annotated[int | None, typer.Option(help="Processes that train one trial together (1).")] = None
-    cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each worker of a trial (1).")] = None
+    cpus_per_trial: Annotated[
+        int | None,
+        typer.Option(
+            help="CPUs of each worker of a trial (1, or with a time budget as many as let whole trainings end)."
+        ),
+    ] = None
     gpus_per_trial: Annotated[
         float | None,
         typer.Option(help="GPUs of each worker; 0.25 packs four small trials onto one (so where there is one)."),

@@ -139,7 +139,7 @@ def test_a_model_comes_and_goes_and_a_film_is_erased(
 
 
 @pytest.mark.usefixtures("scored")
-@pytest.mark.parametrize("verb", ["score", "query", "catalog"])
+@pytest.mark.parametrize("verb", ["score", "query"])
 def test_a_terminal_that_cannot_be_drawn_over(
     rayscan_command: str, environment: Mapping[str, str], place: Path, verb: str
 ) -> None:
@@ -158,6 +158,7 @@ def test_without_colours(rayscan_command: str, environment: Mapping[str, str], p
     assert not re.search(r"\x1b\[[\d;]*3\dm", shown.sent)
 
 
+@pytest.mark.chaos  # `test_demo.py` looks at a search on a terminal, the README's tour at its paths
 def test_a_whole_search_whose_paths_are_relative(
     rayscan_command: str, environment: Mapping[str, str], place: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_whole_search_whose_paths_are_relative(
         assert str(place / "weights.safetensors") in trial.parameters.values()
 
 
+@pytest.mark.chaos  # `tests/tuning/search/test_driver.py` interrupts and resumes one
 def test_ctrl_c_ends_a_search_with_the_best_so_far_and_it_can_be_resumed(
     rayscan_command: str, environment: Mapping[str, str], place: Path
 ) -> None:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ from tuning.search.confirm_on_ray import as_ray_tasks
 from tuning.search.group_trial import DRIVER, Group, run_group_trial
 from tuning.search.known_trials import best_of, final_trials, usual_trials
 from tuning.search.mirror import Mirror
+from tuning.search.pace import cores_per_trial
 from tuning.search.probes import best_probes, run_probes
 from tuning.search.room import room_for
 from tuning.search.rounds import run_round
@@ -72,7 +73,9 @@ def search(
     space = space_of(settings, films.info) if space is None else space
     check_space(space, settings, films.info)
     warm = [] if settings.warm_start is None else best_of(settings.warm_start, space, films.info.fingerprint)
-    room = room_for(settings, cluster_capacity())
+    capacity = cluster_capacity()
+    settings = replace(settings, cpus_per_trial=cores_per_trial(settings, space, films, capacity))
+    room = room_for(settings, capacity)
     dealt = None
     if settings.confirm:
         dealt = deal_train(films.train, films.val, films.info, films.uri, seed=settings.seed + 1)
@@ -188,7 +191,7 @@ def _trainable(setup: SearchSetup) -> Any:
         preprocessing=films.info.preprocessing,
         epochs=settings.epochs,
         seed=settings.seed,
-        threads=settings.cpus_per_trial,
+        threads=int(resources["CPU"]),
         device="cuda" if resources.get("GPU") else "cpu",
         gpu_share=min(resources.get("GPU") or 1.0, 1.0),
         features=str(cache_folder("features")),

@@ -40,9 +40,10 @@ def room_for(settings: SearchSettings, capacity: Capacity) -> Room:
     gpus = settings.gpus_per_trial
     if gpus is None:
         gpus = (SHARED_GPU if settings.workers_per_trial == 1 else 1.0) if capacity.most_gpus >= 1 else 0.0
-    each = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": gpus} if gpus else {})
+    cpus = settings.cpus_per_trial or 1
+    each = {"CPU": float(cpus)} | ({"GPU": gpus} if gpus else {})
     cores = capacity.most_room(gpus=capacity.most_gpus if gpus else 0)
-    workers = cores // settings.cpus_per_trial
+    workers = cores // cpus
     if gpus:
         workers = min(workers, int(capacity.most_gpus / gpus))
     if not any(_fits(node, each) for node in (*capacity.nodes, *capacity.node_types)):
@@ -52,7 +53,7 @@ def room_for(settings: SearchSettings, capacity: Capacity) -> Room:
         raise InputError(_too_small(settings, capacity, each))
     if settings.max_concurrent is not None:
         trials = settings.max_concurrent
-        cores = min(cores, trials * settings.workers_per_trial * settings.cpus_per_trial)
+        cores = min(cores, trials * settings.workers_per_trial * cpus)
     return Room(each=each, trials=trials, cores=max(cores, 1))
 
 
@@ -64,11 +65,10 @@ def _too_small(settings: SearchSettings, capacity: Capacity, each: Mapping[str, 
     needed = {name: settings.workers_per_trial * amount for name, amount in each.items()}
     on = "" if settings.workers_per_trial == 1 else f", on nodes that have {dict(each)}"
     most = ", when it has grown," if capacity.node_types else ""
-    largest = max((node.cpus for node in (*capacity.nodes, *capacity.node_types)), default=0)
     return (
         f"one trial needs {needed}{on}, but the cluster{most} has {capacity.most_cpus} CPUs and"
-        f" {capacity.most_gpus} GPUs, {largest} CPUs on its largest node; lower --cpus-per-trial or --gpus-per-trial,"
-        " or give --concurrent to wait for nodes that cannot be seen from here"
+        f" {capacity.most_gpus} GPUs, {capacity.largest_cpus} CPUs on its largest node; lower --cpus-per-trial or"
+        " --gpus-per-trial, or give --concurrent to wait for nodes that cannot be seen from here"
     )
 
 

@@ -84,8 +84,9 @@ class SearchSettings:
     are not run again."""
     workers_per_trial: int = 1
     """Processes that train one trial together, perhaps on several nodes; by default one, the trial's own."""
-    cpus_per_trial: int = 1
-    """Of each of its workers."""
+    cpus_per_trial: int | None = None
+    """Of each of its workers. None: one, or with a time budget as many as let whole trainings end in it
+    (`tuning/search/pace.py`)."""
     gpus_per_trial: float | None = None
     """Of each of its workers; a fraction lets several small trials of one worker share a GPU, each with its share of
     the memory. None: `SHARED_GPU` for trials of one worker, else whole ones, where the cluster has any or its
@@ -114,6 +115,11 @@ class SearchSettings:
             _check_gpus(self.gpus_per_trial, self.workers_per_trial)
         if self.time_budget_s is not None and self.time_budget_s <= 0:
             raise InputError(f"the time budget is {self.time_budget_s} s; give a positive time")
+
+    @property
+    def search_share(self) -> float:
+        """The share of a time budget that its trials have, beside probes and finals."""
+        return 1 - (PROBE_SHARE if self.probes else 0) - (FINAL_SHARE if self.finals else 0)
 
     @property
     def most_trials(self) -> float:

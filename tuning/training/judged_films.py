@@ -25,6 +25,11 @@ class JudgedFilms:
     """Which of them are copies [N]."""
 
 
+def count_judged(films: int, *, copies: bool) -> int:
+    """About how many films there are to judge by, with so many of validation."""
+    return films + (len(CHANGES) * min(films, COPIED) if copies else 0)
+
+
 def judged_films(val: Films, *, copies: bool) -> JudgedFilms:
     """The validation films, perhaps with a copy of about COPIED of them for each of the `CHANGES`."""
     if not copies:
