@@ -55,6 +55,13 @@ def test_promtool_reads_the_example_and_the_alerts() -> None:
     promtool("check", "config", MONITORING / "prometheus.yml")
 
 
+def test_the_operator_gets_the_same_alerts() -> None:
+    made = subprocess.run(["sh", MONITORING / "prometheus_rule.sh"], capture_output=True, check=True).stdout
+    rule = yaml.safe_load(made)
+    assert (rule["kind"], rule["metadata"]["namespace"]) == ("PrometheusRule", "rayscan")
+    assert [alert for group in rule["spec"]["groups"] for alert in group["rules"]] == ALERTS
+
+
 def test_each_alert_fires_when_it_should_and_not_else() -> None:
     promtool("test", "rules", MONITORING / "alerts_test.yaml")
 
