@@ -12,6 +12,7 @@ import secrets
 import shlex
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +39,9 @@ log = logging.getLogger("rayscan")
 
 COMMAND = ("python", "-m", "cluster.cli")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-RECONNECTS = 20
-RECONNECT_SECONDS = 3
+PATIENCE_SECONDS = 600.0
+"""How long a line that is cut is tried again, each time: a tunnel is soon up again, and a job may take all night."""
+RECONNECT_SECONDS = 3.0
 SETTLE_SECONDS = 30
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _VERB = "rayscan_verb"
@@ -157,8 +159,7 @@ def _say_it_goes_on(job: str) -> None:
 
 
 def _followed(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> int:
-    asyncio.run(_follow(client, job, write))
-    details = asyncio.run(_settled(client, job))
+    details = asyncio.run(_follow(client, job, write))
     code = details.driver_exit_code
     if code is None:
         log.error("%s ended as %s: %s", job, details.status, (details.message or "no message").splitlines()[0])
@@ -265,29 +266,45 @@ def job_name(verb_args: Sequence[str], day: date) -> str:
     return " ".join(part for part in (verb, what, day.isoformat()) if part)
 
 
-async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:
-    """Write the log until the job ends, each character once though every connection starts from the beginning."""
-    import aiohttp
+async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> "JobDetails":
+    """Write the log until the job ends, each character once though every connection starts from the beginning.
 
-    written = 0
-    for attempt in range(RECONNECTS + 1):
+    Raises `IncompleteError` when the line is cut and does not come back in time, or the cluster behind it is another.
+    """
+    import aiohttp
+    import requests
+
+    written, cut = 0, 0.0
+    while True:
         position = 0
         try:
             async for text in client.tail_job_logs(job):
+                cut = 0.0
                 fresh = text[max(0, written - position) :]
                 position += len(text)
                 if fresh:
                     write(fresh)
                     written = position
-            return
-        except (aiohttp.ClientError, RuntimeError) as error:  # what Ray raises when a tunnel or a proxy cuts the line
-            if attempt == RECONNECTS:
+            return await _settled(client, job)
+        except (aiohttp.ClientError, requests.RequestException, ConnectionError, RuntimeError) as error:
+            if _is_unknown(error):
+                raise IncompleteError(
+                    f"the cluster knows no {job} any more: its head began anew; submit the same again"
+                ) from error
+            if not cut:
+                log.warning("the line to %s is cut; trying again for %.0f s", job, PATIENCE_SECONDS)
+                cut = time.monotonic()
+            elif time.monotonic() - cut > PATIENCE_SECONDS:
                 raise IncompleteError(
                     f"lost the log of {job}: if its cluster lives it goes on, see `rayscan logs -f {job}`; if not,"
-                    f" submit the same again ({error})"
+                    f" submit the same again ({first_line(error)})"
                 ) from error
-            log.debug("log of %s cut off, connecting again: %s", job, error)
             await asyncio.sleep(RECONNECT_SECONDS)
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether an answer says that there is no such job."""
+    return getattr(error, "status", None) == 404 or "status code 404" in str(error)
 
 
 async def _settled(client: "JobSubmissionClient", job: str) -> "JobDetails":

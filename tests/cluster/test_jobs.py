@@ -8,14 +8,18 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from cluster.jobs import dashboard_address, jobs_address, submit
-from models.errors import InputError
+from cluster import jobs
+from cluster.jobs import dashboard_address, jobs_address, stop_job, submit
+from pipelines.errors import IncompleteError, InputError
 from tests.cluster.ray_head import BIN, Head, environment, wait_for
 from tests.servers import free_port
+from tests.tunnel import Tunnel, tunnel_to
 
 SUBMIT = """
 import signal, sys
@@ -71,6 +75,59 @@ def test_the_log_streams_while_the_job_runs_and_its_exit_code_comes_back(head: H
     assert client.returncode == 3
 
 
+@pytest.fixture
+def tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tunnel]:
+    """One to the head's dashboard, for a client in this process, which tries again at once."""
+    for name, value in head.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jobs, "RECONNECT_SECONDS", 0.05)
+    with tunnel_to(urlsplit(head.dashboard).port or 0) as tunnel:
+        yield tunnel
+
+
+CUTS = 10
+
+
+def test_a_tunnel_that_breaks_again_and_again_costs_no_line_and_no_exit_code(
+    tunnel: Tunnel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line of the job waits until the one before it was read, and the tunnel was cut then: 2 s each time."""
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 15)  # of all cuts together it would not be enough
+    code = f"""
+import os, sys, threading
+for number in range({CUTS}):
+    print("line", number, flush=True)
+    while not os.path.exists({str(tmp_path)!r} + f"/{{number}}"):
+        threading.Event().wait(0.02)
+sys.exit(7)
+"""
+    read: list[str] = []
+
+    def write(text: str) -> None:
+        read.append(text)
+        for number in re.findall(r"^line (\d+)$", text, flags=re.MULTILINE):
+            tunnel.cut()
+            (tmp_path / number).touch()
+
+    ended = submit(["probe"], f"http://127.0.0.1:{tunnel.port}", command=[sys.executable, "-c", code], write=write)
+    assert ended == 7
+    assert re.findall(r"^line (\d+)$", "".join(read), flags=re.MULTILINE) == [str(number) for number in range(CUTS)]
+
+
+def test_a_tunnel_that_does_not_come_back_ends_with_what_to_do(
+    head: Head, tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.5)
+    code = "import signal\nprint('at work', flush=True)\nsignal.pause()"
+    address = f"http://127.0.0.1:{tunnel.port}"
+    with pytest.raises(IncompleteError, match="if its cluster lives it goes on") as lost:
+        submit(["probe"], address, command=[sys.executable, "-c", code], write=lambda _: tunnel.close())
+    assert [record.getMessage() for record in caplog.records if "is cut" in record.getMessage()]
+    named = re.search(r"see `rayscan logs -f (rayscan-probe-\S+)`", str(lost.value))
+    assert named, lost.value
+    assert stop_job(named[1], head.dashboard)
+
+
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> None:
     client = submitting(head, "import signal\nprint('at work', flush=True)\nsignal.pause()")
     assert client.stdout
@@ -82,15 +139,15 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> No
     assert client.returncode == 130
     assert re.search(r"goes on.*`rayscan logs -f rayscan-probe-.*`rayscan stop rayscan-probe-", said)
 
-    def jobs() -> dict[str, dict[str, str]]:
+    def listed() -> dict[str, dict[str, str]]:
         shown = rayscan(head.environment(), "jobs", "--address", head.dashboard, "--json").stdout
         return {job["job"]: job for job in json.loads(shown)}
 
-    (job,) = (name for name, job in jobs().items() if job["status"] == "RUNNING")
+    (job,) = (name for name, job in listed().items() if job["status"] == "RUNNING")
     assert re.fullmatch(r"rayscan-probe-\d{8}T\d{6}-[0-9a-f]{6}", job)
-    assert jobs()[job]["verb"] == "probe"
+    assert listed()[job]["verb"] == "probe"
     assert rayscan(head.environment(), "stop", job, "--address", head.dashboard).returncode == 0
-    wait_for(lambda: jobs()[job]["status"] == "STOPPED", 30)
+    wait_for(lambda: listed()[job]["status"] == "STOPPED", 30)
     waited = rayscan(head.environment(), "wait", job, "--address", head.dashboard)
     assert (waited.returncode, waited.stdout) == (3, ""), waited.stderr  # submitted again, a verb goes on
     assert f"{job} ended as STOPPED" in waited.stderr
