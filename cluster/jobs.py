@@ -31,6 +31,7 @@ from cluster.job_files import send
 from cluster.preflight import listens
 from models.messages import first_line
 from pipelines.errors import IncompleteError, InputError, NotFoundError, RayscanError
+from pipelines.table.registry import USER_VARIABLE, this_user
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -243,7 +244,10 @@ def _submit(
     folders = source.package_folders()
     source.check_packages(folders)
     verb = verb_args[0]
-    environment = source.cluster_environment() | {source.SOURCE_HASH_VARIABLE: source.source_hash(folders)}
+    environment = source.cluster_environment() | {
+        source.SOURCE_HASH_VARIABLE: source.source_hash(folders),
+        USER_VARIABLE: this_user(),  # who decides is here, and not where the job runs
+    }
     with tempfile.TemporaryDirectory(prefix="rayscan-") as folder:
         send(files, Path(folder))
         return client.submit_job(

@@ -25,6 +25,8 @@ class Head:
 
     address: str
     dashboard: str
+    agent: str
+    """Of its own node: it starts jobs and tells of logs, too."""
     folder: Path
     """Ray's temporary folder is `ray` in here."""
     token: Path
@@ -53,10 +55,11 @@ def running_head(*options: str, **extra: str) -> Iterator[Head]:
         token = folder / "token"
         token.write_text("0123456789abcdef" * 2)
         token.chmod(0o600)
-        port, dashboard = free_port(), free_port()
+        port, dashboard, agent = free_port(), free_port(), free_port()
         head = Head(
             address=f"127.0.0.1:{port}",
             dashboard=f"http://127.0.0.1:{dashboard}",
+            agent=f"http://127.0.0.1:{agent}",
             folder=folder,
             token=token,
             extra=extra,
@@ -64,7 +67,7 @@ def running_head(*options: str, **extra: str) -> Iterator[Head]:
         command = [
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
-            *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"),
+            *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={agent}"),
             *options,
         ]
         with _started(command, head, folder / "start.log"):

@@ -1,9 +1,11 @@
 """Verbs on a real cluster that asks for its token: submit, follow, list, read, stop."""
 
+import getpass
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -64,14 +66,15 @@ def test_the_log_streams_while_the_job_runs_and_its_exit_code_comes_back(head: H
     seen = tmp_path / "seen"
     os.mkfifo(seen)
     wait = f"open({str(seen)!r}).read()"  # in the job, until the test saw its first line
-    client = submitting(head, f"import sys\nprint('first line', flush=True)\n{wait}\nprint('last line')\nsys.exit(3)")
+    last = "print('last line for', os.environ['RAYSCAN_USER'])\nsys.exit(3)"
+    client = submitting(head, f"import os, sys\nprint('first line', flush=True)\n{wait}\n{last}")
     assert client.stdout
     for line in client.stdout:
         if line == "first line\n":
             break
     seen.write_bytes(b"")
     rest, errors = client.communicate(timeout=60)
-    assert rest.endswith("last line\n"), errors
+    assert rest.endswith(f"last line for {getpass.getuser()}@{socket.gethostname()}\n"), errors
     assert client.returncode == 3
 
 

@@ -1,0 +1,84 @@
+"""Ray's dashboard during a real night and a real search, as the people who run them see it.
+
+The pictures in `cluster/pictures` are made by
+
+    RAYSCAN_PICTURES=cluster/pictures pytest -m chaos tests/chaos/test_dashboard.py
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipelines.phantom import write_archive
+from pipelines.storage import open_store
+from tests.browser import see
+from tests.cluster.ray_head import BIN, Head, running_head
+from tests.pipelines.bundles import save_untrained
+from tests.tuning.films import write_dataset
+
+pytestmark = pytest.mark.chaos
+
+SIZE = (1400, 900)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    named = os.environ.get("RAYSCAN_PICTURES")
+    return Path(named) if named else tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with running_head() as head:
+        yield head
+
+
+@contextmanager
+def submitted(head: Head, *verb: str) -> Iterator[str]:
+    """A verb at work on the cluster; its job's id. Ended with its client."""
+    command = [BIN / "rayscan", "submit", "--stop-on-term", "--address", head.dashboard, "--", *verb]
+    client = subprocess.Popen(command, env=head.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert client.stderr
+    try:
+        for line in client.stderr:
+            if named := re.search(rb"submitted (\S+) to", line):
+                yield named[1].decode()
+                return
+        pytest.fail("nothing was submitted")
+    finally:
+        client.terminate()
+        client.communicate(timeout=120)
+
+
+def seen(head: Head, page: str, picture: Path, *texts: str) -> str:
+    return see(
+        f"{head.dashboard}/#/{page}",
+        lambda text: all(wanted in text for wanted in texts),
+        picture,
+        cookies={"ray-authentication-token": head.token.read_text()},
+        size=SIZE,
+    )
+
+
+def test_a_night_is_named_and_its_stages_move(head: Head, pictures: Path) -> None:
+    night = head.folder / "chest-archive"
+    write_archive(open_store(str(night)), patients=400, seed=4, size=256, layout="flat", formats=("jpeg", "dicom"))
+    save_untrained(head.folder / "bundle")
+    score = ("score", str(night), "--model", str(head.folder / "bundle"), "--out", str(head.folder / "scores"))
+    with submitted(head, *score, "--shard-size", "8") as job:
+        seen(head, f"jobs/{job}", pictures / "night.png", "Ray Data Overview", "rayscan", "RUNNING")
+        listed = seen(head, "jobs", pictures / "jobs.png", job, "RUNNING")
+        assert re.search(r"score chest-archive \d{4}-\d\d-\d\d", listed)
+        assert str(head.folder / "scores" / "identity") not in listed
+
+
+def test_a_search_is_named_and_its_trials_are_seen(head: Head, pictures: Path) -> None:
+    write_dataset(str(head.folder / "dataset"))
+    search = ("tune", str(head.folder / "dataset"), "--out", str(head.folder / "study"), "--family", "cnn")
+    with submitted(head, *search, "--trials", "20", "--epochs", "60", "--no-pruning") as job:
+        seen(head, f"jobs/{job}", pictures / "search.png", "ImplicitFunc", "RUNNING")
