@@ -7,6 +7,7 @@ are the recipes, which are known to do well. So a search with a budget first tak
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,6 +17,7 @@ from models.errors import RayscanError
 from models.films import Films, choose_films
 from pipelines.capacity import Capacity
 from tuning.search.known_trials import usual_trials
+from tuning.search.room import Waiting
 from tuning.search.settings import SearchSettings
 from tuning.spaces.space import SearchSpace, TrialPlan, to_plan
 from tuning.training.films import TrainingFilms
@@ -27,6 +29,10 @@ WHOLE: Final = 2
 """Trainings that each place of a search should get through: a recipe, and one that may be better."""
 TIMED: Final = 3
 """Known trials that are timed; the slowest counts."""
+TIMING_SHARE: Final = 0.1
+LEAST_SECONDS: Final = 60.0
+"""The timing is given up after this share of the time budget, or after so many seconds if that is longer: a search that
+waits for a core must not wait here without end."""
 _STEPS: Final = (2, 2, 8)
 """Steps of three short trainings. The first warms up; what the others take besides their steps falls out of their
 difference."""
@@ -56,9 +62,10 @@ def cores_per_trial(settings: SearchSettings, space: SearchSpace, films: Trainin
         )
         for point in usual_trials(space)[:TIMED]
     ]
-    held = ray.put(films)
-    timing = ray.remote(num_cpus=1)(schedule_seconds)
-    seconds = max((ray.get(timing.remote(plan, held)) for plan in plans), default=0.0)
+    seconds = _timed(plans, films, within=max(LEAST_SECONDS, TIMING_SHARE * budget))
+    if seconds is None:
+        log.info("no core was free to time the recipes on: a trial gets one core")
+        return 1
     cores = cores_for(seconds, settings.search_share * budget, largest)
     if cores > 1:
         log.info(
@@ -70,6 +77,22 @@ def cores_per_trial(settings: SearchSettings, space: SearchSpace, films: Trainin
             cores,
         )
     return cores
+
+
+def _timed(plans: Sequence[TrialPlan], films: TrainingFilms, within: float) -> float | None:
+    """What the slowest of these plans takes on one core of the cluster; None where that is not found out in time."""
+    held, waiting, end = ray.put(films), Waiting(), time.monotonic() + within
+    timing = ray.remote(num_cpus=1)(schedule_seconds)
+    slowest = 0.0
+    for plan in plans:  # one after another: two would take the memory's speed from each other
+        task = timing.remote(plan, held)
+        while not ray.wait([task], timeout=1)[0]:
+            if time.monotonic() > end:
+                ray.cancel(task, force=True)
+                return None
+            waiting.look(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
+        slowest = max(slowest, ray.get(task))
+    return slowest
 
 
 def cores_for(seconds: float, budget: float, most: int) -> int:

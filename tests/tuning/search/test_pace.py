@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import ray
 
 from models.spec import ModelSpec
 from pipelines.capacity import Capacity, NodeType
 from tests.tuning.films import SIZE, write_dataset
+from tuning.search import pace
 from tuning.search.pace import cores_for, cores_per_trial, schedule_seconds
 from tuning.search.settings import SearchSettings
 from tuning.spaces.space import TrialPlan
@@ -40,6 +42,27 @@ def test_a_search_without_time_gives_a_trial_the_largest_node_and_one_with_time_
     hasty, patient = SearchSettings(time_budget_s=0.01), SearchSettings(time_budget_s=1e6)
     assert cores_per_trial(hasty, space, films, FOUR) == 4
     assert cores_per_trial(patient, space, films, FOUR) == 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_where_no_core_is_free_the_search_does_not_wait_for_one_to_time_on(
+    films: TrainingFilms, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @ray.remote(num_cpus=4)
+    class Night:
+        """Holds all cores there are."""
+
+        def works(self) -> bool:
+            return True
+
+    monkeypatch.setattr(pace, "LEAST_SECONDS", 0.5)
+    night = Night.remote()
+    assert ray.get(night.works.remote())
+    with caplog.at_level("INFO", logger="rayscan"):
+        cores = cores_per_trial(SearchSettings(time_budget_s=0.01), space_for(SIZE, families=("cnn",)), films, FOUR)
+    ray.kill(night)
+    assert cores == 1
+    assert "no core was free" in caplog.text
 
 
 @pytest.mark.parametrize(
