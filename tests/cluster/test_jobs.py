@@ -16,22 +16,23 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cluster import jobs
-from cluster.jobs import dashboard_address, jobs_address, stop_job, submit
-from pipelines.errors import IncompleteError, InputError
+from cluster.jobs import dashboard_address, jobs_address, submit
+from models.errors import InputError
 from tests.cluster.ray_head import BIN, Head, environment, wait_for
 from tests.servers import free_port
 from tests.tunnel import Tunnel, tunnel_to
 
 SUBMIT = """
 import signal, sys
-from cluster.jobs import submit
+from cluster import jobs
 from cluster.output import set_up_logging
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell passes SIGINT on ignored
 set_up_logging()
+address, on_term, patience, *command = sys.argv[1:]
+jobs.PATIENCE_SECONDS, jobs.RECONNECT_SECONDS = float(patience), 0.05
 try:
-    sys.exit(submit(["probe"], sys.argv[1], command=sys.argv[3:], stop_on_term=sys.argv[2] == "stop"))
+    sys.exit(jobs.submit(["probe"], address, command=command, stop_on_term=on_term == "stop"))
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -41,10 +42,12 @@ def rayscan(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([BIN / "rayscan", *args], env=env, capture_output=True, text=True, check=False)
 
 
-def submitting(head: Head, code: str, on_term: str = "leave") -> subprocess.Popen[str]:
+def submitting(
+    head: Head, code: str, on_term: str = "leave", *, address: str | None = None, patience: float = 60
+) -> subprocess.Popen[str]:
     """`submit` in a process of its own, with a command that runs this code on the cluster."""
     return subprocess.Popen(
-        [sys.executable, "-c", SUBMIT, head.dashboard, on_term, sys.executable, "-c", code],
+        [sys.executable, "-c", SUBMIT, address or head.dashboard, on_term, str(patience), sys.executable, "-c", code],
         env=head.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -79,11 +82,8 @@ def test_the_log_streams_while_the_job_runs_and_its_exit_code_comes_back(head: H
 
 
 @pytest.fixture
-def tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tunnel]:
-    """One to the head's dashboard, for a client in this process, which tries again at once."""
-    for name, value in head.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(jobs, "RECONNECT_SECONDS", 0.05)
+def tunnel(head: Head) -> Iterator[Tunnel]:
+    """One to the head's dashboard."""
     with tunnel_to(urlsplit(head.dashboard).port or 0) as tunnel:
         yield tunnel
 
@@ -92,10 +92,9 @@ CUTS = 10
 
 
 def test_a_tunnel_that_breaks_again_and_again_costs_no_line_and_no_exit_code(
-    tunnel: Tunnel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: Head, tunnel: Tunnel, tmp_path: Path
 ) -> None:
     """Each line of the job waits until the one before it was read, and the tunnel was cut then: 2 s each time."""
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 15)  # of all cuts together it would not be enough
     code = f"""
 import os, sys, threading
 for number in range({CUTS}):
@@ -104,31 +103,31 @@ for number in range({CUTS}):
         threading.Event().wait(0.02)
 sys.exit(7)
 """
-    read: list[str] = []
-
-    def write(text: str) -> None:
-        read.append(text)
-        for number in re.findall(r"^line (\d+)$", text, flags=re.MULTILINE):
+    # A patience that is not enough for all of the cuts together.
+    client = submitting(head, code, address=f"http://127.0.0.1:{tunnel.port}", patience=15)
+    assert client.stdout
+    read = []
+    for line in client.stdout:
+        if found := re.fullmatch(r"line (\d+)\n", line):
+            read.append(int(found[1]))
             tunnel.cut()
-            (tmp_path / number).touch()
+            (tmp_path / found[1]).touch()
+    _, said = client.communicate(timeout=60)
+    assert client.returncode == 7, said
+    assert read == list(range(CUTS))
 
-    ended = submit(["probe"], f"http://127.0.0.1:{tunnel.port}", command=[sys.executable, "-c", code], write=write)
-    assert ended == 7
-    assert re.findall(r"^line (\d+)$", "".join(read), flags=re.MULTILINE) == [str(number) for number in range(CUTS)]
 
-
-def test_a_tunnel_that_does_not_come_back_ends_with_what_to_do(
-    head: Head, tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.5)
-    code = "import signal\nprint('at work', flush=True)\nsignal.pause()"
-    address = f"http://127.0.0.1:{tunnel.port}"
-    with pytest.raises(IncompleteError, match="if its cluster lives it goes on") as lost:
-        submit(["probe"], address, command=[sys.executable, "-c", code], write=lambda _: tunnel.close())
-    assert [record.getMessage() for record in caplog.records if "is cut" in record.getMessage()]
-    named = re.search(r"see `rayscan logs -f (rayscan-probe-\S+)`", str(lost.value))
-    assert named, lost.value
-    assert stop_job(named[1], head.dashboard)
+def test_a_tunnel_that_does_not_come_back_ends_with_what_to_do(head: Head, tunnel: Tunnel) -> None:
+    at_work = "import signal\nprint('at work', flush=True)\nsignal.pause()"
+    client = submitting(head, at_work, address=f"http://127.0.0.1:{tunnel.port}", patience=0.5)
+    assert client.stdout
+    assert any(line == "at work\n" for line in client.stdout)
+    tunnel.close()
+    _, said = client.communicate(timeout=60)
+    assert "is cut; trying again" in said
+    lost = re.search(r"if its cluster lives it goes on, see `rayscan logs -f (rayscan-probe-\S+)`", said)
+    assert lost, said
+    assert rayscan(head.environment(), "stop", lost[1], "--address", head.dashboard).returncode == 0
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: Head) -> None:
