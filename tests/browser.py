@@ -75,6 +75,6 @@ async def _see(
             while not shows(text):
                 assert time.monotonic() < end, f"{url} never showed what it should:\n{text}"
                 await asyncio.sleep(0.5)
-                text = (await ask("Runtime.evaluate", expression="document.body.innerText"))["result"]["value"]
+                text = (await ask("Runtime.evaluate", expression="document.body?.innerText ?? ''"))["result"]["value"]
             picture.write_bytes(base64.b64decode((await ask("Page.captureScreenshot"))["data"]))
             return text

@@ -71,14 +71,15 @@ def test_a_night_is_named_and_its_stages_move(head: Head, pictures: Path) -> Non
     save_untrained(head.folder / "bundle")
     score = ("score", str(night), "--model", str(head.folder / "bundle"), "--out", str(head.folder / "scores"))
     with submitted(head, *score, "--shard-size", "8") as job:
-        seen(head, f"jobs/{job}", pictures / "night.png", "Ray Data Overview", "rayscan", "RUNNING")
+        seen(head, f"jobs/{job}", pictures / "night.png", "Ray Data Overview", "RUNNING")
         listed = seen(head, "jobs", pictures / "jobs.png", job, "RUNNING")
         assert re.search(r"score chest-archive \d{4}-\d\d-\d\d", listed)
         assert str(head.folder / "scores" / "identity") not in listed
 
 
-def test_a_search_is_named_and_its_trials_are_seen(head: Head, pictures: Path) -> None:
+def test_a_search_is_named_and_its_trials_are_actors(head: Head, pictures: Path, tmp_path: Path) -> None:
     write_dataset(str(head.folder / "dataset"))
     search = ("tune", str(head.folder / "dataset"), "--out", str(head.folder / "study"), "--family", "cnn")
     with submitted(head, *search, "--trials", "20", "--epochs", "60", "--no-pruning") as job:
-        seen(head, f"jobs/{job}", pictures / "search.png", "ImplicitFunc", "RUNNING")
+        assert re.search(r"tune dataset \d{4}-\d\d-\d\d", seen(head, "jobs", tmp_path / "jobs.png", job, "RUNNING"))
+        seen(head, "actors", pictures / "trials.png", "ImplicitFunc", "ALIVE")
