@@ -41,8 +41,8 @@ audit: .venv/.installed-dev ## Known vulnerabilities of every package in the env
 		"audit: not passed. A package has a known vulnerability (the table above names it)," \
 		"or the service did not answer for one (the error above says so): then nothing was found out." >&2; exit 1; }
 
-# In an environment of its own: it brings `rfc3987-syntax`, which jsonschema, and so each process of Ray, imports where
-# it is there, and which takes 2.8 s of the processor to import (`import ray` alone takes 1.0).
+# In an environment of its own: it brings `rfc3987-syntax`, which each process of Ray would import, and which takes longer
+# to import than Ray (SLOW_TO_IMPORT in cluster/node_facts.py).
 sbom: .venv/.installed-dev .sbom/.installed ## Every package in the environment, with version and licence, as CycloneDX: sbom.json
 	.sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(BIN)/python
 	@echo "sbom: written to sbom.json"

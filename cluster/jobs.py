@@ -278,12 +278,13 @@ async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str]
     import aiohttp
     import requests
 
-    written, cut = 0, 0.0
+    written = 0
+    cut: float | None = None
     while True:
         position = 0
         try:
             async for text in client.tail_job_logs(job):
-                cut = 0.0
+                cut = None
                 fresh = text[max(0, written - position) :]
                 position += len(text)
                 if fresh:
@@ -295,7 +296,7 @@ async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str]
                 raise IncompleteError(
                     f"the cluster knows no {job} any more: its head began anew; submit the same again"
                 ) from error
-            if not cut:
+            if cut is None:
                 log.warning("the line to %s is cut; trying again for %.0f s", job, PATIENCE_SECONDS)
                 cut = time.monotonic()
             elif time.monotonic() - cut > PATIENCE_SECONDS:

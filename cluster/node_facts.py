@@ -31,7 +31,8 @@ LIBRARIES: Final = (
 )
 SLOW_TO_IMPORT: Final = ("rfc3987_syntax",)
 """Modules that every process of Ray imports where they are installed, and that take longer than Ray itself: jsonschema
-takes up each checker of formats it finds, and this one compiles a grammar (2.8 s of a processor, Ray 1.0 s)."""
+takes up each checker of formats it finds, and this one compiles a grammar. `python -c "import ray"`, three times:
+2.3 to 3.7 s of a processor with it, 0.5 to 0.8 s without (Ray 2.60, rfc3987-syntax 1.1.0, Python 3.11, AMD EPYC)."""
 KNOCK_SECONDS: Final = 3.0
 """A port of the same network that has not answered by then is closed; a firewall that drops packets never answers."""
 _KNOCKERS: Final = 64

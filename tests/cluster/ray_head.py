@@ -87,7 +87,10 @@ def running_node(head: Head, *options: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _started(command: list[str], head: Head, log: Path) -> Iterator[None]:
-    """A second try, because Ray gives each of its processes 30 s, which a busy machine may not keep."""
+    """Run this `ray start` while the context lasts.
+
+    It is tried twice: Ray gives each of its processes 30 s to come up, which a busy machine may not keep.
+    """
     process = _start(command, head, log)
     try:
         if not _runs(process, log):
