@@ -5,9 +5,10 @@ DuckDB makes them row by row from the row's number, so they are the same on ever
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -64,7 +65,8 @@ _SCORES = """
 _CATALOG = """
     SELECT md5(uri || etag || CASE WHEN hash(i) % 1000 < {changed} THEN 'new' ELSE '' END) AS scan_id, uri, etag,
         (200000 + hash(i) % 100000)::BIGINT AS size, 'site' || file % 9 AS site, {patient} AS patient_key,
-        DATE '2020-01-01' + (file % 2000)::INT AS study_date
+        DATE '2020-01-01' + (file % 2000)::INT AS study_date,
+        TIMESTAMPTZ '2026-01-01 00:00:00+00' - to_hours((file % 50000)::INT) AS modified
     FROM ({files})
 """
 
@@ -90,7 +92,9 @@ def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 5
             file = parts / f"merged-{number:05d}.parquet"
             with pq.ParquetWriter(file, PART, compression="zstd") as writer:
                 for batch in reader:
-                    writer.write_batch(batch.select(PART.names).cast(PART), row_group_size=122_880)
+                    writer.write_table(
+                        _filled({name: batch[name] for name in batch.schema.names}), row_group_size=122_880
+                    )
             key = str(file.relative_to(folder))
             added.append(Part(key=key, size=file.stat().st_size, rows=stop - start, model_id=MODEL, date=DAY))
     table.commit(added, RUN)
@@ -160,9 +164,14 @@ def commit_scored(store: Store, plan: Plan, shards: Iterable[int]) -> None:
             "plan_version": plan.table_version,
         }
         columns |= {name: pa.repeat(value, n) for name, value in same.items()}
-        filled = pa.table({name: columns.get(name, pa.nulls(n)) for name in PART.names}).cast(PART)
-        parts.append(write_part(store, plan, shard, filled))
+        parts.append(write_part(store, plan, shard, _filled(columns)))
     create_table(store, conditional=True).commit(parts, plan.run_id)
+
+
+def _filled(columns: Mapping[str, Any]) -> pa.Table:
+    """Rows of a part; the columns of PART that are not given are null."""
+    rows = len(columns["uri"])
+    return pa.table({name: columns.get(name, pa.nulls(rows)) for name in PART.names}).cast(PART)
 
 
 def _connection() -> duckdb.DuckDBPyConnection:

@@ -26,6 +26,9 @@ from pipelines.scoring.sink import write_part
 from pipelines.storage import Store, open_store
 from pipelines.table.compact import compact
 from pipelines.table.delta import create_table
+from pipelines.table.query import ask
+from tests.benchmarks import tables
+from tests.benchmarks.tables import write_catalog, write_scores
 
 MODEL = "1234567890123456"  # reads as a number where nobody says it is text
 
@@ -292,3 +295,22 @@ def test_a_plan_is_the_listing_minus_what_is_done(
         second = planned(out, plan_of(out, source, shard_size=shard_size))
     assert list(itertools.chain(*second)) == sorted((after - before) | (before & failing))
     assert all(len(shard) == shard_size for shard in second[:-1])
+
+
+def test_tables_of_the_measurements_are_as_those_of_a_night(tmp_path: Path) -> None:
+    """A column that the contract gets later must not break `make bench` unseen."""
+    write_scores(tmp_path / "scores", 3000, part_rows=1500)
+    write_catalog(tmp_path / "catalog", 3000)
+    plan = make_plan(
+        open_store(str(tmp_path / "scores")),
+        source=str(tmp_path / "catalog"),
+        bundle="/b",
+        model_id=tables.MODEL,
+        operating_point="balanced",
+    )
+    newest = "SELECT arg_max(status, plan_version) AS status FROM scores GROUP BY uri"
+    question = f"SELECT count(*) AS n FROM ({newest}) WHERE status = 'failed'"
+    failed = ask(str(tmp_path / "scores"), question).to_pylist()
+    assert plan.listed == 3 * 925
+    assert [{"n": plan.planned}] == failed
+    assert plan.oldest
