@@ -103,17 +103,18 @@ def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 5
 def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool = False) -> None:
     """A catalogue of the same files, 925 for a thousand rows; `changed` of each thousand rows' have changed since then.
 
-    Only the columns that a plan reads are there.
+    Only the columns that a plan reads are there. A part holds the files of a month in the order of their names, as the
+    listing of a bucket has them.
     """
     folder.mkdir(parents=True)
     patient = "md5((file // 3)::VARCHAR) || md5((file // 3)::VARCHAR)" if patients else "NULL::VARCHAR"
     names = []
     with _connection() as connection:
-        for start in range(0, rows, 500_000):
-            names.append(f"x-{start // 500_000:05d}.parquet")
-            files = _FILES.format(numbers=_NEWEST.format(start=start, stop=min(rows, start + 500_000)))
+        for month in range(12):
+            names.append(f"x-{month:05d}.parquet")
+            files = _FILES.format(numbers=_NEWEST.format(start=0, stop=rows) + f" WHERE file % 12 = {month}")
             select = _CATALOG.format(files=files, changed=changed, patient=patient)
-            connection.execute(f"COPY ({select}) TO '{folder / names[-1]}' (FORMAT parquet)")
+            connection.execute(f"COPY ({select} ORDER BY uri) TO '{folder / names[-1]}' (FORMAT parquet)")
     open_store(str(folder)).put("catalog.json", json.dumps({"parts": names}).encode())
 
 
