@@ -68,6 +68,7 @@ def judge(node: str, facts: NodeFacts, driver: NodeFacts, *, skew: float, ray_gp
         "gpus": _gpus(facts, ray_gpus),
         "auth": _auth(facts),
         "token": _token(facts),
+        "folder": _folder(facts),
     }
     return [_finding(node, check, verdict) for check, verdict in verdicts.items() if verdict is not None]
 
@@ -267,6 +268,16 @@ def _token(facts: NodeFacts) -> _Verdict | None:
         state="fail",
         found=f"{found}: other accounts of that machine can read it, and run code on the cluster",
         mend=f"chmod 600 {facts.token_file}",
+    )
+
+
+def _folder(facts: NodeFacts) -> _Verdict:
+    if not facts.open_folder or facts.in_pod:
+        return _Verdict(state="ok", found="no other account may enter Ray's")
+    return _Verdict(
+        state="warn",
+        found=f"every account of that machine may enter {facts.open_folder}, with Ray's code, logs and sockets",
+        mend="before `ray start`: RAY_TMPDIR=/a/folder/of/mode/0700, or a link to such a one as /tmp/ray",
     )
 
 

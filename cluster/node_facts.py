@@ -71,6 +71,8 @@ class NodeFacts:
     """Where the token lies; empty if it comes from the environment, or there is none."""
     token_mode: int = 0o600
     """Rights on that file."""
+    open_folder: str = ""
+    """That of Ray's sessions, if every account of the machine may enter it."""
     slow_imports: tuple[str, ...] = ()
     """Which of `SLOW_TO_IMPORT` are installed."""
     in_pod: bool = False
@@ -115,6 +117,7 @@ class NodeProbe:
             asks_token=is_token_auth_enabled(),
             token_file=token_file,
             token_mode=token_mode,
+            open_folder=_open_folder(),
             slow_imports=tuple(name for name in SLOW_TO_IMPORT if importlib.util.find_spec(name)),
             in_pod="KUBERNETES_SERVICE_HOST" in os.environ,
         )
@@ -205,6 +208,15 @@ def _token_file() -> tuple[str, int]:
         return str(file), stat.S_IMODE(file.stat().st_mode)
     except OSError:
         return "", 0o600
+
+
+def _open_folder() -> str:
+    """Where Ray keeps code, logs and sockets here, if other accounts may enter it; empty if not."""
+    from ray._private.worker import _global_node
+
+    folder = Path(_global_node.get_temp_dir_path()).resolve() if _global_node else Path(os.sep)
+    around = [folder, *folder.parents]
+    return str(folder) if folder.name and all(place.stat().st_mode & stat.S_IXOTH for place in around) else ""
 
 
 def _version(library: str) -> str:

@@ -112,25 +112,34 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
     import ray
     from ray.job_config import JobConfig
 
+    class OwnFolderOnly(JobConfig):
+        """Ray puts the driver's folder first on its workers' path, unless the job has a working folder of its own.
+
+        To give it one takes a second for each kind of worker, and two of the processor.
+        """
+
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
     _tell_in_the_log()
     local = address == "local"
-    options: dict[str, Any] = {}
+    metadata = {"rayscan": working_on}
+    options: dict[str, Any] = {"job_config": JobConfig(metadata=metadata)}
     if local:
         admission.hush_token_notice()
         options = {"num_cpus": cpus, "include_dashboard": dashboard, "_temp_dir": _private_folder()}
+        options["job_config"] = OwnFolderOnly(metadata=metadata)
     else:
         admission.use_token()
         if address != "auto":
             admission.ask(address)
-    with tempfile.TemporaryDirectory(prefix="rayscan-") as empty:
-        if not _job_carries_code():
-            environment = {} if local else source.cluster_environment()
-            options["runtime_env"] = source.runtime_env(folders, Path(empty), environment)
+    with tempfile.TemporaryDirectory(prefix="rayscan-") as empty, source.first_on_path(folders):
+        if not local and not _job_carries_code():
+            options["runtime_env"] = source.runtime_env(folders, Path(empty), source.cluster_environment())
         try:
             context = twice_if_slow(
                 lambda: ray.init(
                     address,
-                    job_config=JobConfig(metadata={"rayscan": working_on}),
                     logging_level=logging.WARNING,
                     log_to_driver=False,
                     **options,

@@ -2,12 +2,16 @@
 
 Ray puts the folder a driver was started from first on its workers' path, so a driver started beside somebody else's
 `models/` would have the workers import the stranger's. Every session therefore ships the packages the driver itself
-imported, by name, together with an empty working folder that takes the place of the driver's.
+imported, by name, together with an empty working folder that takes the place of the driver's. On this machine alone
+nothing needs to be shipped: the workers find the packages where the driver did.
 """
 
 import hashlib
 import importlib.util
 import os
+import site
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,6 +108,23 @@ def runtime_env(folders: dict[str, Path], folder: Path, environment: dict[str, s
         "excludes": list(EXCLUDES),
         "env_vars": environment,
     }
+
+
+@contextmanager
+def first_on_path(folders: dict[str, Path]) -> Iterator[None]:
+    """Processes that are started in the block, and theirs in turn, import our packages from where this process did."""
+    home, before = str(folders["cluster"].parent), os.environ.get("PYTHONPATH")
+    if home in site.getsitepackages():  # they look there anyway, and on PYTHONPATH it would come before Python's own
+        yield
+        return
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, before]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def cluster_environment() -> dict[str, str]:

@@ -32,7 +32,7 @@ HEALTHY = NodeFacts(
     token_file="/home/ubuntu/.ray/auth_token",
 )
 DASHBOARD = DashboardFacts(port=8265, bound=("127.0.0.1",), status=401)
-CHECKS = ["python", "libraries", "code", "start", "clock", "disk", "memory", "gpus", "auth", "token"]
+CHECKS = ["python", "libraries", "code", "start", "clock", "disk", "memory", "gpus", "auth", "token", "folder"]
 
 
 def ill(findings: list[Finding]) -> list[tuple[str, str]]:
@@ -52,8 +52,10 @@ def test_a_healthy_node_with_reach_passes(tmp_path: Path, monkeypatch: pytest.Mo
     assert [finding.check for finding in findings] == [*CHECKS, "ports", "metrics", "storage", "dashboard"]
     # The disk, the memory and the rights of the token's file are those of whoever runs this.
     assert all(finding.ok for finding in findings if finding.check not in ("disk", "memory", "token"))
+    (folder,) = (finding for finding in findings if finding.check == "folder")
+    assert folder.state == "warn", "the session of these tests is one that Ray opens to all"
     assert len({finding.node for finding in findings}) == 1
-    assert told(findings).splitlines()[-1].startswith("14 checks: ")
+    assert told(findings).splitlines()[-1].startswith("15 checks: ")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,8 @@ def test_a_healthy_node_with_reach_passes(tmp_path: Path, monkeypatch: pytest.Mo
         (lambda facts: replace(facts, asks_token=False, token_file=""), [("auth", "fail")]),
         (lambda facts: replace(facts, token_mode=0o644), [("token", "fail")]),
         (lambda facts: replace(facts, token_file=""), []),
+        (lambda facts: replace(facts, open_folder="/tmp/ray"), [("folder", "warn")]),
+        (lambda facts: replace(facts, open_folder="/tmp/ray", in_pod=True), []),
     ],
 )
 def test_each_illness_is_found_alone(change: Callable[[NodeFacts], NodeFacts], expected: list[tuple[str, str]]) -> None:

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import re
+import stat
 import subprocess
 import tomllib
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._common.utils import try_to_create_directory
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +58,21 @@ def policy(of: str) -> list[dict[str, Any]]:
 
 def actions(statements: list[dict[str, Any]]) -> set[str]:
     return {action for statement in statements for action in statement["Action"]}
+
+
+def test_rays_folder_lies_where_no_other_account_may_enter(config: dict[str, Any], tmp_path: Path) -> None:
+    """The command as it stands, twice, and then what `ray start` does to its folder."""
+    home, tmp = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    tmp.mkdir()
+    for _ in range(2):
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_TMPDIR": str(tmp)}
+        subprocess.run(["/bin/sh", "-euc", config["setup_commands"][2]], env=environment, check=True)
+    try_to_create_directory(str(tmp / "ray"))
+    assert stat.S_IMODE((tmp / "ray").stat().st_mode) == 0o777
+    assert (tmp / "ray").resolve() == home / ".rayscan" / "ray"
+    assert stat.S_IMODE((home / ".rayscan").stat().st_mode) == 0o700
+    assert not list((home / ".rayscan" / "ray").iterdir())
 
 
 def test_ray_takes_it_as_ray_up_does(config: dict[str, Any]) -> None:
