@@ -1,8 +1,8 @@
 """What has changed since a model's last run: the listing of a source against the table of scores, joined by URI.
 
-One full outer join in DuckDB. Its build side is `known`, 26 bytes per file that this model has rows of; the listing is
-streamed past it, so neither is ever a Python object per scan, and what outgrows the memory it may have spills into a
-temporary folder. It tells apart
+Nearly all files of most nights are done. `settled.py` finds these as the listing streams by; the others are compared
+in DuckDB, by one full outer join with `known`, a row for each other file that this model has rows of. Nothing is ever
+a Python object per scan, and what outgrows MEMORY spills into a temporary folder. Told apart are
 
     new          the model has no row of this file, or only rows from before it left the archive
     changed      it has, of another version of the file
@@ -11,23 +11,26 @@ temporary folder. It tells apart
     done         this version has a final row: nothing to do
     gone         it has rows, but the file is no longer listed
 
-`known` holds the newest final row of each file. Only a file with a row that supersedes another, or with a tombstone,
-can have several rows of one model; these few are grouped, and all the others are taken as they are.
+`known` holds the newest final row of each.
 `tests/benchmarks/test_plan_scale.py` has the figures.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
 from pipelines.contracts import PART, Status
 from pipelines.decoding.version import DECODER_VERSION
-from pipelines.scoring.sources import LISTED, STREAMED, Source
+from pipelines.scoring.batches import in_groups
+from pipelines.scoring.settled import Settled
+from pipelines.scoring.sources import LISTED, STREAM, STREAMED, Source
 from pipelines.stop import Stop, never
 from pipelines.storage import Store
 from pipelines.table.bounded import bounded_connection
@@ -35,15 +38,13 @@ from pipelines.table.delta import open_table
 from pipelines.table.parts import fetch_parts, refuse_damaged
 from pipelines.table.query import create_scores_view
 
-LEAST_MEMORY: Final = 768
-MOST_MEMORY: Final = 2_304
-"""MiB that DuckDB may hold before it spills; the process needs up to 700 more for the rows streaming through, and 8
-bytes a row of a catalogue."""
-BYTES_PER_ROW: Final = 64
-"""What the join takes of memory for a row of the table. What does not fit is written to disk with the rows of the
-listing it may belong to: thirty million rows took 112 s in 768 MiB and 68 s in 2,304."""
+MEMORY: Final = "768MiB"
+"""Memory of DuckDB before it spills; the process needs at most as much again for the rows streaming through, and
+for each row of the table 14 bytes, 28 while they are sorted."""
 THREADS: Final = 4
 BATCH_ROWS: Final = 65_536
+SIFTED_ROWS: Final = 524_288
+"""Rows of the listing that are looked up at a time: the more, the closer to each other they lie in the sorted rows."""
 
 PLANNED: Final = (
     f"SELECT {', '.join(LISTED)}, supersedes FROM found WHERE outcome <> 'gone' AND NOT given_up ORDER BY uri"  # noqa: S608
@@ -57,17 +58,18 @@ GONE: Final = """
 """The newest row of each file that is gone."""
 
 _KEY: Final = "md5_number(uri)"  # 16 bytes instead of a string of any length
+_SHORT: Final = "hash(uri)"  # 8 bytes, for rows that are then looked at more closely
 _SCAN: Final = "hash(scan_id)"  # 8 bytes: it is only compared with that of the same file
 
 _ROWS: Final = f"""
-    CREATE VIEW {{name}} AS SELECT {_KEY} AS key, {_SCAN} AS scan, status, run_id, plan_version,
+    CREATE VIEW rows AS SELECT {_KEY} AS key, {_SHORT} AS short, {_SCAN} AS scan, status, run_id, plan_version,
         (plan_version, run_id, scan_id) AS place,
         CASE WHEN status NOT IN ('{Status.FAILED}', '{Status.REMOVED}') THEN {_SCAN} END AS final,
         coalesce(list_contains(getvariable('again'), reason), false) AS named,
         named AND decoder_version <> '{DECODER_VERSION}' AS retry,
         coalesce(starts_with(uri, getvariable('below')), false)
             AND coalesce(scored_at < getvariable('listed_at'), true) AS below
-    FROM {{scores}}
+    FROM scores
 """  # noqa: S608 (constants)
 """What counts of each row, as a view; `place` orders the rows of a file."""
 
@@ -127,18 +129,20 @@ def with_changes(
         files = fetch_parts(store, parts)
         rows = sum(part.rows for part in parts)
         with (
-            bounded_connection("plan", memory=memory_for(rows), threads=THREADS) as connection,
+            bounded_connection("plan", memory=MEMORY, threads=THREADS) as connection,
             stop.calling(connection.interrupt),
         ):
             connection.execute("SET preserve_insertion_order = false")
             create_scores_view(connection, files)
-            _load_known(connection, source, again)
-            _compare(connection, source, max_nights)
+            _load_failing(connection, source, again)
+            settled = _load_settled(connection, rows, again)
+            _load_listing(connection, source, settled)
+            _compare(connection, max_nights)
             if not source.rows:
                 raise source.nothing()
-            changes = _count(connection, source, allow_removals, table.version if table else 0)
+            changes = _count(connection, source, settled, allow_removals, table.version if table else 0)
             return use(connection, changes)
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:  # an OSError where it comes through a stream of Arrow's
         stop.check()
         if source.error:
             raise source.error from None
@@ -146,46 +150,68 @@ def with_changes(
         raise
 
 
-def memory_for(rows: int) -> str:
-    """What DuckDB may hold while a listing is compared with so many rows."""
-    return f"{min(MOST_MEMORY, max(LEAST_MEMORY, BYTES_PER_ROW * rows // 2**20))}MiB"
-
-
-def _load_known(connection: duckdb.DuckDBPyConnection, source: Source, again: Collection[str]) -> None:
-    """Create `known`, a row per file of this model, and `failing`, a row per version of a file that failed."""
+def _load_failing(connection: duckdb.DuckDBPyConnection, source: Source, again: Collection[str]) -> None:
+    """Create `tombs`, a row per file that left, and `failing`, one per version of a file that failed since it came."""
     connection.execute("SET VARIABLE again = ?::VARCHAR[]", [list(again)])
     connection.execute("SET VARIABLE below = ?::VARCHAR", [source.archive and f"{source.archive}/"])
     connection.execute("SET VARIABLE listed_at = ?::TIMESTAMPTZ", [source.listed_at])
-    # Two plain conditions, of which DuckDB reads the few URIs; with one condition of both it would read them all.
-    several = f"FROM scores WHERE supersedes UNION ALL FROM scores WHERE status = '{Status.REMOVED}'"
-    connection.execute(f"CREATE TABLE several AS SELECT DISTINCT hash(uri) AS short FROM ({several})")  # noqa: S608
-    connection.execute("CREATE VIEW single AS SELECT * FROM scores ANTI JOIN several ON hash(uri) = short")
-    connection.execute("CREATE VIEW repeated AS SELECT * FROM scores SEMI JOIN several ON hash(uri) = short")
-    for name, source_of in (("rows", "scores"), ("single_rows", "single"), ("repeated_rows", "repeated")):
-        connection.execute(_ROWS.format(name=name, scores=source_of))
+    connection.execute(_ROWS)
     connection.execute(
         f"""
-        CREATE TABLE tombs AS SELECT key, max(plan_version) AS version FROM rows
-            WHERE status = '{Status.REMOVED}' GROUP BY key;
-        CREATE TABLE failing AS SELECT key, scan, count(DISTINCT run_id) AS nights, bool_or(named) AS named
+        CREATE TABLE tombs AS SELECT key, short, max(plan_version) AS version FROM rows
+            WHERE status = '{Status.REMOVED}' GROUP BY ALL;
+        CREATE TABLE failing AS
+            SELECT key, rows.short, scan, count(DISTINCT run_id) AS nights, bool_or(named) AS named
             FROM rows LEFT JOIN tombs USING (key)
-            WHERE status = '{Status.FAILED}' AND coalesce(plan_version > version, true) GROUP BY key, scan;
-        CREATE TABLE known AS
-            SELECT key, final, retry, below, false AS buried FROM single_rows;
-        INSERT INTO known
-            SELECT key, arg_max(final, place) FILTER (counts), coalesce(arg_max(retry, place) FILTER (counts), false),
-                bool_and(below), NOT bool_or(alive)
-            FROM (
-                SELECT rows.*, coalesce(plan_version > version, true) AS alive, alive AND final IS NOT NULL AS counts
-                FROM repeated_rows AS rows LEFT JOIN tombs USING (key)
-            ) GROUP BY key
+            WHERE status = '{Status.FAILED}' AND coalesce(plan_version > version, true) GROUP BY key, rows.short, scan
         """  # noqa: S608 (constants)
     )
 
 
-def _compare(connection: duckdb.DuckDBPyConnection, source: Source, max_nights: int) -> None:
+def _load_settled(connection: duckdb.DuckDBPyConnection, most: int, again: Collection[str]) -> Settled:
+    """The final rows of a table of at most so many rows, where they may settle their file."""
+    apart = connection.execute("SELECT short FROM tombs").fetchnumpy()["short"]
+    if again:
+        retried = connection.execute("SELECT DISTINCT short FROM rows WHERE retry").fetchnumpy()["short"]
+        apart = np.concatenate([apart, retried])
+    final = f"status <> '{Status.FAILED}' AND status <> '{Status.REMOVED}'"
+    rows = connection.sql(f"SELECT {_SHORT} AS uri, {_SCAN} AS scan FROM scores WHERE {final}")  # noqa: S608 (constants)
+    return Settled(rows.to_arrow_reader(BATCH_ROWS), most, apart=apart)
+
+
+def _load_listing(connection: duckdb.DuckDBPyConnection, source: Source, settled: Settled) -> None:
+    """Create `listing`, the files that are not settled, and `known`, a row per file that is not and that has any.
+
+    Without any row that settles a file, as on the first night, the listing is streamed to where it is compared.
+    """
+    left = _not_settled(source, settled, connection.cursor())
+    connection.register("stream", pa.RecordBatchReader.from_batches(STREAM, left))
+    connection.execute(f"CREATE {'TABLE' if len(settled) else 'VIEW'} listing AS FROM stream")
+    failed = connection.execute("SELECT DISTINCT short FROM failing").fetchnumpy()["short"]
+    connection.register("unsettled", pa.table({"short": settled.unsettled(failed)}))
+    connection.execute(
+        """
+        CREATE TABLE known AS
+            SELECT key, arg_max(final, place) FILTER (counts) AS final,
+                coalesce(arg_max(retry, place) FILTER (counts), false) AS retry,
+                bool_and(below) AS below, NOT bool_or(alive) AS buried
+            FROM (
+                SELECT rows.*, coalesce(plan_version > version, true) AS alive, alive AND final IS NOT NULL AS counts
+                FROM rows SEMI JOIN unsettled USING (short) LEFT JOIN tombs USING (key)
+            ) GROUP BY key
+        """
+    )
+
+
+def _not_settled(source: Source, settled: Settled, beside: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
+    """The rows of the listing that `settled` does not find; `beside` computes their hashes."""
+    for table in in_groups((pa.Table.from_batches([batch]) for batch in source.batches()), SIFTED_ROWS):
+        hashes = beside.from_arrow(table).project(f"{_SHORT} AS uri, {_SCAN} AS scan").fetchnumpy()
+        yield from table.filter(pa.array(settled.sift(hashes["uri"], hashes["scan"]))).to_batches()
+
+
+def _compare(connection: duckdb.DuckDBPyConnection, max_nights: int) -> None:
     """Create `found`: the listed files with anything to do, and those that are gone, by `key` and `outcome`."""
-    source.register(connection)
     # DuckDB takes a stream for a single row, so it would hold the listing in memory and stream the table past it.
     connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
     connection.execute(
@@ -213,12 +239,14 @@ def _compare(connection: duckdb.DuckDBPyConnection, source: Source, max_nights: 
         [max_nights],
     )
     connection.execute("RESET disabled_optimizers")
-    connection.unregister("listing")
+    connection.unregister("stream")
 
 
-def _count(connection: duckdb.DuckDBPyConnection, source: Source, allow_removals: bool, table_version: int) -> Changes:
+def _count(
+    connection: duckdb.DuckDBPyConnection, source: Source, settled: Settled, allow_removals: bool, table_version: int
+) -> Changes:
     """Count what was found, each file once, and create `gone`, the keys of the files to bury."""
-    listed = source.distinct(connection)
+    listed = source.distinct(connection) if source.is_catalog and settled.may_repeat else source.rows
     if listed < source.rows:
         connection.execute("CREATE OR REPLACE TABLE found AS SELECT DISTINCT ON (key) * FROM found")
     rows = connection.execute(
@@ -228,6 +256,7 @@ def _count(connection: duckdb.DuckDBPyConnection, source: Source, allow_removals
     planned = [(size, modified) for outcome, given_up, _, size, modified in rows if outcome != "gone" and not given_up]
     gone = files.get(("gone", False), 0)
     [(known,)] = connection.execute("SELECT count(*) FROM known WHERE below AND NOT buried").fetchall()
+    known += settled.done
     if 2 * gone > known and not allow_removals:
         log.warning(
             "%d of the %d files known below %s are not listed any more: because that is more than half, none is marked"

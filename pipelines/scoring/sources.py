@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any, Final
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,7 +27,7 @@ from pipelines.storage import open_store, read_object, split_uri
 
 LISTED: Final = [name for name in PLAN.names if name not in {"supersedes", "shard"}]
 STREAMED: Final = [*LISTED, "modified"]
-_SCHEMA: Final = pa.schema([*(PLAN.field(name) for name in LISTED), CATALOG.field("modified")])
+STREAM: Final = pa.schema([*(PLAN.field(name) for name in LISTED), CATALOG.field("modified")])
 HEAD_THREADS: Final = 32
 ROWS: Final = 20_000
 """URIs of a file that are looked up before their rows are handed on."""
@@ -64,31 +63,27 @@ class Source:
             if self.is_catalog:
                 raise filters_without_archive(uri)
 
-    def register(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Make the rows, from the first on, the table `listing`, to be read once.
-
-        A hash of each URI of a catalogue stays behind in the table `listed`.
-        """
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows from the first on."""
         self.rows, self.error = 0, None
-        connection.execute("CREATE OR REPLACE TABLE listed (uri UBIGINT)")
-        batches = self._batches(connection.cursor())
-        connection.register("listing", pa.RecordBatchReader.from_batches(_SCHEMA, batches))
+        try:
+            for table in self._tables():
+                self.stop.check()
+                self.rows += table.num_rows
+                yield from table.select(STREAMED).cast(STREAM).to_batches()
+        except RayscanError as error:
+            self.error = error
+            raise
 
     def nothing(self) -> InputError:
         """The error for a source without rows: a prefix with a typo must not pass for a night without new scans."""
         return no_scans(open_store(self.uri))
 
     def distinct(self, connection: duckdb.DuckDBPyConnection) -> int:
-        """The number of files, after the stream has ended; a catalogue may name one twice.
+        """The number of files of a catalogue, which may name one twice; it is read again for that.
 
         Raises `InputError` if it names two versions of a file.
         """
-        if not self.is_catalog:
-            return self.rows
-        hashes = connection.execute("SELECT uri FROM listed").fetchnumpy()["uri"]
-        hashes.sort()  # a sixth of the CPU time of count(DISTINCT …)
-        if np.all(hashes[1:] > hashes[:-1]):  # so the URIs differ, too; two equal ones can be a collision
-            return self.rows
         self._name(connection, ["uri", "scan_id"])
         twice = connection.execute(
             "SELECT min(uri) FROM named GROUP BY md5_number(uri) HAVING min(scan_id) <> max(scan_id) LIMIT 1"
@@ -105,18 +100,6 @@ class Source:
         batches = (batch for table in stream_catalog(self.uri, columns) for batch in table.to_batches())
         schema = pa.schema([(name, pa.string()) for name in columns])
         connection.register("named", pa.RecordBatchReader.from_batches(schema, batches))
-
-    def _batches(self, beside: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
-        try:
-            for table in self._tables():
-                self.stop.check()
-                self.rows += table.num_rows
-                if self.is_catalog:
-                    beside.from_arrow(table.select(["uri"])).project("hash(uri)").insert_into("listed")
-                yield from table.select(STREAMED).cast(_SCHEMA).to_batches()
-        except RayscanError as error:
-            self.error = error
-            raise
 
     def _tables(self) -> Iterable[pa.Table]:
         if self.is_catalog:
@@ -155,7 +138,7 @@ class UriFile(Source):
             while some := list(islice(waiting, ROWS)):
                 rows = [row for row in threads.map(_looked_up, some) if row]
                 absent += len(some) - len(rows)
-                yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+                yield pa.Table.from_pylist(rows, schema=STREAM)
         if absent:
             log.warning("%s: %d of its %d URIs are not there and are left out", self.uri, absent, len(self._uris))
 
