@@ -1,12 +1,14 @@
 """A night on a cluster that starts with no worker nodes: what it becomes, what it gives back, a node lost midway."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.chaos.gpu_night import SHARDS
 from tests.chaos.growing_cluster import ADDRESS, Seen, can_make_namespaces, watched_run
 from tests.nights import Night, make_night
 
@@ -61,4 +63,18 @@ def test_a_node_killed_midway_costs_no_row(night: Night, tmp_path: Path) -> None
     assert seen.code == 0, seen.output
     assert night.rows() == WHOLE
     assert night.statuses() == {("scored", None): FILMS}
+    assert seen.released is not None
+
+
+def test_a_gpu_node_is_started_for_a_model_that_pays_there_and_given_back(night: Night, tmp_path: Path) -> None:
+    seen = watched_run([sys.executable, "-m", "tests.chaos.gpu_night", ADDRESS], night.environment, tmp_path)
+    _told(seen)
+    assert seen.code == 0, seen.output
+    told = json.loads(seen.output.splitlines()[-1])
+    print(told["layout"])
+    assert told["done"] == list(range(SHARDS))
+    assert told["used"]["gpus"] == 1
+    assert max(look.gpus for look in seen.looks) == 1
+    assert max(look.nodes for look in seen.looks) == 3, "decoders get the nodes without a GPU"
+    assert seen.asked in {"", "[]"}
     assert seen.released is not None
