@@ -7,7 +7,7 @@ answer at once, and torch alone takes two seconds to import.
 
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -60,7 +60,6 @@ and its group may change nothing; a stricter umask of the caller stays."""
 
 app = typer.Typer(
     name="rayscan",
-    help="Find pneumonia in chest X-rays at archive scale. Assists triage; not a diagnosis.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,6 +67,23 @@ app = typer.Typer(
 )
 for function in VERBS:
     add_verb(app, function)
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"rayscan {version('rayscan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version and end.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """Find pneumonia in chest X-rays at archive scale. Assists triage; not a diagnosis."""
 
 
 def main() -> None:

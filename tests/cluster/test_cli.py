@@ -1,5 +1,6 @@
 """The command line as a person or a scheduler meets it: run as a process, judged by streams and exit codes."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -63,6 +64,10 @@ def test_every_verb_has_help_that_says_what_it_does(rayscan_command: str, verb: 
 def test_every_verb_stands_in_the_readme() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert [verb for verb in NAMES if f"rayscan {verb}" not in readme] == []
+
+
+def test_the_version_is_that_of_the_package(rayscan_command: str) -> None:
+    assert rayscan(rayscan_command, "--version").stdout == f"rayscan {importlib.metadata.version('rayscan')}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
