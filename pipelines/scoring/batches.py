@@ -1,6 +1,7 @@
 """Streamed rows in tables of one size."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -21,3 +22,12 @@ def in_groups(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         count %= rows
     if count:
         yield pa.concat_tables(waiting)
+
+
+def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; a thread fetches the next one while one is worked on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+        coming = thread.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = thread.submit(next, tables, None)
+            yield table

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from pipelines.contracts import PART, Status
 from pipelines.decoding.version import DECODER_VERSION
-from pipelines.scoring.batches import in_groups
+from pipelines.scoring.batches import in_groups, read_ahead
 from pipelines.scoring.settled import Settled
 from pipelines.scoring.sources import LISTED, STREAM, STREAMED, Source
 from pipelines.stop import Stop, never
@@ -205,7 +205,8 @@ def _load_listing(connection: duckdb.DuckDBPyConnection, source: Source, settled
 
 def _not_settled(source: Source, settled: Settled, beside: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
     """The rows of the listing that `settled` does not find; `beside` computes their hashes."""
-    for table in in_groups((pa.Table.from_batches([batch]) for batch in source.batches()), SIFTED_ROWS):
+    tables = (pa.Table.from_batches([batch]) for batch in source.batches())
+    for table in read_ahead(in_groups(tables, SIFTED_ROWS)):
         hashes = beside.from_arrow(table).project(f"{_SHORT} AS uri, {_SCAN} AS scan").fetchnumpy()
         yield from table.filter(pa.array(settled.sift(hashes["uri"], hashes["scan"]))).to_batches()
 

@@ -35,7 +35,8 @@ class Settled:
             uris[count:until] = batch["uri"].to_numpy()
             scans[count:until] = batch["scan"].to_numpy() & _SCAN_BITS
             count = until
-        uris, scans = _sorted(uris[:count], scans[:count])
+        uris, scans = uris[:count], scans[:count]
+        _sort(uris, scans)
         others = np.zeros(count, np.bool_)
         others[1:] = uris[1:] == uris[:-1]
         others[:-1] |= others[1:]
@@ -90,14 +91,14 @@ def _is_in(values: Hashes, found: Hashes) -> Mask:
     return np.asarray(found[np.searchsorted(found, values).clip(max=len(found) - 1)] == values)
 
 
-def _sorted(uris: Hashes, scans: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> tuple[Hashes, np.ndarray]:
-    """By URI. The 256 parts of one first byte are sorted one by one, which takes half of the time of all at once."""
+def _sort(uris: Hashes, scans: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> None:
+    """By URI, in place. The 256 parts of one first byte are sorted one by one, in half of the time of all at once."""
     first = (uris >> _TOP_BYTE).astype(np.uint8)
     order = np.argsort(first, kind="stable")
-    uris, scans = uris[order], scans[order]
+    uris[:] = uris[order]
+    scans[:] = scans[order]
     end = 0
     for rows in np.bincount(first, minlength=256):
         part = slice(end, end := end + rows)
         order = np.argsort(uris[part])
         uris[part], scans[part] = uris[part][order], scans[part][order]
-    return uris, scans

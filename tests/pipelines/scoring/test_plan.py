@@ -3,7 +3,7 @@
 import itertools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipelines.contracts import PART, PLAN
 from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.listing import list_archive
 from pipelines.scoring import plan as planning
-from pipelines.scoring.batches import in_groups
+from pipelines.scoring.batches import in_groups, read_ahead
 from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.sink import write_part
@@ -274,6 +274,20 @@ def test_rows_are_cut_into_groups_of_one_size(sizes: list[int], rows: int) -> No
     assert list(itertools.chain(*groups)) == list(range(sum(sizes)))
     assert all(len(group) == rows for group in groups[:-1])
     assert all(0 < len(group) <= rows for group in groups)
+
+
+def test_what_is_read_ahead_comes_in_its_order_and_with_its_errors() -> None:
+    tables = [pa.table({"n": [number]}) for number in range(5)]
+
+    def broken() -> Iterator[pa.Table]:
+        yield from tables[:2]
+        raise InputError("no more of it")
+
+    assert list(read_ahead(iter(tables))) == tables
+    ahead = read_ahead(broken())
+    assert [next(ahead), next(ahead)] == tables[:2]
+    with pytest.raises(InputError, match="no more of it"):
+        next(ahead)
 
 
 names = st.sets(st.text("abcdefgh", min_size=1, max_size=3), max_size=12)
