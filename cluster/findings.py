@@ -271,8 +271,10 @@ def _token(facts: NodeFacts) -> _Verdict | None:
     )
 
 
-def _folder(facts: NodeFacts) -> _Verdict:
-    if not facts.open_folder or facts.in_pod:
+def _folder(facts: NodeFacts) -> _Verdict | None:
+    if facts.in_pod:
+        return None  # a pod has one account
+    if not facts.open_folder:
         return _Verdict(state="ok", found="no other account may enter Ray's")
     return _Verdict(
         state="warn",

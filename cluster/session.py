@@ -115,7 +115,7 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
     class OwnFolderOnly(JobConfig):
         """Ray puts the driver's folder first on its workers' path, unless the job has a working folder of its own.
 
-        To give it one takes a second for each kind of worker, and two of the processor.
+        To give it one takes time at each start, and the workers find our packages without it (`first_on_path`).
         """
 
         def _runtime_env_has_working_dir(self) -> bool:
@@ -123,12 +123,11 @@ def _connect(address: str, folders: dict[str, Path], cpus: int | None, dashboard
 
     _tell_in_the_log()
     local = address == "local"
-    metadata = {"rayscan": working_on}
-    options: dict[str, Any] = {"job_config": JobConfig(metadata=metadata)}
+    job = OwnFolderOnly if local else JobConfig
+    options: dict[str, Any] = {"job_config": job(metadata={"rayscan": working_on})}
     if local:
         admission.hush_token_notice()
-        options = {"num_cpus": cpus, "include_dashboard": dashboard, "_temp_dir": _private_folder()}
-        options["job_config"] = OwnFolderOnly(metadata=metadata)
+        options |= {"num_cpus": cpus, "include_dashboard": dashboard, "_temp_dir": _private_folder()}
     else:
         admission.use_token()
         if address != "auto":

@@ -1,6 +1,6 @@
 """Files that need nothing, which on most nights are nearly all: found by two hashes, in 14 bytes a file.
 
-A join in DuckDB would hold 60 bytes a file. Only the files that are left after this are compared there.
+A join in DuckDB holds several times as much. Only the files that are left after this are compared there.
 
 A file of the listing is taken for settled if the hash of its URI (64 bits) and 32 bits of that of its scan id are those
 of a row. Scan ids are digests of 128 bits of URI and version (`contracts.scan_id`), so another file or version passes
