@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.contracts import PART
+from pipelines.ingest.catalog import ROWS_PER_PART
+from pipelines.scoring.batches import in_groups
 from pipelines.scoring.plan import Plan, make_plan, read_shard
 from pipelines.scoring.sink import write_part
 from pipelines.storage import Store, open_store
@@ -103,18 +105,20 @@ def write_scores(folder: Path, rows: int, *, again: int = 75, versioned: int = 5
 def write_catalog(folder: Path, rows: int, *, changed: int = 0, patients: bool = False) -> None:
     """A catalogue of the same files, 925 for a thousand rows; `changed` of each thousand rows' have changed since then.
 
-    Only the columns that a plan reads are there. A part holds the files of a month in the order of their names, as the
-    listing of a bucket has them.
+    Only the columns that a plan reads are there. The parts are of the size that `rayscan catalog` makes, and hold the
+    files of one month after the other in the order of their names, as the listing of a bucket has them.
     """
     folder.mkdir(parents=True)
     patient = "md5((file // 3)::VARCHAR) || md5((file // 3)::VARCHAR)" if patients else "NULL::VARCHAR"
     names = []
     with _connection() as connection:
         for month in range(12):
-            names.append(f"x-{month:05d}.parquet")
             files = _FILES.format(numbers=_NEWEST.format(start=0, stop=rows) + f" WHERE file % 12 = {month}")
             select = _CATALOG.format(files=files, changed=changed, patient=patient)
-            connection.execute(f"COPY ({select} ORDER BY uri) TO '{folder / names[-1]}' (FORMAT parquet)")
+            reader = connection.sql(f"{select} ORDER BY uri").to_arrow_reader(65_536)
+            for part in in_groups((pa.Table.from_batches([batch]) for batch in reader), ROWS_PER_PART):
+                names.append(f"x-{len(names):05d}.parquet")
+                pq.write_table(part, folder / names[-1])
     open_store(str(folder)).put("catalog.json", json.dumps({"parts": names}).encode())
 
 

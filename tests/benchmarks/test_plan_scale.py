@@ -21,7 +21,7 @@ from tests.pace import pace
 
 ROWS = int(os.environ.get("RAYSCAN_BENCH_ROWS", "10000000"))
 CPU_SECONDS = 60 * ROWS / 10_000_000
-GIBIBYTES = 2
+GIBIBYTES = max(2, 4 * ROWS / 100_000_000)
 
 PLAN = """
 import json, resource, sys, time
