@@ -15,8 +15,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import pairwise
@@ -44,6 +44,8 @@ PATIENCE_SECONDS = 600.0
 """How long a line that is cut is tried again, each time: a tunnel is soon up again, and a job may take all night."""
 RECONNECT_SECONDS = 3.0
 SETTLE_SECONDS = 30
+QUIET_SECONDS = 0.5
+"""After so long without a line a job that is followed is asked whether it has ended."""
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _VERB = "rayscan_verb"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -283,7 +285,7 @@ async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str]
     while True:
         position = 0
         try:
-            async for text in client.tail_job_logs(job):
+            async for text in _log_of(client, job):
                 cut = None
                 fresh = text[max(0, written - position) :]
                 position += len(text)
@@ -305,6 +307,33 @@ async def _follow(client: "JobSubmissionClient", job: str, write: Callable[[str]
                     f" submit the same again ({first_line(error)})"
                 ) from error
             await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _log_of(client: "JobSubmissionClient", job: str) -> AsyncIterator[str]:
+    """The log of a job from its beginning, as it is written, until the job has ended.
+
+    Ray ends its own stream up to four seconds after that, because it looks twice, two seconds apart.
+    """
+    length = 0
+    stream = client.tail_job_logs(job)
+    coming = asyncio.ensure_future(anext(stream, None))
+    try:
+        while True:
+            await asyncio.wait([coming], timeout=QUIET_SECONDS)
+            if coming.done():
+                text = coming.result()
+                if text is None:
+                    return
+                length += len(text)
+                yield text
+                coming = asyncio.ensure_future(anext(stream, None))
+            elif client.get_job_status(job).is_terminal():
+                yield client.get_job_logs(job)[length:]
+                return
+    finally:
+        coming.cancel()
+        with suppress(asyncio.CancelledError):
+            await coming
 
 
 def _is_unknown(error: Exception) -> bool:

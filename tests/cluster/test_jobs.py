@@ -23,13 +23,24 @@ from tests.servers import free_port
 from tests.tunnel import Tunnel, tunnel_to
 
 SUBMIT = """
-import signal, sys
+import asyncio, signal, sys
 from cluster import jobs
 from cluster.output import set_up_logging
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell passes SIGINT on ignored
 set_up_logging()
-address, on_term, patience, *command = sys.argv[1:]
+address, on_term, patience, stream, *command = sys.argv[1:]
+if stream == "endless":
+    from ray.job_submission import JobSubmissionClient
+
+    tail = JobSubmissionClient.tail_job_logs
+
+    async def endless(client, job):
+        async for text in tail(client, job):
+            yield text
+        await asyncio.Event().wait()
+
+    JobSubmissionClient.tail_job_logs = endless
 jobs.PATIENCE_SECONDS, jobs.RECONNECT_SECONDS = float(patience), 0.05
 try:
     sys.exit(jobs.submit(["probe"], address, command=command, stop_on_term=on_term == "stop"))
@@ -43,11 +54,28 @@ def rayscan(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]
 
 
 def submitting(
-    head: Head, code: str, on_term: str = "leave", *, address: str | None = None, patience: float = 60
+    head: Head,
+    code: str,
+    on_term: str = "leave",
+    *,
+    address: str | None = None,
+    patience: float = 60,
+    stream: str = "ray",
 ) -> subprocess.Popen[str]:
     """`submit` in a process of its own, with a command that runs this code on the cluster."""
     return subprocess.Popen(
-        [sys.executable, "-c", SUBMIT, address or head.dashboard, on_term, str(patience), sys.executable, "-c", code],
+        [
+            sys.executable,
+            "-c",
+            SUBMIT,
+            address or head.dashboard,
+            on_term,
+            str(patience),
+            stream,
+            sys.executable,
+            "-c",
+            code,
+        ],
         env=head.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -79,6 +107,14 @@ def test_the_log_streams_while_the_job_runs_and_its_exit_code_comes_back(head: H
     rest, errors = client.communicate(timeout=60)
     assert rest.endswith(f"last line for {getpass.getuser()}@{socket.gethostname()}\n"), errors
     assert client.returncode == 3
+
+
+def test_the_end_of_a_job_is_not_waited_for_longer_than_it_takes(head: Head) -> None:
+    """Ray's own stream of the log goes on for seconds after it; here it would for ever."""
+    client = submitting(head, "print('first line', flush=True)\nprint('last line')", stream="endless")
+    said, errors = client.communicate(timeout=60)
+    assert said.endswith("first line\nlast line\n"), errors
+    assert client.returncode == 0
 
 
 @pytest.fixture
