@@ -196,8 +196,8 @@ def _load_listing(connection: duckdb.DuckDBPyConnection, source: Source, settled
                 coalesce(arg_max(retry, place) FILTER (counts), false) AS retry,
                 bool_and(below) AS below, NOT bool_or(alive) AS buried
             FROM (
-                SELECT found.*, coalesce(plan_version > version, true) AS alive, alive AND final IS NOT NULL AS counts
-                FROM (SELECT {_COUNTS} FROM scores SEMI JOIN unsettled ON {_SHORT} = unsettled.short) AS found
+                SELECT few.*, coalesce(plan_version > version, true) AS alive, alive AND final IS NOT NULL AS counts
+                FROM (SELECT {_COUNTS} FROM scores SEMI JOIN unsettled ON {_SHORT} = unsettled.short) AS few
                 LEFT JOIN tombs USING (key)
             ) GROUP BY key
         """  # noqa: S608 (constants)
