@@ -20,7 +20,7 @@ from tests.nights import wait_for
 from tests.servers import clean_environment
 from tests.tuning.films import SIZE
 from tuning.search.trial import TrialJob, plan_of
-from tuning.study.store import read_trials
+from tuning.study.store import read_study, read_trials
 from tuning.study.trial_files import load_weights
 from tuning.training.checkpoint import Checkpoint
 from tuning.training.loop import fit
@@ -127,7 +127,13 @@ class Search:
         store, info = open_store(str(self.study)), read_dataset_info(self.dataset)
         (record,) = [one for one in read_trials(store) if one.trial_id == trial_id]
         job = TrialJob(
-            study=store, preprocessing=info.preprocessing, epochs=self.epochs, seed=0, threads=1, device="cpu"
+            study=store,
+            preprocessing=info.preprocessing,
+            epochs=self.epochs,
+            seed=0,
+            threads=1,
+            device="cpu",
+            objective=read_study(store).objectives[0],
         )
         plan = plan_of(record.parameters, job)
         train, val = load_films(self.dataset, "train"), load_films(self.dataset, "val")
