@@ -1,0 +1,159 @@
+"""What changes of a recipe's training are worth, one at a time, on blocks of the archive that nothing was learned from.
+
+Each change is trained on all blocks but one, three times, and beside it the recipe itself with another seed: what that
+moves is no more than chance. Averages over test-time copies, over two seeds' logits and over their weights ("Model
+soups", Wortsman et al. 2022) need no training of their own. Two hours and more with the recipe `mobilenet`; it prints
+the table of LOG.md. RAYSCAN_BENCH_CHOICES names some of the changes: `smoothing,mixup`.
+"""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models.films import Films
+from models.networks.classifier import BATCH, ScanClassifier, in_batches
+from models.statistics.bootstrap import aucs, draws
+from models.statistics.robustness import CHANGES
+from tests.benchmarks.blocks import Floats, Judged, copies, judged, needs_real_films, networks, prepared, show
+from tuning.recipes.fold_models import FoldModels
+
+CHOICES: Final[Mapping[str, Mapping[str, float]]] = {
+    "seed": {"seed": 1},
+    "smoothing": {"label_smoothing": 0.05},
+    "mixup": {"mixup": 0.2},
+    "longer": {"epochs": 18},
+}
+WANTED = os.environ.get("RAYSCAN_BENCH_CHOICES", ",".join(CHOICES)).split(",")
+ZOOMS: Final = ((1.0, 1.0), (0.95, 0.95), (0.95, 1.0), (1.0, 0.95))
+"""Shares of width and height that a test-time copy shows."""
+CLIP: Final = 1e-6
+
+
+@pytest.mark.bench
+@needs_real_films
+def test_changes_of_the_training_one_by_one(tmp_path: Path) -> None:
+    ready = prepared(tmp_path)
+    recipe = ready.recipe
+    base = ready.fit(recipe)
+    few, copied = copies(base)
+    plain = judged(base, base.fitted.val_logits, few=few, copied=copied)
+    _print_row("the recipe", base.films, plain, few)
+    zoomed = _zoomed(base, networks(base))
+    rows = {"test-time copies": judged(base, zoomed)}
+    _print_row("test-time copies", base.films, rows["test-time copies"], few, plain)
+    for name in WANTED:
+        models = ready.fit(replace(recipe, training=replace(recipe.training, **CHOICES[name])))
+        assert models.films.scan_ids.tolist() == base.films.scan_ids.tolist()
+        of_copies = copies(models)[1]
+        rows[name] = judged(models, models.fitted.val_logits, few=few, copied=of_copies)
+        _print_row(name, base.films, rows[name], few, plain)
+        if name == "seed":
+            both = (base.fitted.val_logits + models.fitted.val_logits) / 2
+            on_copies = [(one + other) / 2 for one, other in zip(copied, of_copies, strict=True)]
+            _print_row("mean of two seeds", base.films, judged(base, both, few=few, copied=on_copies), few, plain)
+            soup = _soup(base, models, ready.films)
+            logits = _of_held_out(base, soup)
+            on_copies = copies(base, soup)[1]
+            _print_row("weights of two seeds", base.films, judged(base, logits, few=few, copied=on_copies), few, plain)
+        models.kept.forget()
+    base.kept.forget()
+    assert all(np.isfinite(row.probability).all() for row in rows.values())
+
+
+def _of_held_out(models: FoldModels, by: Sequence[ScanClassifier]) -> Floats:
+    """Logits [N, C] of all films, each by the network of its block."""
+    return np.concatenate(
+        [in_batches(one.logits, held.films.pixels).numpy() for one, held in zip(by, models.held_out, strict=True)]
+    )
+
+
+def _zoomed(models: FoldModels, by: Sequence[ScanClassifier]) -> Floats:
+    """The mean of the logits [N, C] over slightly enlarged and stretched copies of each film."""
+    total = np.zeros_like(models.fitted.val_logits)
+    for across, down in ZOOMS:
+        parts = [
+            in_batches(network.logits, np.stack([_part(film, across, down) for film in held.films.pixels])).numpy()
+            for network, held in zip(by, models.held_out, strict=True)
+        ]
+        total += np.concatenate(parts) / len(ZOOMS)
+    return total
+
+
+def _part(film: npt.NDArray[np.uint8], across: float, down: float) -> npt.NDArray[np.uint8]:
+    """The middle of a film, this share of its width and height, at the size of the film."""
+    image = Image.fromarray(film)
+    left, top = image.width * (1 - across) / 2, image.height * (1 - down) / 2
+    box = (left, top, image.width - left, image.height - top)
+    return np.asarray(image.resize(image.size, Image.Resampling.BILINEAR, box=box))
+
+
+def _soup(one: FoldModels, other: FoldModels, films: Films) -> list[ScanClassifier]:
+    """For each block the mean of two networks' weights, its batch normalisation estimated anew."""
+    soups = []
+    for first, second, held in zip(networks(one), networks(other), one.held_out, strict=True):
+        soup = copy.deepcopy(first)
+        theirs = second.network.state_dict()
+        soup.network.load_state_dict(
+            {
+                name: (value + theirs[name]) / 2 if value.is_floating_point() else value
+                for name, value in first.network.state_dict().items()
+            }
+        )
+        seen = films.take(~np.isin(films.scan_ids, held.films.scan_ids))
+        _estimate_normalisation(soup, seen.pixels)
+        soups.append(soup)
+    return soups
+
+
+@torch.no_grad()
+def _estimate_normalisation(classifier: ScanClassifier, pixels: npt.NDArray[np.uint8]) -> None:
+    """Set the statistics of batch normalisation to their mean over batches of these films [N, H, W]."""
+    norms = [module for module in classifier.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch: the cumulative mean
+        norm.train()
+    order = np.random.default_rng(0).permutation(len(pixels))
+    for start in range(0, len(order) - BATCH + 1, BATCH):
+        classifier.logits(torch.tensor(pixels[order[start : start + BATCH]]))
+    classifier.eval()
+
+
+def _print_row(name: str, films: Films, row: Judged, few: npt.NDArray[np.int64], beside: Judged | None = None) -> None:
+    """Print the figures of a row, on copies too, and its differences from another with 95 % intervals over patients."""
+    show(name, films, row, ["balanced"])
+    if row.copied:
+        labels = films.labels[few]
+        once = np.ones((1, len(few)))
+        found = [float(aucs(labels, each, once)[0]) for each in row.copied]
+        losses = [float(-_log_scores(labels, each).mean()) for each in row.copied]
+        worst = list(CHANGES)[int(np.argmin(found))]
+        told = f"AUC {np.mean(found):.4f}, worst {min(found):.4f} ({worst}), log loss {np.mean(losses):.4f}"
+        print(f"{name}: on copies: {told}", flush=True)
+    if beside is None:
+        return
+    drawn = draws(films.patients, count=2000)
+    differences = aucs(films.labels, row.probability, drawn) - aucs(films.labels, beside.probability, drawn)
+    _print_difference(f"{name}: AUC", differences)
+    scores = _log_scores(films.labels, row.probability) - _log_scores(films.labels, beside.probability)
+    _print_difference(f"{name}: log loss", -(drawn @ scores) / drawn.sum(axis=1))
+
+
+def _print_difference(what: str, drawn: npt.NDArray[np.float64]) -> None:
+    low, middle, high = np.percentile(drawn, [2.5, 50, 97.5])
+    print(f"{what} beside the recipe's {middle:+.5f} ({low:+.5f} to {high:+.5f})", flush=True)
+
+
+def _log_scores(labels: npt.NDArray[np.int64], probability: Floats) -> npt.NDArray[np.float64]:
+    of_truth = np.where(labels > 0, probability, 1 - probability).astype(np.float64)
+    return np.log(np.clip(of_truth, CLIP, 1))
