@@ -99,12 +99,16 @@ class Count:
 
 
 @contextmanager
-def counting(advance: Advance) -> Iterator[Count]:
-    """Count scans as they are read while the block runs; by whole shards if Ray is not initialised."""
+def counting(advance: Advance, *, within_shards: bool = True) -> Iterator[Count]:
+    """Count scans as they are read while the block runs; by whole shards if Ray is not initialised, or on request.
+
+    Where shards end within seconds, the process of the actor would only delay the first of them.
+    """
     import ray  # noqa: PLC0415 (modules that use this are also imported without Ray)
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-    if not ray.is_initialized():  # creating an actor would start Ray, but not as `cluster/session.py` does
+    # Without Ray, creating an actor would start it, but not as `cluster/session.py` does.
+    if not (within_shards and ray.is_initialized()):
         yield Count(advance, SILENT)
         return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)

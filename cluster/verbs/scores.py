@@ -37,7 +37,7 @@ Format = Literal["table", "csv", "json", "parquet"]
 class ScoreOptions:
     """How to score; None takes the default of `ScoreSettings`."""
 
-    shard_size: Annotated[int | None, typer.Option(help="Scans per Parquet part (256 to 8192, with the plan).")] = None
+    shard_size: Annotated[int | None, typer.Option(help="Scans per Parquet part (64 to 8192, with the plan).")] = None
     operating_point: Annotated[
         str | None, typer.Option(help="Locked threshold that decides `prediction` (the bundle's default).")
     ] = None

@@ -44,10 +44,14 @@ SHARDS_PER_FILE = 64
 ROWS_PER_GROUP = 16_384
 WRITE_THREADS = 4
 READ_THREADS = 16
-SMALLEST_SHARD = 256
+SMALLEST_SHARD = 64
+USUAL_SHARD = 256
 LARGEST_SHARD = 8_192
+FEW_SHARDS = 32
+"""Shards smaller than usual are doubled until there are no more than this many: a small night is shared by more actors,
+and its first part is there sooner."""
 SHARDS = 1_280
-"""A shard is doubled until there are no more than this many, or it is as large as it may be."""
+"""A larger shard is doubled until there are no more than this many, or it is as large as it may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +189,7 @@ def newest_generation(store: Store, model_id: str) -> int:
 def grown_shard(planned: int, largest: int = LARGEST_SHARD) -> int:
     """Scans of one shard in a plan of so many: a power of two from SMALLEST_SHARD on, at most `largest` scans."""
     size = min(SMALLEST_SHARD, largest)
-    while planned > SHARDS * size and 2 * size <= min(largest, LARGEST_SHARD):
+    while 2 * size <= min(largest, LARGEST_SHARD) and planned > size * (FEW_SHARDS if size < USUAL_SHARD else SHARDS):
         size *= 2
     return size
 

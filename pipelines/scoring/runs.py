@@ -46,6 +46,7 @@ from pipelines.scoring.ending import Headway, RunEnd, end_written, forget_end
 from pipelines.scoring.layout import LARGEST_BLOCK, Layout, choose_layout, gpus_wanted
 from pipelines.scoring.night_metrics import NightMetrics
 from pipelines.scoring.plan import (
+    SMALLEST_SHARD,
     Plan,
     forget_plan,
     make_plan,
@@ -353,7 +354,7 @@ def _work(job: _Job, plan: Plan, todo: list[int], headway: Headway) -> tuple[Lay
     with (
         _stopped_in_order(job, plan, headway),
         progress("score", scans) as advance,
-        counting(job.metrics.reading(advance)) as count,
+        counting(job.metrics.reading(advance), within_shards=shard_size > SMALLEST_SHARD) as count,
     ):
         stages = _stages(job, plan, layout, count.reporter)
         with closing(run_shards(f"score-{plan.run_id}", shards, *stages, used=used)) as summaries:

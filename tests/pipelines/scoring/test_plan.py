@@ -20,7 +20,7 @@ from pipelines.errors import InputError, NotFoundError
 from pipelines.ingest.listing import list_archive
 from pipelines.scoring import plan as planning
 from pipelines.scoring.batches import in_groups, read_ahead
-from pipelines.scoring.plan import Plan, make_plan, read_shard, unfinished_plans
+from pipelines.scoring.plan import Plan, grown_shard, make_plan, read_shard, unfinished_plans
 from pipelines.scoring.preview import PlanPreview, preview_plan
 from pipelines.scoring.sink import write_part
 from pipelines.storage import Store, open_store
@@ -328,3 +328,21 @@ def test_tables_of_the_measurements_are_as_those_of_a_night(tmp_path: Path) -> N
     assert plan.listed == 3 * 925
     assert [{"n": plan.planned}] == failed
     assert plan.oldest
+
+
+@pytest.mark.parametrize(
+    ("planned", "shard"),
+    [
+        (1, 64),
+        (600, 64),  # ten shards: ten actors of a cluster share a small night
+        (2_048, 64),
+        (2_049, 128),
+        (5_000, 256),
+        (300_000, 256),
+        (1_000_000, 1_024),
+        (100_000_000, 8_192),
+    ],
+)
+def test_a_shard_grows_with_the_plan(planned: int, shard: int) -> None:
+    assert grown_shard(planned) == shard
+    assert grown_shard(planned, 10) == 10, "no shard is larger than can be handed to a GPU"
