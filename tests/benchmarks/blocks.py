@@ -1,7 +1,7 @@
 """Kermany films judged on blocks of the archive that their networks did not see.
 
 `train --folds blocks:3` gives each film the logits of a network that learned nothing of its block. Calibration and
-thresholds come from two blocks and are judged on the third, three times.
+thresholds come from two blocks and are judged on the third, three times. RAYSCAN_BENCH_BLOCKS is another number of them.
 """
 
 import os
@@ -32,9 +32,10 @@ from tuning.toml_files import NEEDED
 
 REAL, WEIGHTS = os.environ.get("RAYSCAN_REAL_DATA"), os.environ.get("RAYSCAN_REAL_WEIGHTS")
 RECIPE = os.environ.get("RAYSCAN_BENCH_RECIPE", "mobilenet")
+COUNT = int(os.environ.get("RAYSCAN_BENCH_BLOCKS", "3"))
 """All are read when imported: the tests' environment is cleaned of rayscan's variables."""
 FILE: Final = "mobilenet_v2_0.35_imagenet_keras_notop.safetensors"
-BLOCKS: Final = Folds(by="blocks", count=3)
+BLOCKS: Final = Folds(by="blocks", count=COUNT)
 COPIED: Final = 100
 """Films of each block that are perturbed, in each way."""
 DRAWS: Final = 300
