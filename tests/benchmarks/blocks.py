@@ -1,7 +1,7 @@
 """Kermany films judged on blocks of the archive that their networks did not see.
 
 `train --folds blocks:3` gives each film the logits of a network that learned nothing of its block. Calibration and
-thresholds come from two blocks and are judged on the third, three times. RAYSCAN_BENCH_BLOCKS is another number of them.
+thresholds come from two blocks and are judged on the third, three times. RAYSCAN_BENCH_BLOCKS: another number of them.
 """
 
 import os
