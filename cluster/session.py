@@ -32,6 +32,7 @@ _ENVIRONMENT = {
 }
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _TOO_SLOW = "timed out during startup"
+_ENDED_BY_US = "it was killed by `ray.kill`"
 """Of a bare `Exception` in Ray 2.60's `_private/node.py`, whose 30 seconds cannot be set; nor can those after which its
 raylet gives up waiting for its own agents."""
 _LONGEST_FOLDER = 40
@@ -238,6 +239,7 @@ def _tell_in_the_log() -> None:
 
     def tell(data: dict[str, Any], ignore_prefix: bool) -> None:
         for message in data["lines"]:
-            log.warning("Ray: %s", message.strip().partition("\n")[0])
+            wanted = _ENDED_BY_US in message
+            log.log(logging.DEBUG if wanted else logging.WARNING, "Ray: %s", message.strip().partition("\n")[0])
 
     worker.print_to_stdstream = tell

@@ -75,6 +75,26 @@ def test_rays_folder_lies_where_no_other_account_may_enter(config: dict[str, Any
     assert not list((home / ".rayscan" / "ray").iterdir())
 
 
+def test_ray_is_found_by_its_name_where_ray_down_calls_it(tmp_path: Path) -> None:
+    """`ray down` runs `ray stop` in such a shell on the head, and takes its failure for an end."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "ray").write_text("#!/bin/sh\necho stopped\n")
+    (tmp_path / "venv" / "bin" / "ray").chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run(["/bin/sh", "-euc", load(ON_PREMISES)["setup_commands"][3]], env=environment, check=True)
+    shell = ["bash", "--login", "-c", "-i", "source ~/.bashrc; ray stop"]
+    assert subprocess.run(shell, env=environment, check=True, capture_output=True, text=True).stdout == "stopped\n"
+    assert (tmp_path / ".bashrc").read_text().count("\n") == 1
+
+
+def test_machines_of_ones_own_have_the_autoscaler_that_starts_them() -> None:
+    """Ray's second starts no worker there (seen on Ray 2.60; ray-project/ray issue 59905)."""
+    head, worker = (load(ON_PREMISES)[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker"))
+    assert "RAY_enable_autoscaler_v2=0" in head
+    assert "autoscaler" not in worker
+
+
 def test_ray_takes_it_as_ray_up_does(config: dict[str, Any]) -> None:
     """Ray's own schema and checks, after its own defaults: what `ray up` does before it asks a cloud for anything."""
     validate_config(prepare_config(copy.deepcopy(config)))

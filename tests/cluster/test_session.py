@@ -127,6 +127,21 @@ def test_what_ray_says_of_the_lost_goes_to_the_log_and_not_among_the_results(dri
     assert "not told" not in drive.stderr
 
 
+def test_that_workers_end_with_a_stopped_run_is_no_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray Data ends its actors so when a run is stopped; Ray says for each of its tasks that it will be tried again."""
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "print_to_stdstream", None)
+    session._tell_in_the_log()
+    failed = "Task MapWorker(MapBatches(ScoreShard)).submit failed. Infinite retries remain. Error: The actor"
+    lines = [f"{failed} is dead because it was killed by `ray.kill`.\n", f"{failed} died: its node was lost.\n"]
+    with caplog.at_level("INFO", "rayscan"):
+        worker.print_to_stdstream({"lines": lines}, ignore_prefix=True)
+    assert [record.getMessage() for record in caplog.records] == [f"Ray: {failed} died: its node was lost."]
+
+
 def test_a_ray_that_already_runs_here_is_not_joined(drive: Drive, head: Head) -> None:
     known = (head.folder / "ray" / "ray_current_cluster").read_text()
     assert known.endswith(head.address.rpartition(":")[2])  # a bare `ray.init()` would join it
