@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import itertools
+import json
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,26 @@ import aiohttp
 import pytest
 
 LOAD_SECONDS = 60
+_CLICK = """(() => {
+    const found = [...document.querySelectorAll("body *")].filter(one => one.innerText?.trim() === %s).pop();
+    found?.click();
+    return Boolean(found);
+})()"""
+"""Clicks the innermost element with a text; whether there is one."""
 
 
 def see(
-    url: str, shows: Callable[[str], bool], picture: Path, *, cookies: Mapping[str, str], size: tuple[int, int]
+    url: str,
+    shows: Callable[[str], bool],
+    picture: Path,
+    *,
+    cookies: Mapping[str, str],
+    size: tuple[int, int],
+    unfold: Sequence[str] = (),
 ) -> str:
     """Open a page with these cookies, wait until its text is as `shows` wants it, and write its picture (PNG).
 
+    What says one of the texts of `unfold` is clicked as soon as it is there, once each, in their order.
     Returns the text; fails if it is not so in time. Skips where there is no Chromium.
     """
     program = shutil.which("chromium")
@@ -38,14 +52,19 @@ def see(
             stderr=subprocess.DEVNULL,
         )
         try:
-            return asyncio.run(_see(Path(profile) / "DevToolsActivePort", url, shows, picture, cookies))
+            return asyncio.run(_see(Path(profile) / "DevToolsActivePort", url, shows, picture, cookies, unfold))
         finally:
             browser.terminate()
             browser.wait()
 
 
 async def _see(
-    port_file: Path, url: str, shows: Callable[[str], bool], picture: Path, cookies: Mapping[str, str]
+    port_file: Path,
+    url: str,
+    shows: Callable[[str], bool],
+    picture: Path,
+    cookies: Mapping[str, str],
+    unfold: Sequence[str],
 ) -> str:
     end = time.monotonic() + LOAD_SECONDS
     while not (port_file.exists() and port_file.read_text().strip()):
@@ -71,10 +90,13 @@ async def _see(
             for name, value in cookies.items():
                 await ask("Network.setCookie", name=name, value=value, url=url)
             await ask("Page.navigate", url=url)
-            text = ""
-            while not shows(text):
+            text, folded = "", list(unfold)
+            while folded or not shows(text):
                 assert time.monotonic() < end, f"{url} never showed what it should:\n{text}"
                 await asyncio.sleep(0.5)
+                if folded:
+                    clicked = await ask("Runtime.evaluate", expression=_CLICK % json.dumps(folded[0]))
+                    folded = folded[1:] if clicked["result"]["value"] else folded
                 text = (await ask("Runtime.evaluate", expression="document.body?.innerText ?? ''"))["result"]["value"]
             picture.write_bytes(base64.b64decode((await ask("Page.captureScreenshot"))["data"]))
             return text
