@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -129,26 +130,39 @@ def judged(
     few: npt.NDArray[np.int64] | None = None,
     copied: Sequence[Floats] = (),
     locked_on_copies: bool = False,
+    inside: bool = False,
 ) -> Judged:
-    """Calibrate logits [N, C] of all films, and those of copies of the films at `few`, and lock thresholds."""
+    """Calibrate logits [N, C] of all films, and those of copies of the films at `few`, and lock thresholds.
+
+    `inside`: on the other half of the block's own patients. Each block has a network of its own, and how far apart two
+    networks' logits lie, with the same ranking of films, says nothing about how good either is.
+    """
     films, block = models.films, fold_of(models)
+    part = 2 * block + _half(films.patients) if inside else block
     probability, thresholds = np.zeros(len(films), np.float32), dict[str, npt.NDArray[np.float64]]()
     of_copies = [np.zeros(len(each), np.float32) for each in copied]
-    for fold in range(len(models.held_out)):
-        rest, own = np.flatnonzero(block != fold), block == fold
+    for number in np.unique(part):
+        own = part == number
+        others = (block == block[own][0]) & ~own if inside else ~own
+        rest = np.flatnonzero(others)
         calibration = fit_calibration(logits[rest], films.labels[rest], method)
         of, shown = rest, [_of_disease(calibration, logits[rest])]
         if few is not None:
-            here = block[few] == fold
+            here = own[few]
             for each, some in zip(of_copies, copied, strict=True):
                 each[here] = _of_disease(calibration, some[here])
             if locked_on_copies:
-                of = np.concatenate([rest, *[few[~here]] * len(copied)])
-                shown += [_of_disease(calibration, some[~here]) for some in copied]
+                of = np.concatenate([rest, *[few[others[few]]] * len(copied)])
+                shown += [_of_disease(calibration, some[others[few]]) for some in copied]
         probability[own] = _of_disease(calibration, logits[own])
         for name, threshold in (lock or as_built)(films.take(of), np.concatenate(shown)).items():
             thresholds.setdefault(name, np.zeros(len(films)))[own] = threshold
     return Judged(probability=probability, thresholds=thresholds, copied=of_copies)
+
+
+def _half(patients: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
+    """0 or 1 for each film [N], the same for all of a patient."""
+    return np.array([crc32(patient.encode()) % 2 for patient in patients], dtype=np.int64)
 
 
 def _of_disease(calibration: Calibration, logits: Floats) -> Floats:

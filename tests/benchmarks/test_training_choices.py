@@ -22,9 +22,9 @@ from torch import nn
 
 from models.films import Films
 from models.networks.classifier import BATCH, ScanClassifier, in_batches
-from models.statistics.bootstrap import aucs, draws
+from models.statistics.bootstrap import Weights, aucs, draws
 from models.statistics.robustness import CHANGES
-from tests.benchmarks.blocks import Floats, Judged, copies, judged, needs_real_films, networks, prepared, show
+from tests.benchmarks.blocks import Floats, Judged, copies, fold_of, judged, needs_real_films, networks, prepared, show
 from tuning.recipes.fold_models import FoldModels
 
 CHOICES: Final[Mapping[str, Mapping[str, float]]] = {
@@ -46,28 +46,27 @@ def test_changes_of_the_training_one_by_one(tmp_path: Path) -> None:
     recipe = ready.recipe
     base = ready.fit(recipe)
     few, copied = copies(base)
-    plain = judged(base, base.fitted.val_logits, few=few, copied=copied)
-    _print_row("the recipe", base.films, plain, few)
-    zoomed = _zoomed(base, networks(base))
-    rows = {"test-time copies": judged(base, zoomed)}
-    _print_row("test-time copies", base.films, rows["test-time copies"], few, plain)
+    plain = judged(base, base.fitted.val_logits, few=few, copied=copied, inside=True)
+    _print_row("the recipe", base, plain, few)
+
+    def tell(name: str, logits: Floats, of_copies: Sequence[Floats] = ()) -> None:
+        row = judged(base, logits, few=few, copied=of_copies, inside=True)
+        assert np.isfinite(row.probability).all()
+        _print_row(name, base, row, few, plain)
+
+    tell("test-time copies", _zoomed(base, networks(base)))
     for name in WANTED:
         models = ready.fit(replace(recipe, training=replace(recipe.training, **CHOICES[name])))
         assert models.films.scan_ids.tolist() == base.films.scan_ids.tolist()
-        of_copies = copies(models)[1]
-        rows[name] = judged(models, models.fitted.val_logits, few=few, copied=of_copies)
-        _print_row(name, base.films, rows[name], few, plain)
+        logits, of_copies = models.fitted.val_logits, copies(models)[1]
+        tell(name, logits, of_copies)
         if name == "seed":
-            both = (base.fitted.val_logits + models.fitted.val_logits) / 2
-            on_copies = [(one + other) / 2 for one, other in zip(copied, of_copies, strict=True)]
-            _print_row("mean of two seeds", base.films, judged(base, both, few=few, copied=on_copies), few, plain)
+            means = [(one + other) / 2 for one, other in zip(copied, of_copies, strict=True)]
+            tell("mean of two seeds", (base.fitted.val_logits + logits) / 2, means)
             soup = _soup(base, models, ready.films)
-            logits = _of_held_out(base, soup)
-            on_copies = copies(base, soup)[1]
-            _print_row("weights of two seeds", base.films, judged(base, logits, few=few, copied=on_copies), few, plain)
+            tell("weights of two seeds", _of_held_out(base, soup), copies(base, soup)[1])
         models.kept.forget()
     base.kept.forget()
-    assert all(np.isfinite(row.probability).all() for row in rows.values())
 
 
 def _of_held_out(models: FoldModels, by: Sequence[ScanClassifier]) -> Floats:
@@ -129,13 +128,17 @@ def _estimate_normalisation(classifier: ScanClassifier, pixels: npt.NDArray[np.u
     classifier.eval()
 
 
-def _print_row(name: str, films: Films, row: Judged, few: npt.NDArray[np.int64], beside: Judged | None = None) -> None:
+def _print_row(
+    name: str, models: FoldModels, row: Judged, few: npt.NDArray[np.int64], beside: Judged | None = None
+) -> None:
     """Print the figures of a row, on copies too, and its differences from another with 95 % intervals over patients."""
+    films, block = models.films, fold_of(models)
     show(name, films, row, ["balanced"])
+    once = np.ones((1, len(films)))
+    print(f"{name}: AUC in the mean of blocks {_auc(films.labels, row.probability, once, block)[0]:.4f}", flush=True)
     if row.copied:
-        labels = films.labels[few]
-        once = np.ones((1, len(few)))
-        found = [float(aucs(labels, each, once)[0]) for each in row.copied]
+        labels, once, of = films.labels[few], np.ones((1, len(few))), block[few]
+        found = [float(_auc(labels, each, once, of)[0]) for each in row.copied]
         losses = [float(-_log_scores(labels, each).mean()) for each in row.copied]
         worst = list(CHANGES)[int(np.argmin(found))]
         told = f"AUC {np.mean(found):.4f}, worst {min(found):.4f} ({worst}), log loss {np.mean(losses):.4f}"
@@ -143,10 +146,18 @@ def _print_row(name: str, films: Films, row: Judged, few: npt.NDArray[np.int64],
     if beside is None:
         return
     drawn = draws(films.patients, count=2000)
-    differences = aucs(films.labels, row.probability, drawn) - aucs(films.labels, beside.probability, drawn)
-    _print_difference(f"{name}: AUC", differences)
+    ours, theirs = (_auc(films.labels, each.probability, drawn, block) for each in (row, beside))
+    _print_difference(f"{name}: AUC", ours - theirs)
     scores = _log_scores(films.labels, row.probability) - _log_scores(films.labels, beside.probability)
     _print_difference(f"{name}: log loss", -(drawn @ scores) / drawn.sum(axis=1))
+
+
+def _auc(
+    labels: npt.NDArray[np.int64], scores: Floats, weights: Weights, block: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The mean over blocks of the AUC within each, for each row of `weights`."""
+    blocks = [block == number for number in np.unique(block)]
+    return np.mean([aucs(labels[own], scores[own], weights[:, own]) for own in blocks], axis=0)
 
 
 def _print_difference(what: str, drawn: npt.NDArray[np.float64]) -> None:
