@@ -239,7 +239,7 @@ def _tell_in_the_log() -> None:
 
     def tell(data: dict[str, Any], ignore_prefix: bool) -> None:
         for message in data["lines"]:
-            wanted = _ENDED_BY_US in message
-            log.log(logging.DEBUG if wanted else logging.WARNING, "Ray: %s", message.strip().partition("\n")[0])
+            level = logging.DEBUG if _ENDED_BY_US in message else logging.WARNING
+            log.log(level, "Ray: %s", message.strip().partition("\n")[0])
 
     worker.print_to_stdstream = tell

@@ -25,6 +25,21 @@ from tests.tuning.films import write_dataset
 pytestmark = pytest.mark.chaos
 
 SIZE = (1400, 900)
+HOLDER = """
+import sys
+import ray
+
+class Other:
+    def ready(self):
+        return True
+
+ray.init("auto", log_to_driver=False)
+other = ray.remote(num_cpus=2)(Other).remote()
+ray.get(other.ready.remote())
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""A job of somebody else that has all cores of the cluster, until it is killed."""
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +118,17 @@ def test_a_night_without_room_waits_for_scheduling(head: Head, tmp_path: Path) -
     write_archive(open_store(str(night)), patients=4, seed=4, size=64, layout="flat")
     save_untrained(head.folder / "patient")
     score = ("score", str(night), "--model", str(head.folder / "patient"), "--out", str(head.folder / "later"))
-    holding = "import ray\nray.init('auto')\nray.get(ray.remote(num_cpus=2)(input).remote())"
-    with subprocess.Popen([sys.executable, "-c", holding], env=head.environment(), stderr=subprocess.DEVNULL) as holder:
-        try:
-            with submitted(head, *score) as job:
-                seen(head, f"jobs/{job}", tmp_path / "waiting.png", "RUNNING", r"Waiting for scheduling: [1-9]")
-        finally:
-            holder.kill()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER], env=head.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        with submitted(head, *score) as job:
+            no_shard, none_runs = r"score-\S+\s+0 / 0\s+RUNNING", r"Finished: \d+\s+Waiting for scheduling: [1-9]"
+            page = f"jobs/{job}"
+            seen(head, page, tmp_path / "waiting.png", no_shard, none_runs, unfold=["Ray Data Overview"])
+            assert holder.poll() is None
+        holder.kill()
 
 
 def test_a_node_that_is_gone_is_dead_on_the_cluster_page(head: Head, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def _machine(home: Path, folder: Path, stamp: str) -> None:
-    """What a machine has before `ray up`: an account, its key, Python; and, to save half an hour, the libraries."""
+    """What a machine has before `ray up`: an account, its key, Python; and, to save ten minutes, the libraries."""
     own = home / "rayscan"
     (own / ".ssh").mkdir(parents=True)
     shutil.copy(folder / "key.pub", own / ".ssh" / "authorized_keys")
