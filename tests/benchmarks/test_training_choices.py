@@ -2,8 +2,9 @@
 
 Each change is trained on all blocks but one, three times, and beside it the recipe itself with another seed: what that
 moves is no more than chance. Averages over test-time copies, over two seeds' logits and over their weights ("Model
-soups", Wortsman et al. 2022) need no training of their own. Two hours and more with the recipe `mobilenet`; it prints
-the table of LOG.md. RAYSCAN_BENCH_CHOICES names some of the changes: `smoothing,mixup`.
+soups", Wortsman et al. 2022) need no training of their own; one network taught by the two does ("Distilling the
+Knowledge in a Neural Network", Hinton et al. 2015). Two hours and more with the recipe `mobilenet`; it prints the table
+of LOG.md. RAYSCAN_BENCH_CHOICES names some of the changes: `smoothing,mixup`; `taught` needs `seed`.
 """
 
 import copy
@@ -11,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,14 @@ from torch import nn
 
 from models.films import Films
 from models.networks.classifier import BATCH, ScanClassifier, in_batches
+from models.spec import ModelSpec
 from models.statistics.bootstrap import Weights, aucs, draws
 from models.statistics.robustness import CHANGES
 from tests.benchmarks.blocks import Floats, Judged, copies, fold_of, judged, needs_real_films, networks, prepared, show
 from tuning.recipes.fold_models import FoldModels
+from tuning.training import loop
+from tuning.training.learner import Learner
+from tuning.training.settings import TrainSettings
 
 CHOICES: Final[Mapping[str, Mapping[str, float]]] = {
     "seed": {"seed": 1},
@@ -33,15 +38,18 @@ CHOICES: Final[Mapping[str, Mapping[str, float]]] = {
     "mixup": {"mixup": 0.2},
     "longer": {"epochs": 18},
 }
-WANTED = os.environ.get("RAYSCAN_BENCH_CHOICES", ",".join(CHOICES)).split(",")
+TAUGHT: Final = "taught"
+WANTED = os.environ.get("RAYSCAN_BENCH_CHOICES", ",".join([*CHOICES, TAUGHT])).split(",")
 ZOOMS: Final = ((1.0, 1.0), (0.95, 0.95), (0.95, 1.0), (1.0, 0.95))
 """Shares of width and height that a test-time copy shows."""
+SOFTNESS: Final = 2.0
+"""The temperature of what a teacher says; at 1 it would be as sure of its own films as their labels."""
 CLIP: Final = 1e-6
 
 
 @pytest.mark.bench
 @needs_real_films
-def test_changes_of_the_training_one_by_one(tmp_path: Path) -> None:
+def test_changes_of_the_training_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = prepared(tmp_path)
     recipe = ready.recipe
     base = ready.fit(recipe)
@@ -55,7 +63,7 @@ def test_changes_of_the_training_one_by_one(tmp_path: Path) -> None:
         _print_row(name, base, row, few, plain)
 
     tell("test-time copies", _zoomed(base, networks(base)))
-    for name in WANTED:
+    for name in [name for name in CHOICES if name in WANTED]:
         models = ready.fit(replace(recipe, training=replace(recipe.training, **CHOICES[name])))
         assert models.films.scan_ids.tolist() == base.films.scan_ids.tolist()
         logits, of_copies = models.fitted.val_logits, copies(models)[1]
@@ -65,6 +73,12 @@ def test_changes_of_the_training_one_by_one(tmp_path: Path) -> None:
             tell("mean of two seeds", (base.fitted.val_logits + logits) / 2, means)
             soup = _soup(base, models, ready.films)
             tell("weights of two seeds", _of_held_out(base, soup), copies(base, soup)[1])
+            if TAUGHT in WANTED:
+                with monkeypatch.context() as patched:
+                    patched.setattr(loop, "Learner", _taught(_lessons([base, models], ready.films)))
+                    pupils = ready.fit(replace(recipe, about="Taught by two seeds of itself."))
+                tell("taught by two seeds", pupils.fitted.val_logits, copies(pupils)[1])
+                pupils.kept.forget()
         models.kept.forget()
     base.kept.forget()
 
@@ -112,6 +126,35 @@ def _soup(one: FoldModels, other: FoldModels, films: Films) -> list[ScanClassifi
         _estimate_normalisation(soup, seen.pixels)
         soups.append(soup)
     return soups
+
+
+Lesson = tuple[frozenset[str], Mapping[str, Floats]]
+"""The films held out, and what the teacher says of each of the others: shares of the classes [C] by scan id."""
+
+
+def _lessons(teachers: Sequence[FoldModels], films: Films) -> list[Lesson]:
+    """For each block, what the mean of the teachers' networks for it says of the films that they learned from."""
+    lessons: list[Lesson] = []
+    for number, held in enumerate(teachers[0].held_out):
+        seen = films.take(~np.isin(films.scan_ids, held.films.scan_ids))
+        logits = [in_batches(networks(models)[number].logits, seen.pixels) for models in teachers]
+        shares = torch.softmax(torch.stack(logits).mean(dim=0) / SOFTNESS, dim=1).numpy()
+        lessons.append((frozenset(held.films.scan_ids), dict(zip(seen.scan_ids, shares, strict=True))))
+    return lessons
+
+
+def _taught(lessons: Sequence[Lesson]) -> type[Learner]:
+    """A learner whose targets are, in equal parts, the label and what the teacher of the same films says."""
+
+    class Pupil(Learner):
+        def __init__(self, spec: ModelSpec, settings: TrainSettings, train: Films, *others: Any, **named: Any) -> None:
+            super().__init__(spec, settings, train, *others, **named)
+            [said] = [shares for held_out, shares in lessons if held_out.isdisjoint(train.scan_ids)]
+            soft = torch.tensor(np.stack([said[scan] for scan in train.scan_ids]))
+            hard = nn.functional.one_hot(self.labels, len(spec.classes)).float()
+            self.labels = (hard + soft) / 2
+
+    return Pupil
 
 
 @torch.no_grad()
