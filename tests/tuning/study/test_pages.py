@@ -210,6 +210,20 @@ class TestBeside:
         assert "study: 0.9700" in html
         assert "grid: 0.9600" in html
 
+    @pytest.mark.parametrize(
+        ("other", "measure", "best"), [("log_score", "log score", "-0.1100"), ("auc", "AUC", "0.9700")]
+    )
+    def test_by_what_both_looked_for_or_else_by_auc(
+        self, store: Store, tmp_path: Path, other: str, measure: str, best: str
+    ) -> None:
+        grid = open_store(str(tmp_path / "grid"))
+        write_study(store, [trial(0, 0.97, objective=-0.15), trial(1, 0.95, objective=-0.11)], objectives=["log_score"])
+        write_study(grid, [trial(0, 0.96, objective=-0.13)], objectives=[other])
+        write_report(store.root, str(tmp_path / "study.html"), compare=grid.root)
+        html = (tmp_path / "study.html").read_text()
+        assert f"The best {measure} so far of each search by core-minutes spent" in read_page(html).charts
+        assert f"study: {best}" in html
+
     def test_one_without_a_result_is_not_drawn(self, store: Store, tmp_path: Path) -> None:
         grid = open_store(str(tmp_path / "grid"))
         write_study(store, [trial(0, 0.95)])

@@ -107,21 +107,26 @@ def _charts_and_findings(
 def _beside(study: StudyInfo, store: Store, trials: Sequence[TrialRecord], other: Store) -> Markup | None:
     """This search and another one of the same films, by what they cost; None where one has no result yet.
 
-    Both by AUC, whatever they were for.
+    By what both looked for; by AUC where that is not the same.
     """
     against = read_study(other)
     if against.fingerprint != study.fingerprint:
-        raise InputError(f"{other.root} is a study of other films than {store.root}; their AUCs cannot be compared")
+        raise InputError(f"{other.root} is a study of other films than {store.root}; their trials cannot be compared")
+    same = study.objectives[0] == against.objectives[0]
     searches = {
-        _name(store): _aucs_by_cost(trials, study),
-        _name(other): _aucs_by_cost(without_probes(read_trials(other)), against),
+        _name(store): _by_cost(trials, study, same),
+        _name(other): _by_cost(without_probes(read_trials(other)), against, same),
     }
-    return search_charts.beside(searches) if all(searches.values()) else None
+    if not all(searches.values()):
+        return None
+    return search_charts.beside(searches, _measure(study) if same else search_charts.AUC)
 
 
-def _aucs_by_cost(trials: Sequence[TrialRecord], study: StudyInfo) -> list[tuple[float, float]]:
-    """(core-minutes spent, AUC) of each trial that has one, as they ended."""
-    return [(cost, trial.auc) for trial, cost in search_charts.with_costs(trials, _cores(study)) if trial.auc]
+def _by_cost(trials: Sequence[TrialRecord], study: StudyInfo, by_objective: bool) -> list[tuple[float, float]]:
+    """(core-minutes spent, value of the objective, or AUC) of each trial that has one, as they ended."""
+    costs = search_charts.with_costs(trials, _cores(study))
+    values = [(cost, trial.value if by_objective else trial.auc) for trial, cost in costs]
+    return [(cost, value) for cost, value in values if value is not None]
 
 
 def _name(store: Store) -> str:

@@ -85,27 +85,28 @@ def with_costs(trials: Sequence[TrialRecord], cores: float) -> list[tuple[TrialR
     return list(zip(ordered, accumulate(trial.seconds * cores / 60 for trial in ordered), strict=True))
 
 
-def beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """The progress of several searches on the same films, each given by its trials as (core-minutes spent, AUC)."""
-    return chart(paint_beside(searches), alt="The best AUC so far of each search by core-minutes spent", height=3.2)
+def beside(searches: Mapping[str, Sequence[tuple[float, float]]], measure: str = AUC) -> Markup:
+    """The progress of several searches on the same films, each given by its trials as (core-minutes spent, value)."""
+    alt = f"The best {measure} so far of each search by core-minutes spent"
+    return chart(paint_beside(searches, measure), alt=alt, height=3.2)
 
 
-def paint_beside(searches: Mapping[str, Sequence[tuple[float, float]]]) -> Paint:
+def paint_beside(searches: Mapping[str, Sequence[tuple[float, float]]], measure: str = AUC) -> Paint:
     """What `beside` draws: for each search, four at most, the best so far until its last trial ended."""
-    floor = floor_of([auc for trials in searches.values() for _, auc in trials])
-    first = min(minutes for trials in searches.values() for minutes, auc in trials if auc >= floor)
+    floor = floor_of([value for trials in searches.values() for _, value in trials])
+    first = min(minutes for trials in searches.values() for minutes, value in trials if value >= floor)
 
     def paint(axes: Axes) -> None:
         tops = []
         for (label, trials), (colour, line) in zip(searches.items(), _LINES, strict=False):
-            minutes, aucs = zip(*sorted(trials), strict=True)
-            best = list(accumulate(aucs, max))
+            minutes, values = zip(*sorted(trials), strict=True)
+            best = list(accumulate(values, max))
             tops.append(best[-1])
-            seen = [(at, auc) for at, auc in zip(minutes, aucs, strict=True) if auc >= floor]
+            seen = [(at, value) for at, value in zip(minutes, values, strict=True) if value >= floor]
             _points(axes, seen, ".", color=colour, markersize=4, alpha=0.35)
             axes.step(minutes, best, line, where="post", color=colour, label=f"{label}: {best[-1]:.4f}")
             axes.plot(minutes[-1], best[-1], "o", color=colour, markersize=5)
-        value_axis(axes, floor, max(tops))
+        value_axis(axes, floor, max(tops), measure)
         axes.set_xscale("log")
         axes.set_xlim(left=0.8 * first)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
