@@ -39,6 +39,7 @@ from tuning.study.records import StudyInfo, TrialRecord, leaderboard
 from tuning.study.store import FINDINGS, RECIPES
 from tuning.study.trial_files import load_logits
 from tuning.study.winner import logits_of
+from tuning.training.judged_films import originals
 from tuning.training.objectives import AUC, parse_objective
 
 log = logging.getLogger("rayscan")
@@ -208,10 +209,13 @@ def _judge(
 ) -> Findings:
     """The findings with what the ranked trials' predictions show."""
     disease = (val.labels != 0).astype(np.int64)
-    odds = np.array([disease_log_odds(own) for own in logits], dtype=np.float64)
-    objective = study.objectives[0]
-    judge = None if objective == AUC else parse_objective(objective).judge
-    estimated = estimate(disease, val.patients, odds, judge=judge, top=1 if select == "auc" else TOP)
+    objective = parse_objective(study.objectives[0])
+    of = originals(val.labels, copies=objective.copies and min(map(len, logits)) > len(val))
+    judged = np.array([disease_log_odds(own[: len(of)]) for own in logits], dtype=np.float64)
+    judge = None if objective.name == AUC else objective.judge
+    top = 1 if select == "auc" else TOP
+    estimated = estimate(disease, val.patients, judged, judge=judge, originals=of, top=top)
+    odds = judged[:, : len(val)]
     selection, chosen = estimated or (None, [None] * len(ranked))
     worse: Sequence[float | None] = [None] * len(ranked)
     if min(count_patients(disease, val.patients)) >= 2:
@@ -231,7 +235,7 @@ def _judge(
 def _predictions(
     store: Store, ranked: Sequence[TrialRecord], films: int
 ) -> tuple[list[TrialRecord], list[npt.NDArray[np.float32]]]:
-    """The trials that left predictions of these films, and the predictions; those of earlier versions left none."""
+    """The trials that left predictions of so many films, and these; those of earlier versions left none."""
     kept: list[TrialRecord] = []
     logits: list[npt.NDArray[np.float32]] = []
     for record in ranked:
@@ -239,7 +243,7 @@ def _predictions(
             own = load_logits(store, record.trial_id)
         except NotFoundError:
             continue
-        if len(own) == films:
+        if len(own) >= films:
             kept.append(record)
             logits.append(own)
     if len(kept) < len(ranked):

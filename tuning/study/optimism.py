@@ -34,8 +34,8 @@ Halves = npt.NDArray[np.bool_]
 class Optimism:
     """By how much the AUC on the validation films is too high of the trial that was chosen by these films.
 
-    The choice is by the study's objective, within a half by its films as they are, without perturbed copies; what is
-    told of it is the AUC, whatever chose.
+    The choice is by the study's objective, within a half by its films and, where the objective looks at them, their
+    perturbed copies; what is told of it is the AUC, whatever chose.
     """
 
     trials: int
@@ -66,24 +66,29 @@ def estimate(
     scores: npt.NDArray[np.float64],
     *,
     judge: Judge | None = None,
+    originals: npt.NDArray[np.int64] | None = None,
     top: int = 1,
     seed: int = 0,
 ) -> tuple[Optimism, npt.NDArray[np.float64]] | None:
     """The optimism of taking one of the `top` best of T trials, and on which share of the halves each is the best [T].
 
     `scores` [T, N] rise with disease, on any scale, of the trials in the order of the leaderboard; `judge` is the
-    objective by which the best was chosen, None for the AUC. Returns None where a half might lack patients with or
-    without disease.
+    objective by which the best was chosen, None for the AUC. With `originals` [M] the scores are [T, M], of the films
+    and then of copies, and these are the films that they are of: a half has the copies of its own films. Returns None
+    where a half might lack patients with or without disease.
     """
     split = halves(patients, labels, SPLITS, seed)
     if split is None:
         return None
     top = min(top, len(scores))
+    of = np.arange(len(labels)) if originals is None else originals
+    copies = np.arange(len(of)) >= len(labels)
+    judged, scores = scores, scores[:, : len(labels)]
     own, other = (np.array([_aucs(labels, of_trial, side) for of_trial in scores]) for side in (split, ~split))
     by_own, by_other = own, other
     if judge is not None:
         by_own, by_other = (
-            np.array([[judge(labels[half], of_trial[half], None) for half in side] for of_trial in scores])
+            np.array([[judge(labels[of][half], by[half], copies[half]) for half in side[:, of]] for by in judged])
             for side in (split, ~split)
         )
     chosen = np.zeros(len(scores))

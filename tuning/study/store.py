@@ -5,7 +5,7 @@
     STUDY/trials/<trial_id>/trial.json       what the trial is: put as it starts, create-only
     STUDY/trials/<trial_id>/weights.safetensors      its best epoch, put by the trial whenever it improves
     STUDY/trials/<trial_id>/checkpoint.safetensors   its whole state, put after each epoch, removed when it has ended
-    STUDY/trials/<trial_id>/val_logits.safetensors   its logits of the validation films at that epoch
+    STUDY/trials/<trial_id>/val_logits.safetensors   its logits of the validation films, and of their copies
     STUDY/findings.json                      what came of it, put when the search ends: `tuning/study/findings.py`
     STUDY/recipes/<number>.toml              how its best trials are made, for `train` and `crossvalidate --recipe`
     STUDY/best/                              the bundle of the winner

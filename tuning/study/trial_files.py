@@ -54,12 +54,15 @@ def load_weights(store: Store, trial_id: str) -> StateDict:
 
 
 def save_logits(store: Store, trial_id: str, logits: npt.NDArray[np.float32]) -> None:
-    """Put the uncalibrated logits [N, C] of the validation films, in their order, at a trial's best epoch so far."""
+    """Put the uncalibrated logits [M, C] at a trial's best epoch so far.
+
+    Of the validation films in their order, then of their copies, where the objective looks at them.
+    """
     data = safetensors.torch.save({"logits": torch.from_numpy(logits).contiguous()})
     store.put(f"trials/{trial_id}/{LOGITS}", data)
 
 
 def load_logits(store: Store, trial_id: str) -> npt.NDArray[np.float32]:
-    """The validation logits [N, C] of a trial's best epoch. Raises `NotFoundError`."""
+    """What `save_logits` put. Raises `NotFoundError`."""
     logits: npt.NDArray[np.float32] = safetensors.torch.load(store.get(f"trials/{trial_id}/{LOGITS}"))["logits"].numpy()
     return logits

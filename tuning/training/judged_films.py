@@ -30,14 +30,21 @@ def count_judged(films: int, *, copies: bool) -> int:
     return films + (len(CHANGES) * min(films, COPIED) if copies else 0)
 
 
+def originals(labels: npt.NDArray[np.int64], *, copies: bool) -> npt.NDArray[np.int64]:
+    """Which validation film each judged one is, or is a copy of: the films in their order, then the copies.
+
+    `labels` [N] are those of the validation films.
+    """
+    films = np.arange(len(labels))
+    return np.concatenate([films, *[choose_films(labels, COPIED)] * len(CHANGES)]) if copies else films
+
+
 def judged_films(val: Films, *, copies: bool) -> JudgedFilms:
     """The validation films, perhaps with a copy of about COPIED of them for each of the `CHANGES`."""
-    if not copies:
-        return JudgedFilms(pixels=val.pixels, labels=val.labels, copies=np.zeros(len(val), dtype=bool))
-    chosen = choose_films(val.labels, COPIED)
-    changed = [perturbed(val.pixels[chosen], change) for change in CHANGES]
+    of = originals(val.labels, copies=copies)
+    changed = zip(CHANGES, np.split(of[len(val) :], len(CHANGES)), strict=True) if copies else ()
     return JudgedFilms(
-        pixels=np.concatenate([val.pixels, *changed]),
-        labels=np.concatenate([val.labels, *[val.labels[chosen]] * len(changed)]),
-        copies=np.arange(len(val) + len(chosen) * len(changed)) >= len(val),
+        pixels=np.concatenate([val.pixels, *[perturbed(val.pixels[films], change) for change, films in changed]]),
+        labels=val.labels[of],
+        copies=np.arange(len(of)) >= len(val),
     )

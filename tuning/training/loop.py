@@ -90,7 +90,10 @@ class EpochState:
 
     @property
     def best_logits(self) -> npt.NDArray[np.float32]:
-        """Uncalibrated logits [N, C] of the validation films, at the best epoch so far."""
+        """Uncalibrated logits [M, C] at the best epoch so far: of the validation films, then of their copies.
+
+        Copies only where the objective looks at them (`tuning/training/judged_films.py`).
+        """
         return self._training.best_logits
 
     def checkpoint(self) -> Checkpoint:
@@ -197,7 +200,7 @@ class _Training:
             spec=self.spec,
             settings=self.settings,
             state_dict=self.best_state,
-            val_logits=self.best_logits,
+            val_logits=self.best_logits[: len(self.val_labels)],
             history=tuple(self.history),
             best=self.best,
             seconds=self.seconds,
@@ -248,18 +251,18 @@ class _Training:
         of_all = self.learner.evaluate()
         diseased, odds = (self.judged.labels > 0).astype(np.int64), disease_log_odds(of_all)
         own = len(self.val_labels)
-        logits = of_all[:own]
+        val_logits = torch.from_numpy(of_all[:own])
         report = EpochReport(
             epoch=epoch,
             train_loss=train_loss,
             val_auc=auc(diseased[:own], odds[:own]),
-            val_loss=float(cross_entropy(torch.from_numpy(logits), torch.tensor(self.val_labels))),
+            val_loss=float(cross_entropy(val_logits, torch.tensor(self.val_labels))),
             seconds=time.perf_counter() - begun,
             objective=None if self.judge is None else self.judge(diseased, odds, self.judged.copies),
         )
         self.history.append(report)
         if self.best is report:
-            self.best_state, self.best_logits = self.learner.state_dict(), logits
+            self.best_state, self.best_logits = self.learner.state_dict(), of_all
         return report
 
 

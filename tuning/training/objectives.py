@@ -109,11 +109,13 @@ def log_score(labels: "Labels", odds: "Scores", copies: "Copies | None" = None) 
 
     from models.statistics.calibration import platt  # noqa: PLC0415 (see above)
 
-    plain = np.ones(len(labels), dtype=bool) if copies is None else ~copies
+    if copies is None or not copies.any():
+        copies = np.zeros(len(labels), dtype=bool)
+    plain = ~copies
     slope, bias = platt(odds[plain], labels[plain] == 1)
     calibrated = slope * odds.astype(np.float64) + bias
     each = -np.logaddexp(0, np.where(labels == 1, -calibrated, calibrated))
-    parts = [each[plain].mean(), *([] if copies is None else [each[copies].mean()])]
+    parts = [each[own].mean() for own in (plain, copies) if own.any()]
     return float(np.mean(parts))
 
 

@@ -20,9 +20,11 @@ from tuning.spaces.space import to_plan
 from tuning.study.findings import Findings, conclude
 from tuning.study.records import TrialRecord
 from tuning.study.store import FINDINGS, begin_study
-from tuning.study.trial_files import load_logits, save_logits, save_weights
+from tuning.study.trial_files import load_logits, save_logits, save_weights, weights_key
 from tuning.study.winner import promote_best
+from tuning.training.judged_films import originals
 from tuning.training.loop import fit
+from tuning.training.objectives import LOG_SCORE
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,31 @@ def test_a_choice_among_the_most_robust_counts_the_few_best(study: Study) -> Non
     assert found.selection is not None
     assert found.selection.top == 3, "as many as there are, up to five"
     assert found.selection.auc == pytest.approx(np.mean([trial.auc for trial in study.records[:3]]))
+
+
+def test_the_choice_of_a_search_for_the_log_score_is_by_copies_too(study: Study, tmp_path: Path) -> None:
+    """The trial that was first by films and copies has copies that are recognised, the other's are guesses."""
+    labels = study.val.labels
+    of = originals(labels, copies=True)
+    rng = np.random.default_rng(0)
+    store = open_store(str(tmp_path))
+    objectives = replace(INFO, settings={**INFO.settings, "objectives": [LOG_SCORE]})
+    records, odds = [], []
+    for number, (noise, log_score) in enumerate(((0.8, -0.1), (0.5, -0.3))):
+        own = 2.0 * labels + noise * rng.normal(size=len(labels))
+        odds.append(own)
+        whole = own[of]
+        if number == 1:
+            whole[len(labels) :] = rng.normal(size=len(of) - len(labels))
+        save_logits(store, f"trial{number}", np.stack([-whole, whole], axis=1).astype(np.float32) / 2)
+        network = weights_key(f"trial{number}")
+        store.put(network, study.store.get(network))
+        records.append(replace(study.records[number], auc=auc(labels, own), objective=log_score))
+    assert auc(labels, odds[1]) > auc(labels, odds[0])
+    found = conclude(store, records, objectives, dataset=study.info, val=study.val)
+    assert found.selection is not None
+    assert found.selection.auc == auc(labels, odds[0])
+    assert (found.trials["trial0"].chosen or 0) > 0.9
 
 
 def test_a_study_that_left_no_predictions(study: Study, tmp_path: Path) -> None:

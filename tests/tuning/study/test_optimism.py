@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.statistics.metrics import auc
+from models.statistics.metrics import Labels, Scores, auc
 from tuning.study.optimism import estimate, halves
-from tuning.training.objectives import sensitivity_at
+from tuning.training.objectives import log_score, sensitivity_at
 
 SHIFT = 2.0
 TRUE_AUC = NormalDist().cdf(SHIFT / np.sqrt(2))
@@ -66,6 +66,44 @@ def test_a_choice_by_another_objective_is_worth_the_auc_of_what_that_objective_c
     assert chosen[0] > 0.8
     assert found.auc == auc(labels, picky)
     assert found.elsewhere == pytest.approx(found.auc, abs=0.01)
+
+
+class TestCopies:
+    """600 films, and after them three copies of each sixth."""
+
+    ORIGINALS = np.concatenate([np.arange(600), *[np.arange(0, 600, 6)] * 3])
+
+    def test_a_choice_by_copies_too_is_worth_the_auc_of_what_they_choose(self) -> None:
+        """One is better on films as they are, but its copies say nothing; on the other's copies nothing changes."""
+        rng = np.random.default_rng(4)
+        labels, patients, _ = equals(4)
+        steady, sharp = (SHIFT * labels + deviation * rng.normal(size=600) for deviation in (1.0, 0.7))
+        scores = np.array([steady, sharp])[:, self.ORIGINALS]
+        scores[1, 600:] = rng.normal(size=300)
+        as_they_are = estimate(labels, patients, scores[:, :600], judge=log_score)
+        with_copies = estimate(labels, patients, scores, judge=log_score, originals=self.ORIGINALS)
+        assert as_they_are is not None
+        assert with_copies is not None
+        assert as_they_are[1][1] > 0.9
+        found, chosen = with_copies
+        assert chosen[0] > 0.9
+        assert found.auc == auc(labels, steady)
+        assert found.elsewhere == pytest.approx(found.auc, abs=0.005)
+
+    def test_a_half_has_the_copies_of_its_own_films(self) -> None:
+        labels, patients, _ = equals(5)
+        seen = []
+
+        def judge(labels: Labels, odds: Scores, copies: npt.NDArray[np.bool_] | None) -> float:
+            assert copies is not None
+            films, copied = odds[~copies], odds[copies]
+            assert sorted(copied) == sorted([film for film in films if film % 6 == 0] * 3)
+            seen.append(len(films))
+            return 0.0
+
+        scores = self.ORIGINALS[None].astype(np.float64)
+        assert estimate(labels, patients, scores, judge=judge, originals=self.ORIGINALS) is not None
+        assert set(seen) == {300}
 
 
 def test_one_of_the_few_best_flatters_less_than_the_best() -> None:

@@ -16,7 +16,7 @@ from models.statistics.metrics import auc
 from models.statistics.robustness import CHANGES, perturbed
 from pipelines.ingest.dataset import load_films
 from tests.tuning.films import SIZE, write_dataset
-from tuning.training.loop import TrainSettings, fit
+from tuning.training.loop import EpochReport, EpochState, TrainSettings, fit
 from tuning.training.objectives import (
     latency_limit,
     log_score,
@@ -119,7 +119,13 @@ def test_an_epoch_is_judged_by_perturbed_copies_too(tmp_path: Path) -> None:
     write_dataset(str(tmp_path), films=140)
     train, val = (load_films(str(tmp_path), split) for split in ("train", "val"))
     spec = ModelSpec(name="mlp", parameters={"width": 8, "layers": 1}, preprocessing=Preprocessing(size=SIZE))
-    fitted = fit(spec, train, val, TrainSettings(epochs=3, augment=0.0, objective="log_score"))
+    left: list[npt.NDArray[np.float32]] = []
+
+    def keep(report: EpochReport, state: EpochState) -> bool:
+        left.append(state.best_logits)
+        return True
+
+    fitted = fit(spec, train, val, TrainSettings(epochs=3, augment=0.0, objective="log_score"), keep)
     assert fitted.val_logits.shape == (len(val), 2)
     classifier = trained_classifier(spec, fitted.state_dict)
     copies = [perturbed(val.pixels, change) for change in CHANGES]  # there are few films: all are copied
@@ -127,6 +133,8 @@ def test_an_epoch_is_judged_by_perturbed_copies_too(tmp_path: Path) -> None:
     is_copy = np.arange(len(val) * (1 + len(copies))) >= len(val)
     wanted = log_score(np.tile(val.labels, 1 + len(copies)), np.concatenate(odds), is_copy)
     assert fitted.best.objective == pytest.approx(wanted, abs=1e-5)
+    assert disease_log_odds(left[-1]) == pytest.approx(np.concatenate(odds), abs=1e-4)
+    assert (left[-1][: len(val)] == fitted.val_logits).all()
     assert fitted.best.objective == max(report.objective or -9 for report in fitted.history)
     assert fitted.best.val_auc == auc(val.labels, disease_log_odds(fitted.val_logits))
 
