@@ -45,6 +45,8 @@ class Optimism:
     splits: int
     top: int
     """How many of the best trials are averaged: 1 where the best is taken."""
+    copies: bool
+    """Whether perturbed copies had a say."""
     auc: float
     """Theirs on all films, which chose them."""
     elsewhere: float
@@ -105,6 +107,7 @@ def estimate(
         patients=len(np.unique(patients)),
         splits=SPLITS,
         top=top,
+        copies=bool(copies.any()),
         auc=float(np.mean([auc(labels, of_trial) for of_trial in first])),
         elsewhere=float(np.mean(elsewhere)),
     )

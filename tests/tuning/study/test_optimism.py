@@ -86,6 +86,7 @@ class TestCopies:
         assert with_copies is not None
         assert as_they_are[1][1] > 0.9
         found, chosen = with_copies
+        assert (found.copies, as_they_are[0].copies) == (True, False)
         assert chosen[0] > 0.9
         assert found.auc == auc(labels, steady)
         assert found.elsewhere == pytest.approx(found.auc, abs=0.005)

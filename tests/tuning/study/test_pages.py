@@ -97,6 +97,22 @@ def test_pages_of_few_and_of_many_trials(store: Store, tmp_path: Path, count: in
     assert "\\mathdefault" not in page.html, "matplotlib writes its own letters for powers of ten"
 
 
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [({"copies": True}, "and of their perturbed copies."), ({"copies": False}, "as they are."), ({}, "as they are.")],
+)
+def test_the_page_says_whether_copies_had_a_say(
+    store: Store, tmp_path: Path, selection: dict[str, bool], told: str
+) -> None:
+    """Findings of earlier versions do not tell; copies had none then."""
+    rows = [trial(number, 0.9, objective=-0.2 - number / 10) for number in range(3)]
+    found = findings(rows, importance=False)
+    found["selection"] |= selection
+    write_study(store, rows, objectives=["log_score"], findings=found)
+    text = report(store, tmp_path / "study.html").text
+    assert f"Within a half the choice was by the log score of its films {told}" in text
+
+
 def test_what_the_choice_flatters_and_what_an_ensemble_gains(store: Store, tmp_path: Path) -> None:
     rows = [trial(0, 0.9), trial(1, 0.95, 0.96), trial(2, 0.8)]
     write_study(store, rows, findings=findings(rows, importance=False))
