@@ -113,6 +113,20 @@ def test_the_page_says_whether_copies_had_a_say(
     assert f"Within a half the choice was by the log score of its films {told}" in text
 
 
+def test_the_chart_of_the_best_has_one_baseline_beside_them(store: Store, tmp_path: Path) -> None:
+    """The majority, far below all others, would press these into one line."""
+    rows = [
+        trial(0, 0.5, model="majority", kind="baseline"),
+        trial(1, 0.97, model="mlp", kind="baseline"),
+        *(trial(number, 0.98 + number / 1000) for number in range(2, 11)),
+    ]
+    write_study(store, rows, findings=findings(rows, importance=False))
+    html = report(store, tmp_path / "study.html").html
+    assert ">1 mlp<" in html
+    assert ">2 cnn<" in html
+    assert ">0 majority<" not in html
+
+
 def test_what_the_choice_flatters_and_what_an_ensemble_gains(store: Store, tmp_path: Path) -> None:
     rows = [trial(0, 0.9), trial(1, 0.95, 0.96), trial(2, 0.8)]
     write_study(store, rows, findings=findings(rows, importance=False))

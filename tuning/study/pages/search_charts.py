@@ -158,21 +158,24 @@ def leaders(ranked: Sequence[TrialRecord], judged: Mapping[str, Mapping[str, Any
     """The best trials and the best baseline, each with the interval of its AUC; None where none is known."""
     known = [trial for trial in ranked if trial.trial_id in judged]
     rows = known[:_ROWS]
-    rows += [trial for trial in known[_ROWS:] if _baseline(trial)][:1]
+    if not any(_baseline(trial) for trial in rows):
+        rows += [trial for trial in known[_ROWS:] if _baseline(trial)][:1]
     if not rows:
         return None
+    floor = floor_of([judged[trial.trial_id]["auc"]["low"] for trial in rows])
 
     def paint(axes: Axes) -> None:
         for place, trial in enumerate(rows):
             at = judged[trial.trial_id]["auc"]
             colour = VERMILION if place == 0 else INK if _baseline(trial) else BLUE
-            marker = "D" if _baseline(trial) else "o"
+            marker = "<" if at["value"] < floor else "D" if _baseline(trial) else "o"
             axes.plot([at["low"], at["high"]], [place, place], color=colour, linewidth=1.6)
-            axes.plot(at["value"], place, marker, color=colour, markersize=6)
+            axes.plot(max(at["value"], floor), place, marker, color=colour, markersize=6, clip_on=False)
         best = judged[rows[0].trial_id]["auc"]["value"]
         axes.axvline(best, color=VERMILION, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(rows)), [_name(trial) for trial in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(left=floor)
         axes.set_xlabel("AUC, validation films, with 95 % interval")
         axes.grid(visible=False, axis="y")
 
