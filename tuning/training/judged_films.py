@@ -41,10 +41,8 @@ def originals(labels: npt.NDArray[np.int64], *, copies: bool) -> npt.NDArray[np.
 
 def judged_films(val: Films, *, copies: bool) -> JudgedFilms:
     """The validation films, perhaps with a copy of about COPIED of them for each of the `CHANGES`."""
-    of = originals(val.labels, copies=copies)
-    changed = zip(CHANGES, np.split(of[len(val) :], len(CHANGES)), strict=True) if copies else ()
-    return JudgedFilms(
-        pixels=np.concatenate([val.pixels, *[perturbed(val.pixels[films], change) for change, films in changed]]),
-        labels=val.labels[of],
-        copies=np.arange(len(of)) >= len(val),
-    )
+    of, pixels = originals(val.labels, copies=copies), val.pixels
+    if copies:
+        changed = zip(CHANGES, np.split(of[len(val) :], len(CHANGES)), strict=True)
+        pixels = np.concatenate([pixels, *[perturbed(pixels[films], change) for change, films in changed]])
+    return JudgedFilms(pixels=pixels, labels=val.labels[of], copies=np.arange(len(of)) >= len(val))
