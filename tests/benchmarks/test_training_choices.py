@@ -28,6 +28,7 @@ from models.statistics.bootstrap import Weights, aucs, draws
 from models.statistics.robustness import CHANGES
 from tests.benchmarks.blocks import Floats, Judged, copies, fold_of, judged, needs_real_films, networks, prepared, show
 from tuning.recipes.fold_models import FoldModels
+from tuning.recipes.promote import HeldOut
 from tuning.training import loop
 from tuning.training.learner import Learner
 from tuning.training.settings import TrainSettings
@@ -122,10 +123,14 @@ def _soup(one: FoldModels, other: FoldModels, films: Films) -> list[ScanClassifi
                 for name, value in first.network.state_dict().items()
             }
         )
-        seen = films.take(~np.isin(films.scan_ids, held.films.scan_ids))
-        _estimate_normalisation(soup, seen.pixels)
+        _estimate_normalisation(soup, _learned_from(films, held).pixels)
         soups.append(soup)
     return soups
+
+
+def _learned_from(films: Films, held: HeldOut) -> Films:
+    """The films that are not in a block."""
+    return films.take(~np.isin(films.scan_ids, held.films.scan_ids))
 
 
 Lesson = tuple[frozenset[str], Mapping[str, Floats]]
@@ -136,7 +141,7 @@ def _lessons(teachers: Sequence[FoldModels], films: Films) -> list[Lesson]:
     """For each block, what the mean of the teachers' networks for it says of the films that they learned from."""
     lessons: list[Lesson] = []
     for number, held in enumerate(teachers[0].held_out):
-        seen = films.take(~np.isin(films.scan_ids, held.films.scan_ids))
+        seen = _learned_from(films, held)
         logits = [in_batches(networks(models)[number].logits, seen.pixels) for models in teachers]
         shares = torch.softmax(torch.stack(logits).mean(dim=0) / SOFTNESS, dim=1).numpy()
         lessons.append((frozenset(held.films.scan_ids), dict(zip(seen.scan_ids, shares, strict=True))))
